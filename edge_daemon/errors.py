@@ -1,0 +1,63 @@
+"""Every error of our own: one base, the whole tree. A leaf: it imports nothing.
+
+    EdgeDaemonError
+    ├─ ConfigError          the YAML, a secret or an argument is wrong        → exit 78, never retried
+    ├─ UnavailableError     something needed is not there                     → exit 69
+    │  └─ ModelError        a model directory that cannot be used
+    ├─ BudgetError          too little memory for the smallest useful cache   → the worker refuses to start
+    ├─ PictureError         this picture only                                 → reported once, left alone
+    ├─ CaptionError         this request only                                 → counted; the worker lives
+    ├─ WireError            a malformed message                               → the peer is treated as dead
+    └─ ChildError           a child process
+       ├─ ChildBootError    died or stayed silent before READY
+       ├─ ChildTimeout      a deadline passed; it has been killed
+       └─ ChildDied         exit code or signal, with its last words
+"""
+
+
+class EdgeDaemonError(Exception):
+    """The base of all errors that edge-daemon raises on purpose."""
+
+
+class ConfigError(EdgeDaemonError):
+    """Raised when the configuration cannot be used; the text names file, line, key and value."""
+
+
+class UnavailableError(EdgeDaemonError):
+    """Raised when something that the command needs is not on this machine."""
+
+
+class ModelError(UnavailableError):
+    """Raised when a model directory is missing, incomplete or not of a shape we know."""
+
+
+class BudgetError(EdgeDaemonError):
+    """Raised when the memory budget does not hold the smallest useful KV cache; says how much is missing."""
+
+
+class PictureError(EdgeDaemonError):
+    """Raised when one picture cannot be read; the picture is reported and left alone."""
+
+
+class CaptionError(EdgeDaemonError):
+    """Raised when one request cannot be answered; the worker goes on."""
+
+
+class WireError(EdgeDaemonError):
+    """Raised when bytes on a pipe are not a message; its sender is then treated as dead."""
+
+
+class ChildError(EdgeDaemonError):
+    """Raised when a child process failed; the supervisor decides what follows."""
+
+
+class ChildBootError(ChildError):
+    """Raised when a child died or stayed silent before it said READY."""
+
+
+class ChildTimeout(ChildError):
+    """Raised when a child missed a deadline; it has been killed."""
+
+
+class ChildDied(ChildError):
+    """Raised when a child ended unexpectedly; carries its exit status and its last words."""

@@ -1,0 +1,257 @@
+"""What the daemon and its children say to each other: one frozen dataclass a message. A leaf.
+
+`pack` and `unpack` turn them into wire messages and back; the field `payload`, where a class has one,
+travels as the payload. A message that lacks, misspells or mistypes a field raises WireError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from edge_daemon.errors import WireError
+from edge_daemon.wire import Message
+
+THUMBNAIL_PX = 32
+"""Side of the square grey thumbnail that travels with every frame."""
+
+
+@dataclass(frozen=True)
+class FileKey:
+    """A picture file as it was when it was looked at; a changed file has another key."""
+
+    name: str
+    """Path relative to the watched folder."""
+    mtime_ns: int
+    size_bytes: int
+
+
+# ---- grabber → daemon ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GrabberReady:
+    """The source is open."""
+
+    decoder: str
+    """What reads the pictures, with its version."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Files that were found; the daemon answers with Wanted."""
+
+    files: list[FileKey]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The picture that is read next: should the grabber die or hang now, this file is why."""
+
+    file: FileKey
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, ready for the model."""
+
+    captured_at_s: float
+    """Unix time of the picture, not of its reading."""
+    width_px: int
+    height_px: int
+    original_width_px: int
+    original_height_px: int
+    thumbnail_hex: str
+    """THUMBNAIL_PX × THUMBNAIL_PX grey bytes, for the gate."""
+    capture_ms: float
+    """Waiting for the camera; 0 for files."""
+    decode_ms: float
+    """Reading, turning upright and shrinking."""
+    file: FileKey | None
+    payload: bytes = field(repr=False)
+    """RGB bytes, row by row, height_px × width_px × 3."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A picture that cannot be read (`file` is set) or a source that does not deliver (it is not)."""
+
+    reason: str
+    file: FileKey | None
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Nothing to do; the source is well and being watched."""
+
+
+# ---- daemon → grabber ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Next:
+    """Send one Frame or Problem, as soon as there is one."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files of an Offer have not been dealt with yet, in the offer's order."""
+
+    flags: list[bool]
+
+
+# ---- daemon → worker -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do with a picture."""
+
+    id: str
+    """`caption`, or the id of a configured question."""
+    kind: Literal["caption", "query", "detect", "point"]
+    text: str
+    """Caption length, question, or what to look for."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture and what to do with it; the picture is encoded once for all tasks."""
+
+    width_px: int
+    height_px: int
+    tasks: list[Task]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    payload: bytes = field(repr=False)
+    """RGB bytes, as in Frame."""
+
+
+# ---- worker → daemon -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The model is loaded."""
+
+    model: str
+    note: str
+    """What every reader of an answer must know about the model."""
+    precision: str
+    kv_positions: int
+    kv_bytes: int
+    budget_bytes: int
+    rss_bytes: int
+    load_s: float
+    threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WorkerRefused:
+    """The worker cannot start and trying again will not help until something changes."""
+
+    kind: Literal["model", "memory"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Sent at every step of a request: proof that the worker is not stuck."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The outcome of one task."""
+
+    id: str
+    kind: str
+    text: str
+    """The words; empty for objects and points."""
+    objects: list[dict[str, float]]
+    """Boxes {x_min, y_min, x_max, y_max} or points {x, y}, relative."""
+    tokens: int
+    finish_reason: str
+    prefill_ms: float
+    generate_ms: float
+    error: str = ""
+    """Why there is no outcome, when there is none."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All outcomes of one request, in the order of its tasks."""
+
+    tasks: list[TaskResult]
+    encode_ms: float
+    prefill_ms: float
+    """The image prefix."""
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request failed as a whole; the worker lives."""
+
+    reason: str
+
+
+_CLASSES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        *(GrabberReady, Offer, Opening, Frame, Problem, Idle, Next, Wanted),
+        *(Request, WorkerReady, WorkerRefused, Progress, Results, Failed),
+    )
+}
+
+
+def pack(item: Any) -> Message:
+    """A wire message from one of the classes above."""
+    values = asdict(item)
+    payload = values.pop("payload", b"")
+    return Message(type(item).__name__, values, payload)
+
+
+def unpack(message: Message) -> Any:
+    """One of the classes above from a wire message. Raises WireError."""
+    cls = _CLASSES.get(message.type)
+    if cls is None:
+        raise WireError(f"unknown message type {message.type!r}")
+    values = dict(message.fields)
+    if "payload" in {f.name for f in fields(cls)}:
+        values["payload"] = message.payload
+    elif message.payload:
+        raise WireError(f"{message.type} carries no payload")
+    return _build(cls, values)
+
+
+def _build(cls: Any, values: Any) -> Any:
+    hints = get_type_hints(cls)
+    if not isinstance(values, dict) or set(values) - set(hints):
+        raise WireError(f"{cls.__name__}: unexpected fields in {str(values)[:200]}")
+    try:
+        return cls(**{name: _value(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
+    except TypeError as error:  # a field is missing
+        raise WireError(str(error)) from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One value, checked against its annotation."""
+    if get_origin(hint) is UnionType:
+        return None if value is None else _value(next(h for h in get_args(hint) if h is not NoneType), value, where)
+    if is_dataclass(hint):
+        return _build(hint, value)
+    if get_origin(hint) is list and isinstance(value, list):
+        return [_value(get_args(hint)[0], item, where) for item in value]
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    plain = get_origin(hint) or hint
+    if plain is Literal or type(value) is not plain:
+        raise WireError(f"{where}: {str(value)[:80]!r} is not allowed")
+    return value

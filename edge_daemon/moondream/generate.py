@@ -1,0 +1,129 @@
+"""The decoding loop: prefill, then one token after the other until there is a reason to stop.
+
+It is handed a decoder, a cache and token ids; it knows neither pictures nor templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edge_daemon.moondream.kv_cache import KVCache
+from edge_daemon.moondream.text import Text
+
+FinishReason = Literal["eos", "length", "memory", "repetition"]
+
+LONGEST_PERIOD = 24
+"""Loops of up to this many tokens are recognised."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The default is greedy."""
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Token ids of an answer, without its end token, and why it ended."""
+
+    tokens: list[int]
+    finish_reason: FinishReason
+
+
+def causal_mask(new: int, past: int) -> Tensor | None:
+    """(new, past + new), True where allowed; None where one new position may see everything."""
+    if new == 1:
+        return None
+    return torch.ones(new, past + new, dtype=torch.bool).tril(past)
+
+
+def extend(text: Text, cache: KVCache, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+    """Put embeddings (1, S, T) behind the cache's sequence; hidden states (1, S, T)."""
+    start = cache.length
+    return text(embeddings, torch.arange(start, start + embeddings.shape[1]), mask, cache)
+
+
+def prefill(text: Text, cache: KVCache, tokens: list[int]) -> Tensor:
+    """Put a prompt behind the cache's sequence; hidden state (1, 1, T) of its last token."""
+    embeddings = text.embed(torch.tensor([tokens]))
+    return extend(text, cache, embeddings, causal_mask(len(tokens), cache.length))[:, -1:]
+
+
+def decode(
+    text: Text,
+    cache: KVCache,
+    hidden: Tensor,
+    sampling: Sampling,
+    end_tokens: frozenset[int],
+    on_token: Callable[[int], None] = lambda token: None,
+) -> Decoded:
+    """Generate behind a prefilled prompt, whose last hidden state (1, 1, T) is given.
+
+    Ends at an end token (`eos`), at `max_tokens` (`length`), when the cache is full (`memory`) or when the
+    answer runs in circles (`repetition`; the repeats are cut off).
+    """
+    choose = chooser(sampling)
+    tokens: list[int] = []
+    while True:
+        token = choose(text.logits(hidden)[0, -1])
+        if token in end_tokens:
+            return Decoded(tokens, "eos")
+        tokens.append(token)
+        on_token(token)
+        period = repetition(tokens)
+        if period:
+            return Decoded(without_repeats(tokens, period), "repetition")
+        if len(tokens) >= sampling.max_tokens:
+            return Decoded(tokens, "length")
+        if not cache.free:
+            return Decoded(tokens, "memory")
+        hidden = prefill(text, cache, [token])
+
+
+def chooser(sampling: Sampling) -> Callable[[Tensor], int]:
+    """A function from logits (V) to a token."""
+    if sampling.temperature <= 0:
+        return lambda logits: int(logits.argmax())
+    generator = torch.Generator().manual_seed(sampling.seed)
+
+    def sample(logits: Tensor) -> int:
+        probabilities, order = (logits / sampling.temperature).softmax(-1).sort(descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities[before >= sampling.top_p] = 0
+        return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+
+    return sample
+
+
+def repetition(tokens: list[int]) -> int:
+    """The period of a loop that the sequence has just closed, or 0.
+
+    Three times the same stretch of at least 4 tokens, or 12 tokens of a shorter one, is a loop: no honest
+    caption of a few dozen words says the same clause three times running.
+    """
+    for period in range(1, LONGEST_PERIOD + 1):
+        span = max(3 * period, 12)
+        if len(tokens) < span:
+            continue
+        tail = tokens[-span:]
+        if tail[period:] == tail[:-period]:
+            return period
+    return 0
+
+
+def without_repeats(tokens: list[int], period: int) -> list[int]:
+    """Drop every repeat of the last `period` tokens but the first."""
+    end = len(tokens)
+    while end >= 2 * period and tokens[end - period : end] == tokens[end - 2 * period : end - period]:
+        end -= period
+    return tokens[:end]

@@ -1,0 +1,68 @@
+"""The KV cache: one buffer of a chosen number of positions, allocated once and reused for every picture.
+
+An image prefix is written once; every task on it rewinds to the end of the prefix and writes over what the
+task before left behind. Nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_daemon.errors import BudgetError
+from edge_daemon.moondream.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of all layers, float32, shape (layers, 2, heads, positions, head_dim)."""
+
+    def __init__(self, config: ModelConfig, positions: int) -> None:
+        """Allocate `positions` positions.
+
+        Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
+        """
+        if not config.prefix_positions < positions <= config.text.max_context:
+            raise BudgetError(
+                f"a KV cache of {positions} positions is not usable: {config.name} needs more than "
+                f"{config.prefix_positions} for the picture and has {config.text.max_context} at most"
+            )
+        text = config.text
+        self.positions = positions
+        self.length = 0
+        self._kv = torch.zeros(text.layers, 2, text.heads, positions, text.head_dim)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the buffer."""
+        return self._kv.numel() * self._kv.element_size()
+
+    @property
+    def free(self) -> int:
+        """Positions that can still be written."""
+        return self.positions - self.length
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (1, heads, n, head_dim) keys and values behind `length`; return all up to and with them.
+
+        The returned views have shape (1, heads, length + n, head_dim). `length` itself moves with
+        `advance`, once all layers have written.
+        """
+        end = self.length + k.shape[2]
+        keys, values = self._kv[layer]
+        keys[:, self.length : end] = k[0]
+        values[:, self.length : end] = v[0]
+        return keys[None, :, :end], values[None, :, :end]
+
+    def advance(self, n: int) -> None:
+        """Declare the n positions written by all layers part of the sequence."""
+        self.length += n
+
+    def rewind(self, length: int) -> None:
+        """Forget everything behind the first `length` positions."""
+        self.length = length
+
+    def store(self, kv: Tensor) -> None:
+        """Begin with ready-made positions: `kv` has shape (layers, 2, heads, n, head_dim)."""
+        n = kv.shape[3]
+        self._kv[:, :, :, :n] = kv
+        self.length = n

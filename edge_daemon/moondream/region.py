@@ -1,0 +1,64 @@
+"""The region head: hidden states to coordinates and sizes, and back to embeddings.
+
+Coordinates and sizes are relative, 0…1. They enter the decoder through Fourier features
+cos/sin(2π x·W) (Tancik et al., arXiv 2006.10739; upstream torch/region.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edge_daemon.moondream.config import RegionConfig
+from edge_daemon.moondream.vision import Mlp
+
+SIZE_LOG2_SPAN = 10.0
+"""Sizes of the 2025 checkpoints run from 2^-10 to 1 (upstream torch/moondream.py)."""
+
+
+class Region(nn.Module):
+    """Encoders and decoders with upstream's names."""
+
+    def __init__(self, config: RegionConfig, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.coord_features = nn.Parameter(torch.empty(1, config.coord_features // 2))
+        self.coord_encoder = nn.Linear(config.coord_features, text_dim)
+        self.coord_decoder = Mlp(text_dim, config.inner_dim, config.coord_bins)
+        self.size_features = nn.Parameter(torch.empty(2, config.size_features // 2))
+        self.size_encoder = nn.Linear(config.size_features, text_dim)
+        self.size_decoder = Mlp(text_dim, config.inner_dim, 2 * config.size_bins)
+
+    def encode_coord(self, coord: Tensor) -> Tensor:
+        """Coordinates (…, 1) → embeddings (…, T)."""
+        return self.coord_encoder(fourier(coord, self.coord_features))
+
+    def encode_size(self, size: Tensor) -> Tensor:
+        """Sizes (…, 2), width then height, → embeddings (…, T)."""
+        return self.size_encoder(fourier(size, self.size_features))
+
+    def coord_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, T) → (…, coord_bins)."""
+        return self.coord_decoder(hidden)
+
+    def size_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, T) → (…, 2, size_bins): width, height."""
+        return self.size_decoder(hidden).unflatten(-1, (2, self.config.size_bins))
+
+    def coord_of(self, bin_index: Tensor) -> Tensor:
+        """Bin → relative coordinate."""
+        return bin_index / self.config.coord_bins
+
+    def size_of(self, bin_index: Tensor) -> Tensor:
+        """Bin → relative size, on the scale that the checkpoint was trained with."""
+        if self.config.size_scale == "linear":
+            return bin_index / self.config.size_bins
+        return torch.exp2(bin_index / (self.config.size_bins - 1) * SIZE_LOG2_SPAN - SIZE_LOG2_SPAN)
+
+
+def fourier(x: Tensor, w: Tensor) -> Tensor:
+    """(…, n) and (n, F/2) → (…, F)."""
+    f = 2 * math.pi * x @ w
+    return torch.cat([f.cos(), f.sin()], dim=-1)

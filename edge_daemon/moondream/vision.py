@@ -1,0 +1,93 @@
+"""Vision encoder and projection: crops in, image embeddings out. Knows nothing of files or prompts.
+
+Shapes: N crops, P patches a crop, D vision width, T text width. The keys of the state dict are upstream's
+(`patch_emb`, `pos_emb`, `blocks.0.attn.qkv`, …, `post_ln`, `proj_mlp.fc1`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_daemon.moondream.config import VisionConfig
+
+LAYER_NORM_EPS = 1e-5
+"""Upstream's `layer_norm` default (torch/layers.py)."""
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a tanh-GELU between them."""
+
+    def __init__(self, dim: int, inner_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, inner_dim)
+        self.fc2 = nn.Linear(inner_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, dim) → (…, out_dim)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class VisionAttention(nn.Module):
+    """Full self-attention over the patches of one crop."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, P, D) → (N, P, D)."""
+        n, p, d = x.shape
+        q, k, v = self.qkv(x).view(n, p, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, p, d))
+
+
+class VisionBlock(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.attn = VisionAttention(config.dim, config.heads)
+        self.ln2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(config.dim, config.ff_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, P, D) → (N, P, D)."""
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class Vision(nn.Module):
+    """Encoder plus projection, with upstream's names."""
+
+    def __init__(self, config: VisionConfig, text_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_emb = nn.Linear(3 * config.patch_px**2, config.dim)
+        self.pos_emb = nn.Parameter(torch.empty(1, config.patches, config.dim))
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
+        self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
+        self.proj_mlp = Mlp(2 * config.dim, config.projection_dim, text_dim)
+
+    def encode(self, crops: Tensor) -> Tensor:
+        """Crops (N, 3, crop_px, crop_px), scaled to −1…1, → features (N, P, D)."""
+        x = self.patch_emb(patches_of(crops, self.config.patch_px)) + self.pos_emb
+        for block in self.blocks:
+            x = block(x)
+        return self.post_ln(x)
+
+    def project(self, global_features: Tensor, local_features: Tensor) -> Tensor:
+        """Features (P, D) of the whole picture and of its tiles, reassembled and pooled, → (P, T)."""
+        return self.proj_mlp(torch.cat([global_features, local_features], dim=-1))
+
+
+def patches_of(crops: Tensor, patch_px: int) -> Tensor:
+    """(N, 3, S, S) → (N, P, 3·patch_px²), each patch flattened as (channel, row, column)."""
+    n, c, s, _ = crops.shape
+    g = s // patch_px
+    x = crops.reshape(n, c, g, patch_px, g, patch_px).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(n, g * g, c * patch_px * patch_px)
