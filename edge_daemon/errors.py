@@ -1,17 +1,17 @@
 """Every error of our own: one base, the whole tree. A leaf: it imports nothing.
 
-    EdgeDaemonError
-    ├─ ConfigError          the YAML, a secret or an argument is wrong        → exit 78, never retried
-    ├─ UnavailableError     something needed is not there                     → exit 69
-    │  └─ ModelError        a model directory that cannot be used
-    ├─ BudgetError          too little memory for the smallest useful cache   → the worker refuses to start
-    ├─ PictureError         this picture only                                 → reported once, left alone
-    ├─ CaptionError         this request only                                 → counted; the worker lives
-    ├─ WireError            a malformed message                               → the peer is treated as dead
-    └─ ChildError           a child process
-       ├─ ChildBootError    died or stayed silent before READY
-       ├─ ChildTimeout      a deadline passed; it has been killed
-       └─ ChildDied         exit code or signal, with its last words
+EdgeDaemonError
+├─ ConfigError          the YAML, a secret or an argument is wrong        → exit 78, never retried
+├─ UnavailableError     something needed is not there                     → exit 69
+│  └─ ModelError        a model directory that cannot be used
+├─ BudgetError          too little memory for the smallest useful cache   → the worker refuses to start
+├─ PictureError         this picture only                                 → reported once, left alone
+├─ CaptionError         this request only                                 → counted; the worker lives
+├─ WireError            a malformed message                               → the peer is treated as dead
+└─ ChildError           a child process
+   ├─ ChildBootError    died or stayed silent before READY
+   ├─ ChildTimeout      a deadline passed; it has been killed
+   └─ ChildDied         exit code or signal, with its last words
 """
 
 

@@ -83,7 +83,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Idle:
-    """Nothing to do; the source is well and being watched."""
+    """Nothing to do; the source is being watched."""
+
+    problem: str = ""
+    """What still keeps the source from delivering, or from delivering soon; empty when it is well."""
 
 
 # ---- daemon → grabber ------------------------------------------------------------------------------------

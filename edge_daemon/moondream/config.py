@@ -8,8 +8,10 @@ key here, never an assumption in the code.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edge_daemon.errors import ModelError
@@ -19,6 +21,11 @@ Mask = Literal["causal", "prefix"]
 SizeScale = Literal["linear", "log2"]
 BosState = Literal["stored", "computed"]
 
+MOST_CROPS = {"template": 5, "overlap": 13}
+"""Crops of the largest pictures, the whole picture included."""
+
+OVERLAP_MARGIN = 4
+"""Patches of margin on each side of a tile of the overlap scheme."""
 FORMAT = 1
 """Version of `config.json`; a higher one is refused."""
 
@@ -130,6 +137,25 @@ class ModelConfig:
         """Bytes of float32 keys and values for one position (196 608 for 0.5B)."""
         return self.text.layers * 2 * self.text.dim * 4
 
+    @property
+    def activation_bytes(self) -> int:
+        """Upper estimate of the largest work space of one stage in float32.
+
+        Vision: every crop at once, with input, qkv and the inner layer alive. Prefill: the same for the
+        prefix, and the mask. The factor 2 covers what torch's kernels take beside (measured: tests/model).
+        """
+        vision, text = self.vision, self.text
+        crops = MOST_CROPS[self.cropping]
+        patch_values = max(3 * vision.patch_px**2 + vision.dim, 4 * vision.dim + 2 * vision.ff_dim)
+        projection_values = 2 * vision.dim + 2 * self.vision.projection_dim
+        text_values = 6 * text.dim + 2 * text.ff_dim
+        stages = (
+            crops * vision.patches * patch_values,
+            vision.patches * projection_values,
+            self.prefix_positions * (text_values + self.prefix_positions),
+        )
+        return 2 * 4 * max(stages)
+
     def to_json(self) -> str:
         """The text of `config.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -146,55 +172,94 @@ def load_config(path: Path) -> ModelConfig:
         raise ModelError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
-    config = _build(ModelConfig, data, str(path))
-    if config.format > FORMAT:
-        raise ModelError(f"{path}: format {config.format} is newer than this program knows ({FORMAT})")
-    _check(config, path)
+    newest = data.get("format") if isinstance(data, dict) else None
+    if isinstance(newest, int) and newest > FORMAT:  # first: the keys of a newer format may well be unknown
+        raise ModelError(f"{path}: format {newest} is newer than this program knows ({FORMAT})")
+    config: ModelConfig = _build(ModelConfig, data, str(path))
+    problems = [*_shape_problems(config), *_token_problems(config)]
+    if problems:
+        raise ModelError(f"{path}: " + "; ".join(problems))
     return config
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
     """A dataclass from a JSON object, strictly: every problem is named by its key."""
     if not isinstance(data, dict):
-        raise ModelError(f"{where}: an object is expected, found {type(data).__name__}")
+        raise ModelError(f"{where}: an object is expected, found {data!r}")
     hints = get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
     required = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-    missing = sorted(required - set(data))
-    if unknown or missing:
-        raise ModelError(f"{where}: unknown keys {unknown}, missing keys {missing}")
+    problems = [f"unknown key {key!r}" for key in sorted(set(data) - set(hints))]
+    problems += [f"missing key {key!r}" for key in sorted(required - set(data))]
+    if problems:
+        raise ModelError(f"{where}: " + ", ".join(problems))
     return cls(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """One value, checked against its annotation as far as JSON can be wrong."""
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ModelError(f"{where}: {value!r} is not one of {list(get_args(hint))}")
+    """One value, checked against its annotation, however deep."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
         return value
-    options = [h for h in get_args(hint) if h is not type(None)] if type(None) in get_args(hint) else [hint]
-    if value is None and len(options) != len(get_args(hint) or [hint]):
-        return None
-    kind = options[0]
-    if hasattr(kind, "__dataclass_fields__"):
-        return _build(kind, value, where)
-    plain = get_origin(kind) or kind
+    if origin is Literal:
+        if value not in arguments:
+            raise ModelError(f"{where}: {value!r} is not one of {list(arguments)}")
+        return value
+    if origin is UnionType:  # X | None is the only kind here
+        return None if value is None else _value(arguments[0], value, where)
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    plain = origin or hint
     if not isinstance(value, plain) or isinstance(value, bool):
         raise ModelError(f"{where}: {value!r} is not of type {plain.__name__}")
+    if plain is list:
+        return [_value(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if plain is dict:
+        return {key: _value(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
     return value
 
 
-def _check(config: ModelConfig, path: Path) -> None:
-    """What no single key can tell."""
-    vision, text = config.vision, config.text
-    problems = {
-        f"crop_px {vision.crop_px} is no multiple of patch_px {vision.patch_px}": vision.crop_px % vision.patch_px,
-        f"vision dim {vision.dim} is no multiple of heads {vision.heads}": vision.dim % vision.heads,
-        f"text dim {text.dim} is no multiple of heads {text.heads}": text.dim % text.heads,
-        f"rotary_dim {text.rotary_dim} is odd or wider than a head": text.rotary_dim % 2
-        or text.rotary_dim > text.head_dim,
-        f"max_context {text.max_context} does not hold the image": text.max_context <= config.prefix_positions,
-    }
-    for problem, present in problems.items():
-        if present:
-            raise ModelError(f"{path}: {problem}")
+def _shape_problems(config: ModelConfig) -> Iterator[str]:
+    """What is wrong with sizes that are each of the right type."""
+    vision, text, region = config.vision, config.text, config.region
+    parts = {"vision": asdict(vision), "text": asdict(text), "region": asdict(region) if region else {}}
+    sizes = {f"{name}: {key}": value for name, part in parts.items() for key, value in part.items()}
+    least = [f"{key} {value} is less than 1" for key, value in sizes.items() if isinstance(value, int) and value < 1]
+    if least:  # nothing can be divided by these
+        yield from least
+        return
+    if vision.crop_px % vision.patch_px:
+        yield f"vision: crop_px {vision.crop_px} is no multiple of patch_px {vision.patch_px}"
+    if vision.dim % vision.heads:
+        yield f"vision: dim {vision.dim} is no multiple of heads {vision.heads}"
+    if text.dim % text.heads:
+        yield f"text: dim {text.dim} is no multiple of heads {text.heads}"
+    if text.rotary_dim % 2 or text.rotary_dim > text.head_dim:
+        yield f"text: rotary_dim {text.rotary_dim} is odd or wider than a head ({text.head_dim})"
+    if text.max_context <= config.prefix_positions:
+        yield f"text: max_context {text.max_context} does not hold the picture ({config.prefix_positions} positions)"
+    if config.cropping == "overlap" and vision.grid <= 2 * OVERLAP_MARGIN:
+        yield f"vision: {vision.grid} patches a side leave nothing between two margins of {OVERLAP_MARGIN}"
+    for key in ("coord_features", "size_features"):
+        if region and getattr(region, key) % 2:
+            yield f"region: {key} {getattr(region, key)} is odd (cosines and sines are half each)"
+
+
+def _token_problems(config: ModelConfig) -> Iterator[str]:
+    """What is wrong with token ids and prompts."""
+    templates, prompts = config.templates, dict[str, list[int]]()
+    for length, prompt in templates.caption.items():
+        prompts[f"templates: caption: {length}"] = prompt
+    for task in ("query", "detect", "point"):
+        template = getattr(templates, task)
+        if template is None:
+            continue
+        if template.keys() != {"prefix", "suffix"}:
+            yield f"templates: {task} needs prefix and suffix and nothing else, found {sorted(template)}"
+            continue
+        prompts[f"templates: {task}"] = template["prefix"] + template["suffix"]
+    yield from (f"{where} is empty" for where, prompt in prompts.items() if not prompt)
+    special = {f"tokens: {key}": [] if value is None else [value] for key, value in asdict(config.tokens).items()}
+    for where, tokens in (special | prompts).items():
+        beyond = [token for token in tokens if not 0 <= token < config.text.vocab]
+        if beyond:
+            yield f"{where} has {beyond}, outside the vocab of {config.text.vocab}"

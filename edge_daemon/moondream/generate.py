@@ -17,6 +17,9 @@ from edge_daemon.moondream.text import Text
 
 FinishReason = Literal["eos", "length", "memory", "repetition"]
 
+OnToken = Callable[[int], None]
+"""Called with every generated token: how a caller sees that work goes on."""
+
 LONGEST_PERIOD = 24
 """Loops of up to this many tokens are recognised."""
 
@@ -40,6 +43,10 @@ class Decoded:
     finish_reason: FinishReason
 
 
+def ignore(token: int) -> None:
+    """The OnToken that does nothing."""
+
+
 def causal_mask(new: int, past: int) -> Tensor | None:
     """(new, past + new), True where allowed; None where one new position may see everything."""
     if new == 1:
@@ -50,7 +57,8 @@ def causal_mask(new: int, past: int) -> Tensor | None:
 def extend(text: Text, cache: KVCache, embeddings: Tensor, mask: Tensor | None) -> Tensor:
     """Put embeddings (1, S, T) behind the cache's sequence; hidden states (1, S, T)."""
     start = cache.length
-    return text(embeddings, torch.arange(start, start + embeddings.shape[1]), mask, cache)
+    hidden: Tensor = text(embeddings, torch.arange(start, start + embeddings.shape[1]), mask, cache)
+    return hidden
 
 
 def prefill(text: Text, cache: KVCache, tokens: list[int]) -> Tensor:
@@ -65,7 +73,7 @@ def decode(
     hidden: Tensor,
     sampling: Sampling,
     end_tokens: frozenset[int],
-    on_token: Callable[[int], None] = lambda token: None,
+    on_token: OnToken = ignore,
 ) -> Decoded:
     """Generate behind a prefilled prompt, whose last hidden state (1, 1, T) is given.
 
@@ -91,15 +99,20 @@ def decode(
 
 
 def chooser(sampling: Sampling) -> Callable[[Tensor], int]:
-    """A function from logits (V) to a token."""
+    """A function from logits (V) to a token.
+
+    `top_p` keeps the smallest set of most likely tokens whose probabilities reach it, and at least one
+    (Holtzman et al., arXiv 1904.09751).
+    """
     if sampling.temperature <= 0:
         return lambda logits: int(logits.argmax())
     generator = torch.Generator().manual_seed(sampling.seed)
 
     def sample(logits: Tensor) -> int:
-        probabilities, order = (logits / sampling.temperature).softmax(-1).sort(descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities[before >= sampling.top_p] = 0
+        scaled = (logits - logits.max()) / sampling.temperature  # no overflow, however small the temperature
+        probabilities, order = scaled.softmax(-1).sort(descending=True, stable=True)
+        reached = probabilities.cumsum(-1)[:-1] >= sampling.top_p
+        probabilities[1:][reached] = 0
         return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
     return sample

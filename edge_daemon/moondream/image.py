@@ -22,14 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.config import OVERLAP_MARGIN, ModelConfig
 
 TEMPLATE_TILINGS = ((1, 2), (2, 1), (2, 2))
 """Rows × columns, in the order in which ties are resolved."""
 TEMPLATE_LIMIT = 1.4
 """Pictures whose longer side is below 1.4 crops get no tiles."""
-OVERLAP_MARGIN = 4
-"""Patches of margin on each side of a tile."""
 OVERLAP_MAX_TILES = 12
 
 Pixels = NDArray[np.uint8]
@@ -78,9 +76,7 @@ def overlap_crops(picture: Image.Image, size_px: int, patch_px: int) -> Crops:
     """The overlap scheme."""
     margin_px = OVERLAP_MARGIN * patch_px
     window_px = size_px - 2 * margin_px
-    rows, columns = tiling = overlap_tiling(
-        picture.width - 2 * margin_px, picture.height - 2 * margin_px, window_px
-    )
+    rows, columns = tiling = overlap_tiling(picture.width - 2 * margin_px, picture.height - 2 * margin_px, window_px)
     crops = [np.asarray(picture.resize((size_px, size_px), Image.Resampling.LANCZOS))]
     if tiling != (1, 1):
         target = (columns * window_px + 2 * margin_px, rows * window_px + 2 * margin_px)
@@ -120,7 +116,7 @@ def reassemble(features: Tensor, tiling: tuple[int, int], config: ModelConfig) -
     if tiling == (1, 1):
         return features[0]
     grid = config.vision.grid
-    tiles = features[1:].unflatten(1, (grid, grid))
+    tiles = features[1:].reshape(-1, grid, grid, features.shape[-1])
     margin = OVERLAP_MARGIN if config.cropping == "overlap" else 0
     whole = stitch(tiles, tiling, margin).permute(2, 0, 1)
     return F.adaptive_avg_pool2d(whole, grid).flatten(1).T

@@ -45,9 +45,11 @@ class KVCache:
         """Write (1, heads, n, head_dim) keys and values behind `length`; return all up to and with them.
 
         The returned views have shape (1, heads, length + n, head_dim). `length` itself moves with
-        `advance`, once all layers have written.
+        `advance`, once all layers have written. Raises IndexError when n positions are not free.
         """
         end = self.length + k.shape[2]
+        if end > self.positions:  # a slice past the end would be cut short in silence
+            raise IndexError(f"{k.shape[2]} positions do not fit: {self.free} of {self.positions} are free")
         keys, values = self._kv[layer]
         keys[:, self.length : end] = k[0]
         values[:, self.length : end] = v[0]
@@ -58,7 +60,9 @@ class KVCache:
         self.length += n
 
     def rewind(self, length: int) -> None:
-        """Forget everything behind the first `length` positions."""
+        """Forget everything behind the first `length` positions. Raises IndexError when there are fewer."""
+        if not 0 <= length <= self.length:
+            raise IndexError(f"cannot rewind to {length} positions: only {self.length} are written")
         self.length = length
 
     def store(self, kv: Tensor) -> None:

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edge_daemon.errors import CaptionError
+from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.config import ModelConfig, load_config
-from edge_daemon.moondream.generate import FinishReason, Sampling
+from edge_daemon.moondream.generate import FinishReason, OnToken, Sampling, ignore
 from edge_daemon.moondream.image import crop, reassemble, scale
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.region import Region
@@ -77,14 +77,20 @@ class Moondream:
     """One checkpoint and one KV cache. Not for use from several threads."""
 
     def __init__(self, directory: Path, kv_positions: int | None = None) -> None:
-        """Open a model directory; `kv_positions` is capped by, and defaults to, the model's context.
+        """Open a model directory; `kv_positions` defaults to the model's context, which it may not exceed.
 
         Raises ModelError for an unusable directory and BudgetError for a cache that cannot hold a picture.
         """
         self.config: ModelConfig = load_config(directory / "config.json")
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
+        if self.tokenizer.size > self.config.text.vocab:
+            raise ModelError(
+                f"{directory}: tokenizer.json has {self.tokenizer.size} tokens, "
+                f"config.json has a vocab of {self.config.text.vocab} only"
+            )
         self.weights = Weights(directory)
-        self.cache = KVCache(self.config, kv_positions or self.config.text.max_context)
+        self.weights.refuse_others(frozenset({"vision", "text"} | ({"region"} if self.config.region else set())))
+        self.cache = KVCache(self.config, self.config.text.max_context if kv_positions is None else kv_positions)
 
     @cached_property
     def vision(self) -> Vision:
@@ -94,7 +100,10 @@ class Moondream:
     @cached_property
     def text(self) -> Text:
         """The decoder."""
-        return self.weights.part("text", lambda: Text(self.config.text), extra=frozenset({BOS_KV}))
+        text = self.config.text
+        stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
+        extra = stored if self.config.bos_state == "stored" else None
+        return self.weights.part("text", lambda: Text(text), extra)
 
     @cached_property
     def region(self) -> Region:
@@ -114,6 +123,7 @@ class Moondream:
     @torch.inference_mode()
     def encode(self, picture: Image.Image) -> EncodeTimes:
         """Put an RGB picture into the cache; the tasks that follow are about it."""
+        self.cache.rewind(0)  # if anything fails below, no task may answer about the picture before
         start = time.perf_counter()
         embeddings = self.image_embeddings(picture)
         encoded = time.perf_counter()
@@ -122,28 +132,33 @@ class Moondream:
 
     def _fill_prefix(self, embeddings: Tensor) -> None:
         """BOS and the picture, by the checkpoint's mask and kind of BOS state."""
-        self.cache.rewind(0)
+        text = self.text  # checks the stored BOS as well
         if self.config.bos_state == "stored":
             self.cache.store(self.weights.tensor(BOS_KV))
         else:
-            bos = self.text.embed(torch.tensor([[self.config.tokens.bos]]))
+            bos = text.embed(torch.tensor([[self.config.tokens.bos]]))
             embeddings = torch.cat([bos, embeddings], dim=1)
         new, past = embeddings.shape[1], self.cache.length
         mask = None if self.config.mask == "prefix" else generate.causal_mask(new, past)
-        generate.extend(self.text, self.cache, embeddings, mask)
+        generate.extend(text, self.cache, embeddings, mask)
 
-    def caption(self, length: str, sampling: Sampling) -> Answer:
+    def load(self) -> None:
+        """Map what every caption needs now, so that a damaged file is refused before the first picture."""
+        _ = self.vision, self.text
+
+    def caption(self, length: str, sampling: Sampling, on_token: OnToken = ignore) -> Answer:
         """Caption the encoded picture. Raises CaptionError for a length without a template."""
         template = self.config.templates.caption.get(length)
         if template is None:
             known = ", ".join(self.config.templates.caption)
             raise CaptionError(f"{self.config.name} has no {length!r} caption; it has: {known}")
-        return self._answer(template, sampling)
+        return self._answer(template, sampling, on_token)
 
-    def query(self, question: str, sampling: Sampling) -> Answer:
+    def query(self, question: str, sampling: Sampling, on_token: OnToken = ignore) -> Answer:
         """Answer a question about the encoded picture."""
         template = self._template("query")
-        return self._answer(template["prefix"] + self.tokenizer.encode(question) + template["suffix"], sampling)
+        prompt = template["prefix"] + self.tokenizer.encode(question) + template["suffix"]
+        return self._answer(prompt, sampling, on_token)
 
     def _template(self, task: str) -> dict[str, list[int]]:
         template: dict[str, list[int]] | None = getattr(self.config.templates, task)
@@ -152,31 +167,37 @@ class Moondream:
         return template
 
     @torch.inference_mode()
-    def _answer(self, prompt: list[int], sampling: Sampling) -> Answer:
+    def _answer(self, prompt: list[int], sampling: Sampling, on_token: OnToken) -> Answer:
         start = time.perf_counter()
         hidden = self._prompt(prompt)
         prefilled = time.perf_counter()
         ends = frozenset(t for t in (self.config.tokens.eos, self.config.tokens.answer) if t is not None)
-        decoded = generate.decode(self.text, self.cache, hidden, sampling, ends)
+        decoded = generate.decode(self.text, self.cache, hidden, sampling, ends, on_token)
         text = self.tokenizer.decode(decoded.tokens).strip()
         if decoded.finish_reason == "memory":
-            text = text.rpartition(" ")[0] or text
+            text = text.rpartition(" ")[0].rstrip() or text
         done = time.perf_counter()
         return Answer(text, len(decoded.tokens), decoded.finish_reason, prefilled - start, done - prefilled)
 
     def _prompt(self, prompt: list[int]) -> Tensor:
-        """Rewind to the picture and prefill; hidden state (1, 1, T). Raises CaptionError when it does not fit."""
+        """Rewind to the picture and prefill; hidden state (1, 1, T).
+
+        Raises CaptionError when there is no picture or the prompt does not fit.
+        """
+        if self.cache.length < self.config.prefix_positions:
+            raise CaptionError("no picture has been encoded")
         self.cache.rewind(self.config.prefix_positions)
         if len(prompt) > self.cache.free:
             raise CaptionError(
-                f"the question takes {len(prompt)} positions, the KV cache has {self.cache.free} left"
+                f"the prompt takes {len(prompt)} positions, the KV cache has {self.cache.free} of "
+                f"{self.cache.positions} left: ask something shorter or allow a larger cache"
             )
         return generate.prefill(self.text, self.cache, prompt)
 
     @torch.inference_mode()
     def detect(self, target: str) -> list[Box]:
         """Boxes of all `target` in the encoded picture, 50 at most."""
-        boxes = []
+        boxes: list[Box] = []
         hidden = self._find("detect", target)
         while self._more(hidden, needed=3, found=len(boxes)):
             x, hidden = self._coordinate(hidden)
@@ -190,7 +211,7 @@ class Moondream:
     @torch.inference_mode()
     def point(self, target: str) -> list[Point]:
         """Centres of all `target` in the encoded picture, 50 at most."""
-        points = []
+        points: list[Point] = []
         hidden = self._find("point", target)
         while self._more(hidden, needed=2, found=len(points)):
             x, hidden = self._coordinate(hidden)
@@ -204,7 +225,7 @@ class Moondream:
         return self._prompt(template["prefix"] + self.tokenizer.encode(" " + target) + template["suffix"])
 
     def _more(self, hidden: Tensor, needed: int, found: int) -> bool:
-        """Does the model see one more, and does the cache hold it?"""
+        """Whether the model sees one more and the cache holds it."""
         if found >= MAX_OBJECTS or self.cache.free < needed:
             return False
         return int(self.text.logits(hidden)[0, -1].argmax()) != self.config.tokens.eos

@@ -33,19 +33,23 @@ class Region(nn.Module):
 
     def encode_coord(self, coord: Tensor) -> Tensor:
         """Coordinates (…, 1) → embeddings (…, T)."""
-        return self.coord_encoder(fourier(coord, self.coord_features))
+        embedding: Tensor = self.coord_encoder(fourier(coord, self.coord_features))
+        return embedding
 
     def encode_size(self, size: Tensor) -> Tensor:
         """Sizes (…, 2), width then height, → embeddings (…, T)."""
-        return self.size_encoder(fourier(size, self.size_features))
+        embedding: Tensor = self.size_encoder(fourier(size, self.size_features))
+        return embedding
 
     def coord_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, T) → (…, coord_bins)."""
-        return self.coord_decoder(hidden)
+        logits: Tensor = self.coord_decoder(hidden)
+        return logits
 
     def size_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, T) → (…, 2, size_bins): width, height."""
-        return self.size_decoder(hidden).unflatten(-1, (2, self.config.size_bins))
+        logits: Tensor = self.size_decoder(hidden)
+        return logits.view(*hidden.shape[:-1], 2, self.config.size_bins)
 
     def coord_of(self, bin_index: Tensor) -> Tensor:
         """Bin → relative coordinate."""

@@ -34,8 +34,9 @@ class TextAttention(nn.Module):
         q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(y.transpose(1, 2).reshape(b, s, t))
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y: Tensor = self.proj(heads.transpose(1, 2).reshape(b, s, t))
+        return y
 
 
 class TextBlock(nn.Module):
@@ -50,7 +51,8 @@ class TextBlock(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """(B, S, T) → (B, S, T)."""
         y = self.ln(x)
-        return x + self.attn(y, rotary, mask, cache, layer) + self.mlp(y)
+        z: Tensor = x + self.attn(y, rotary, mask, cache, layer) + self.mlp(y)
+        return z
 
 
 class Text(nn.Module):
@@ -83,7 +85,8 @@ class Text(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, T) → logits (…, V)."""
-        return self.lm_head(self.post_ln(hidden))
+        logits: Tensor = self.lm_head(self.post_ln(hidden))
+        return logits
 
 
 def rotary_table(positions: Tensor, rotary_dim: int) -> Tensor:

@@ -21,6 +21,11 @@ class Tokenizer:
         except Exception as error:  # the library raises a bare Exception for a damaged file
             raise ModelError(f"{path}: {error}") from error
 
+    @property
+    def size(self) -> int:
+        """Number of tokens, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

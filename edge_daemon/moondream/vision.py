@@ -26,7 +26,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, dim) → (…, out_dim)."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return y
 
 
 class VisionAttention(nn.Module):
@@ -42,7 +43,8 @@ class VisionAttention(nn.Module):
         """(N, P, D) → (N, P, D)."""
         n, p, d = x.shape
         q, k, v = self.qkv(x).view(n, p, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, p, d))
+        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, p, d))
+        return y
 
 
 class VisionBlock(nn.Module):
@@ -58,7 +60,8 @@ class VisionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, P, D) → (N, P, D)."""
         x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+        y: Tensor = x + self.mlp(self.ln2(x))
+        return y
 
 
 class Vision(nn.Module):
@@ -78,11 +81,13 @@ class Vision(nn.Module):
         x = self.patch_emb(patches_of(crops, self.config.patch_px)) + self.pos_emb
         for block in self.blocks:
             x = block(x)
-        return self.post_ln(x)
+        features: Tensor = self.post_ln(x)
+        return features
 
     def project(self, global_features: Tensor, local_features: Tensor) -> Tensor:
         """Features (P, D) of the whole picture and of its tiles, reassembled and pooled, → (P, T)."""
-        return self.proj_mlp(torch.cat([global_features, local_features], dim=-1))
+        embeddings: Tensor = self.proj_mlp(torch.cat([global_features, local_features], dim=-1))
+        return embeddings
 
 
 def patches_of(crops: Tensor, patch_px: int) -> Tensor:

@@ -6,9 +6,9 @@ resident memory grows only with the pages that are read. Only safetensors: nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 
 FILE_NAME = "model.safetensors"
+DTYPES = ("F32", "F16", "BF16")
+"""What may be in the file; everything is computed in float32."""
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -29,10 +31,10 @@ class Weights:
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such file")
         try:
-            self._file = safe_open(self.path, framework="pt", device="cpu")
+            self._file = cast("Any", safe_open(self.path, framework="pt", device="cpu"))  # its stub is untyped
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{self.path}: not a usable safetensors file: {error}") from error
-        self.names = frozenset(self._file.keys())
+        self.names: frozenset[str] = frozenset(self._file.keys())
 
     def __enter__(self) -> Self:
         return self
@@ -48,30 +50,41 @@ class Weights:
         """One tensor in float32."""
         if name not in self.names:
             raise ModelError(f"{self.path}: missing tensor {name}")
-        return self._file.get_tensor(name).to(torch.float32)
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor.to(torch.float32)
 
-    def part(self, prefix: str, build: Callable[[], M], extra: frozenset[str] = frozenset()) -> M:
+    def refuse_others(self, prefixes: frozenset[str]) -> None:
+        """Raise ModelError that lists every tensor that is of no part in `prefixes`."""
+        others = sorted(name for name in self.names if name.partition(".")[0] not in prefixes)
+        if others:
+            raise self._misfit([f"unexpected tensor {name}" for name in others])
+
+    def part(self, prefix: str, build: Callable[[], M], extra: Mapping[str, tuple[int, ...]] | None = None) -> M:
         """Build a module on the meta device and give it the tensors under `prefix.`.
 
-        `extra` are names under the prefix that belong to the checkpoint but not to the module.
-        Raises ModelError that lists every missing, unexpected and misshapen tensor.
+        `extra` are names and shapes under the prefix that belong to the checkpoint but not to the module.
+        Raises ModelError that lists every missing, unexpected, misshapen and mistyped tensor.
         """
         with torch.device("meta"):
             module = build()
-        wanted = {f"{prefix}.{name}": tensor.shape for name, tensor in module.state_dict().items()}
-        present = {name for name in self.names if name.startswith(f"{prefix}.")} - extra
-        self._compare(wanted, present)
-        module.load_state_dict(
-            {name.removeprefix(f"{prefix}."): self.tensor(name) for name in wanted}, strict=True, assign=True
-        )
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        present = {name for name in self.names if name.startswith(f"{prefix}.")}
+        self._compare({f"{prefix}.{name}": shape for name, shape in shapes.items()} | dict(extra or {}), present)
+        module.load_state_dict({name: self.tensor(f"{prefix}.{name}") for name in shapes}, strict=True, assign=True)
         return module.requires_grad_(False).eval()
 
-    def _compare(self, wanted: dict[str, torch.Size], present: set[str]) -> None:
-        problems = [f"missing tensor {name} {tuple(wanted[name])}" for name in sorted(wanted.keys() - present)]
+    def _compare(self, wanted: dict[str, tuple[int, ...]], present: set[str]) -> None:
+        problems = [f"missing tensor {name} {wanted[name]}" for name in sorted(wanted.keys() - present)]
         problems += [f"unexpected tensor {name}" for name in sorted(present - wanted.keys())]
         for name in sorted(wanted.keys() & present):
-            shape = tuple(self._file.get_slice(name).get_shape())
-            if shape != tuple(wanted[name]):
-                problems.append(f"{name} has shape {shape}, config.json says {tuple(wanted[name])}")
+            header = self._file.get_slice(name)
+            shape, dtype = tuple(header.get_shape()), header.get_dtype()
+            if shape != wanted[name]:
+                problems.append(f"{name} has shape {shape}, config.json says {wanted[name]}")
+            if dtype not in DTYPES:
+                problems.append(f"{name} has dtype {dtype}, which is none of {', '.join(DTYPES)}")
         if problems:
-            raise ModelError(f"{self.path} does not fit its config.json:\n  " + "\n  ".join(problems))
+            raise self._misfit(problems)
+
+    def _misfit(self, problems: list[str]) -> ModelError:
+        return ModelError(f"{self.path} does not fit its config.json:\n  " + "\n  ".join(problems))

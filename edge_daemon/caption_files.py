@@ -1,0 +1,91 @@
+"""`edge-daemon caption`: pictures from the command line through the same decoder and model as the service.
+
+Imported late, by the command alone: it loads torch into this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from edge_daemon.decoders import open_decoder
+from edge_daemon.errors import CaptionError, PictureError
+from edge_daemon.moondream.generate import Sampling
+from edge_daemon.moondream.model import Moondream, clipped
+from edge_daemon.picture import Limits, load
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked about every picture."""
+
+    length: str
+    questions: list[str]
+    targets: list[str]
+    max_tokens: int
+
+
+def caption_files(directory: Path, paths: list[Path], wishes: Wishes) -> Iterator[dict[str, Any]]:
+    """One document a picture; `error` in it says why a picture or a question has no answer."""
+    model = Moondream(directory)
+    model.load()
+    decoder = open_decoder()
+    for path in paths:
+        document: dict[str, Any] = {"file": str(path)}
+        try:
+            picture = load(str(path), decoder, Limits())
+            frame = Image.frombuffer("RGB", (picture.width_px, picture.height_px), picture.pixels, "raw", "RGB", 0, 1)
+            document |= _about(model, frame, wishes)
+            document["size"] = [picture.original_width_px, picture.original_height_px]
+        except (PictureError, CaptionError) as error:
+            document["error"] = str(error)
+        yield document
+
+
+def _about(model: Moondream, frame: Image.Image, wishes: Wishes) -> dict[str, Any]:
+    """All that is wished to be known of one picture."""
+    sampling = Sampling(wishes.max_tokens)
+    times = model.encode(frame)
+    said = model.caption(wishes.length, sampling)
+    answers = [(question, model.query(question, sampling)) for question in wishes.questions]
+    found = [(target, model.detect(target)) for target in wishes.targets]
+    return {
+        "caption": said.text,
+        "length": wishes.length,
+        "finish_reason": said.finish_reason,
+        "tokens": said.tokens,
+        "answers": [{"question": q, "answer": a.text, "finish_reason": a.finish_reason} for q, a in answers],
+        "objects": [{"target": target, **asdict(clipped(box))} for target, boxes in found for box in boxes],
+        "model": model.config.name,
+        "precision": "float32",
+        **({"note": model.config.note} if model.config.note else {}),
+        "kv_tokens": model.cache.positions,
+        "latency_ms": {
+            "encode": round(times.vision_s * 1000, 1),
+            "prefill": round((times.prefill_s + said.prefill_s) * 1000, 1),
+            "generate": round(said.generate_s * 1000, 1),
+        },
+    }
+
+
+def in_words(document: dict[str, Any]) -> str:
+    """The document for people."""
+    if "error" in document:
+        return f"{document['file']}: {document['error']}"
+    lines = [f"{document['file']}: {document['caption']}"]
+    if document["finish_reason"] != "eos":
+        lines[0] += f" [cut: {document['finish_reason']}]"
+    lines += [f"  {a['question']} {a['answer']}" for a in document["answers"]]
+    lines += [
+        f"  {o['target']} at x {o['x_min']:.2f}–{o['x_max']:.2f}, y {o['y_min']:.2f}–{o['y_max']:.2f}"
+        for o in document["objects"]
+    ]
+    latency_ms = document["latency_ms"]
+    lines.append(f"  {document['model']}, {sum(latency_ms.values()) / 1000:.2f} s")
+    if "note" in document:
+        lines.append(f"  note: {document['note']}")
+    return "\n".join(lines)

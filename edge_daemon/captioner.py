@@ -1,0 +1,163 @@
+"""The daemon's side of the worker: start it, hand it one request at a time, start it again when it died.
+
+Knows how long a worker may stay silent and what its deaths mean; does not know what is asked or why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from edge_daemon import memory
+from edge_daemon.child import Child
+from edge_daemon.config import MIB, ModelConfig
+from edge_daemon.errors import BudgetError, CaptionError, ChildBootError, ChildError, ModelError
+from edge_daemon.messages import Failed, Progress, Request, Results, WorkerReady, WorkerRefused
+from edge_daemon.supervisor import RestartPolicy
+
+SEND_S = 30.0
+"""A ready worker reads a request within this, however busy the board is."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class WorkerState:
+    """What health says about the worker."""
+
+    state: str = "starting"
+    restarts: int = 0
+    last_death: str = ""
+    rss_bytes: int = 0
+    ready: WorkerReady | None = None
+    """The report of the worker that runs, or of the last one that did."""
+
+
+class Captioner:
+    """One worker at a time."""
+
+    def __init__(
+        self, config: ModelConfig, directory: Path, beat: Callable[[], None], on_change: Callable[[], None]
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.state = WorkerState()
+        self._beat = beat
+        self._on_change = on_change
+        self._policy = RestartPolicy()
+        self._child: Child | None = None
+
+    async def ready(self) -> WorkerReady:
+        """The worker's report; starts it first if it is not there.
+
+        Raises ModelError or BudgetError when it refuses, ChildBootError when starting it is hopeless.
+        """
+        while self._child is None:
+            try:
+                await self._start()
+            except ChildError as error:
+                await self._after_death(error)
+        assert self.state.ready is not None
+        return self.state.ready
+
+    async def run(self, request: Request) -> Results:
+        """Answer one request. Raises CaptionError (the worker lives) or ChildError (it is gone)."""
+        await self.ready()
+        assert self._child is not None
+        try:
+            await self._child.send(request, SEND_S)
+            while isinstance(answer := await self._child.receive(self.config.silence_timeout_s), Progress):
+                self._beat()
+        except ChildError as error:
+            await self._after_death(error)
+            raise
+        if isinstance(answer, Failed):
+            raise CaptionError(answer.reason)
+        if not isinstance(answer, Results):
+            await self._child.kill()
+            await self._after_death(ChildError(f"the worker answered a request with {type(answer).__name__}"))
+            raise ChildError(self.state.last_death)
+        self.state.rss_bytes = answer.rss_bytes
+        return answer
+
+    async def stop(self, grace_s: float) -> None:
+        """Let the worker leave, or kill it after the grace."""
+        if self._child is not None:
+            await self._child.stop(grace_s)
+            self._child = None
+
+    async def _start(self) -> None:
+        configured = self.config.memory_limit_mib
+        limits = memory.read_limits(None if configured == "auto" else configured * MIB)
+        budget = memory.budget(limits)
+        argv = [sys.executable, "-m", "edge_daemon.worker", "--model", str(self.directory)]
+        argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
+        argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
+        self._change("starting")
+        child = await Child.start("worker", argv)
+        try:
+            ready = await self._handshake(child)
+        except BaseException:
+            await child.kill()
+            raise
+        self._child = child
+        self.state.ready = ready
+        self.state.rss_bytes = ready.rss_bytes
+        self._policy.ready(time.monotonic())
+        self._change("ready")
+        log.info(
+            "model %s is ready after %.1f s: %d KV positions (%.0f MiB), %d threads, %.0f MiB resident",
+            *(
+                ready.model,
+                ready.load_s,
+                ready.kv_positions,
+                ready.kv_bytes / MIB,
+                ready.threads,
+                ready.rss_bytes / MIB,
+            ),
+        )
+
+    async def _handshake(self, child: Child) -> WorkerReady:
+        deadline_s = time.monotonic() + self.config.start_timeout_s
+        while True:
+            answer = await child.receive(max(0.0, deadline_s - time.monotonic()))
+            self._beat()
+            if isinstance(answer, WorkerReady):
+                return answer
+            if isinstance(answer, WorkerRefused):
+                self._refused(answer)
+            if not isinstance(answer, Progress):
+                raise ChildError(f"the worker began with {type(answer).__name__}")
+
+    def _refused(self, refusal: WorkerRefused) -> NoReturn:
+        """Memory that was there once may come back: that is a death like others. Anything else is final."""
+        if refusal.kind == "memory" and self.state.ready is not None:
+            raise ChildError(refusal.reason)
+        self.state.last_death = refusal.reason
+        self._change("failed")
+        raise (BudgetError if refusal.kind == "memory" else ModelError)(refusal.reason)
+
+    async def _after_death(self, error: ChildError) -> None:
+        """Note it, and wait as long as the policy says. Raises ChildBootError when it says stop."""
+        self._child = None
+        self.state.restarts += 1
+        self.state.last_death = str(error)
+        delay_s = self._policy.died(str(error), time.monotonic())
+        if delay_s is None:
+            self._change("failed")
+            raise ChildBootError(f"the model cannot be started here: {error}") from error
+        log.error("%s; next start in %.0f s", error, delay_s)
+        self._change("restarting")
+        end_s = time.monotonic() + delay_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            self._beat()
+            await asyncio.sleep(min(left_s, 1.0))
+
+    def _change(self, state: str) -> None:
+        self.state.state = state
+        self._on_change()

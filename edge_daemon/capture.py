@@ -1,0 +1,156 @@
+"""The daemon's side of one source: run its grabber, ask for pictures, put them into the slot.
+
+The grabber may die of a picture; the picture that it was opening is then reported and left alone, and a
+new grabber goes on with the next. Knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from edge_daemon.child import Child
+from edge_daemon.config import MIB, FolderConfig
+from edge_daemon.errors import ChildError
+from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
+from edge_daemon.outbox import Outbox
+from edge_daemon.supervisor import RestartPolicy
+
+MAX_SIDE_PX = 512
+"""Longer side of a frame; in the template scheme that costs one vision pass instead of up to five."""
+SILENCE_S = 60.0
+"""A grabber that says nothing for so long is stuck; at rest it says Idle every few seconds."""
+STOP_GRACE_S = 2.0
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SourceState:
+    """What health says about a source."""
+
+    state: str = "starting"
+    captioned: int = 0
+    problems: int = 0
+    last_problem: dict[str, str] = field(default_factory=dict)
+    last_result_at: str = ""
+
+
+class Capture:
+    """One source."""
+
+    def __init__(
+        self,
+        name: str,
+        config: FolderConfig,
+        outbox: Outbox,
+        deliver: Callable[[Frame], Awaitable[None]],
+        beat: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.state = SourceState()
+        self._outbox = outbox
+        self._deliver = deliver
+        self._beat = beat
+        self._on_change = on_change
+        self._opening: FileKey | None = None
+
+    async def run(self) -> None:
+        """Capture for ever; a dead grabber is started again after a while."""
+        policy = RestartPolicy()
+        while True:
+            try:
+                await self._one_grabber(policy)
+            except ChildError as error:
+                delay_s = self._after_death(policy, error)
+            end_s = time.monotonic() + delay_s
+            while (left_s := end_s - time.monotonic()) > 0:
+                self._beat()
+                await asyncio.sleep(min(left_s, 1.0))
+
+    def _after_death(self, policy: RestartPolicy, error: ChildError) -> float:
+        """Blame the picture that was being opened, or the source; the seconds to wait."""
+        if self._opening is not None:
+            self.report(f"reading it ended the grabber: {error}", self._opening)
+            return 0.0
+        delay_s = policy.died(str(error), time.monotonic())
+        self.report(str(error), None)
+        # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
+        return 300.0 if delay_s is None else delay_s
+
+    async def _one_grabber(self, policy: RestartPolicy) -> None:
+        """The life of one grabber."""
+        argv = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps(grabber_options(self.config))]
+        child = await Child.start(f"grabber {self.name}", argv)
+        try:
+            while True:
+                message = await child.receive(SILENCE_S)
+                self._beat()
+                if isinstance(message, GrabberReady):
+                    policy.ready(time.monotonic())
+                    log.info("source %s: watching with %s", self.name, message.decoder)
+                    await child.send(Next(), SILENCE_S)
+                else:
+                    await self._handle(child, message)
+        finally:
+            await child.stop(STOP_GRACE_S)
+
+    async def _handle(self, child: Child, message: object) -> None:
+        match message:
+            case Offer(files):
+                await child.send(Wanted(self._outbox.wanted(self.name, files)), SILENCE_S)
+            case Opening(file):
+                self._opening = file
+            case Idle():
+                self._set_state("online")
+            case Frame():
+                self._opening = None
+                self._set_state("online")
+                await self._deliver(message)
+                await child.send(Next(), SILENCE_S)
+            case Problem(reason, file):
+                self._opening = None
+                self.report(reason, file)
+                await child.send(Next(), SILENCE_S)
+            case _:
+                raise ChildError(f"the grabber sent {type(message).__name__}")
+
+    def report(self, reason: str, file: FileKey | None) -> None:
+        """Say what is wrong with a file, once (it is then dealt with), or with the source."""
+        where = f"{self.config.path}/{file.name}" if file else str(self.config.path)
+        shown = where.encode("utf-8", "backslashreplace").decode()
+        log.warning("source %s: %r: %s", self.name, shown, reason)
+        self.state.problems += 1
+        self.state.last_problem = {"where": shown, "reason": reason}
+        if file is not None:
+            self._opening = None
+            self._outbox.put(self.name, [], file)
+            self._on_change()
+        else:
+            self._set_state("offline")
+
+    def _set_state(self, state: str) -> None:
+        if self.state.state != state:
+            self.state.state = state
+            self._on_change()
+
+
+def grabber_options(config: FolderConfig) -> dict[str, object]:
+    """What a grabber is told of its source."""
+    return {
+        "type": config.type,
+        "path": str(config.path),
+        "recursive": config.recursive,
+        "poll": config.poll,
+        "settle_s": config.settle_s,
+        "rescan_s": config.rescan_s,
+        "max_side_px": MAX_SIDE_PX,
+        "max_pixels": config.max_pixels,
+        "max_file_bytes": config.max_file_mib * MIB,
+    }

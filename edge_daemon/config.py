@@ -1,0 +1,219 @@
+"""The configuration: one YAML file, checked before anything starts.
+
+Every error says file, line, column, key, value and what is expected; a misspelt key gets a suggestion.
+Defaults are the ones a Raspberry Pi owner wants; what has no sensible default is required.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from edge_daemon import yaml_file
+from edge_daemon.errors import ConfigError
+from edge_daemon.yaml_file import Document, Key
+
+NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
+"""Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
+MIB = 1 << 20
+
+
+def default_node() -> str:
+    """The host name, with what a topic level cannot hold replaced."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname().partition(".")[0]) or "node"
+
+
+def default_state_dir() -> Path:
+    """$EDGE_DAEMON_STATE_DIR, systemd's $STATE_DIRECTORY, or /var/lib/edge-daemon."""
+    named = os.environ.get("EDGE_DAEMON_STATE_DIR") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(named or "/var/lib/edge-daemon")
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MqttConfig(Section):
+    """The broker and our place on it."""
+
+    host: str = "localhost"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password: SecretStr | None = None
+    base_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")] = "edge-daemon"
+    client_id: Name | None = None
+    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+
+    @model_validator(mode="after")
+    def _password_needs_a_name(self) -> Self:
+        if self.password is not None and self.username is None:
+            raise ValueError("a password without a username is not possible in MQTT; add mqtt.username")
+        return self
+
+
+class ModelConfig(Section):
+    """Which model answers, and within which bounds."""
+
+    name: str = "demo-shapes"
+    """A model of the store, or a path to a model directory."""
+    precision: Literal["float32"] = "float32"
+    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    memory_limit_mib: Literal["auto"] | Annotated[int, Field(ge=64)] = "auto"
+    kv_positions: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    silence_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """A worker that reports no step for so long is stuck and is killed."""
+    stop_grace_s: Annotated[float, Field(ge=0)] = 20.0
+    """How long a caption in flight may take to finish when the service stops."""
+
+
+class Question(Section):
+    """A question that is asked about every picture of a source."""
+
+    id: Name
+    ask: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class FolderConfig(Section):
+    """Pictures that appear in a folder; each is captioned once."""
+
+    type: Literal["folder"]
+    path: Path
+    recursive: bool = True
+    poll: bool = False
+    """For network mounts, where the kernel tells nothing of new files."""
+    settle_s: Annotated[float, Field(ge=0, le=600)] = 2.0
+    """A file is taken when it has not changed for so long."""
+    rescan_s: Annotated[float, Field(ge=1)] = 60.0
+    caption: Literal["short", "normal", "long", "none"] = "short"
+    questions: tuple[Question, ...] = ()
+    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    max_file_mib: Annotated[int, Field(ge=1)] = 100
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError("an absolute path is expected, such as /srv/pictures")
+        return path
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        ids = [question.id for question in self.questions]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two questions have the same id")
+        if self.caption == "none" and not ids:
+            raise ValueError("there is nothing to do: set caption, or add questions")
+        return self
+
+
+class Config(Section):
+    """The whole file."""
+
+    node: Name = Field(default_factory=default_node)
+    state_dir: Path = Field(default_factory=default_state_dir)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    mqtt: MqttConfig = MqttConfig()
+    model: ModelConfig = ModelConfig()
+    sources: Annotated[dict[Name, FolderConfig], Field(min_length=1)]
+
+    @field_validator("sources")
+    @classmethod
+    def _not_reserved(cls, sources: dict[str, FolderConfig]) -> dict[str, FolderConfig]:
+        taken = sorted(RESERVED_SOURCE_NAMES & sources.keys())
+        if taken:
+            raise ValueError(f"{taken[0]!r} is a topic of the node itself; give the source another name")
+        return sources
+
+
+RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
+"""Second topic levels of a node that are not sources (the topics of the README)."""
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError that lists everything wrong with it."""
+    document = yaml_file.read(path)
+    if not isinstance(document.values, dict):
+        raise ConfigError(f"{path}:1:1: keys such as 'mqtt:' and 'sources:' are expected at the top")
+    try:
+        return Config.model_validate(document.values)
+    except ValidationError as error:
+        problems: dict[str, list[str]] = {}
+        for detail in error.errors():
+            subject, message = _explain(detail, document)
+            problems.setdefault(subject, []).append(message)
+        raise ConfigError("\n".join(f"{subject}: {' or '.join(m)}" for subject, m in problems.items())) from None
+
+
+def _explain(detail: ErrorDetails, document: Document) -> tuple[str, str]:
+    """What one problem is about (place, key, value), and what is wrong with it."""
+    key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), document)
+    subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
+    if detail["type"] == "missing":
+        return subject, "this key is required"
+    subject += f": value {_shown(key, detail['input'], document)}"
+    if detail["type"] == "extra_forbidden":
+        return subject, f"unknown key{_suggestion(key)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = re.sub(r"String should match pattern '.*'", "only letters, digits, '_' and '-' are allowed", message)
+    return subject, message[0].lower() + message[1:]
+
+
+def _real_key(key: Key, document: Document) -> Key:
+    """The part of a pydantic location that stands in the file, and one missing key at most.
+
+    pydantic adds the names of union members to its locations; these are not keys.
+    """
+    length = len(key)
+    while length and key[:length] not in document.places:
+        length -= 1
+    value = document.values
+    for part in key[:length]:
+        value = value[part]
+    return key[: length + 1] if isinstance(value, dict) else key[:length]
+
+
+def _shown(key: Key, value: Any, document: Document) -> str:
+    """A value as it may be shown: never a secret."""
+    if any("password" in str(part) for part in key) or any(k[: len(key)] == key for k in document.secrets):
+        return "(hidden)"
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _suggestion(key: Key) -> str:
+    """The known key that was probably meant."""
+    section: Any = Config
+    for part in key[:-1]:
+        section = _below(section, part)
+    if not _is_section(section):
+        return ""
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _below(annotation: Any, part: str | int) -> Any:
+    """The annotation of what stands under `part` of a section, a mapping or a list."""
+    if _is_section(annotation):
+        field = annotation.model_fields.get(str(part))
+        return field.annotation if field else None
+    arguments = get_args(annotation)
+    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None

@@ -1,0 +1,249 @@
+"""The architecture: opens the parts, runs one task for each, closes them in reverse order.
+
+    grabbers ──► slots ──► caption task ──► outbox ──► publisher ──► broker
+                               │ ▲
+                               ▼ │
+                              worker
+
+This process is asyncio and plain Python: no torch, no numpy, no image library. Children may die; it must
+live and always say what state it is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from edge_daemon import notify
+from edge_daemon.captioner import Captioner
+from edge_daemon.capture import SILENCE_S, Capture
+from edge_daemon.config import Config, FolderConfig
+from edge_daemon.errors import CaptionError, ChildError
+from edge_daemon.health import HEALTH_EVERY_S, Health
+from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
+from edge_daemon.mqtt import Connection, publish_results
+from edge_daemon.outbox import Outbox
+from edge_daemon.progress import PATIENCE_S, Progress, patiently
+from edge_daemon.results import Origin, documents, utc
+from edge_daemon.slots import Slots
+from edge_daemon.topics import Topics
+
+WORKER_TRIES = 2
+"""A picture that two workers died of is reported and left alone."""
+STUCK_MARGIN_S = 60.0
+DRAIN_S = 3.0
+WATCH_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One configuration, from start to stop."""
+
+    def __init__(self, config: Config, model_directory: Path, outbox: Outbox) -> None:
+        """Make the parts; nothing runs yet. Call it from the event loop."""
+        self.config = config
+        self.outbox = outbox
+        self.topics = Topics(config.mqtt.base_topic, config.node)
+        self.changed = asyncio.Event()
+        self.written = asyncio.Event()
+        self.stopping = asyncio.Event()
+        self.progress = Progress(time.monotonic)
+        self.slots: Slots[Origin] = Slots(config.sources)
+        self.connection = Connection(config.mqtt, self.topics, self.changed.set)
+        silence_s = max(config.model.silence_timeout_s, config.model.start_timeout_s)
+        self.caption_beat = self.progress.expect("caption", silence_s + STUCK_MARGIN_S)
+        self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
+        self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
+        self.health = Health(self.topics, self.connection, self.captioner.state, self.captures, outbox)
+
+    def _capture(self, name: str, config: FolderConfig) -> Capture:
+        beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
+
+        async def deliver(frame: Frame) -> None:
+            origin = Origin(self.config.node, name, frame, "file", time.monotonic())
+            await patiently(self.slots.put(name, origin), beat)
+
+        return Capture(name, config, self.outbox, deliver, beat, self.changed.set)
+
+    async def run(self) -> None:
+        """Run until told to stop.
+
+        Raises ModelError, BudgetError or ChildBootError when the model cannot be started.
+        """
+        async with AsyncExitStack() as closing:
+            self.connection.start()
+            closing.push_async_callback(self.connection.stop)
+            closing.push_async_callback(self._goodbye)
+            closing.push_async_callback(self.captioner.stop, self.config.model.stop_grace_s)
+            await self._until_stopped(self._start_worker())
+            if self.stopping.is_set():
+                return
+            notify.notify("READY=1")
+            await self._run_tasks()
+
+    async def _start_worker(self) -> None:
+        """Health says `starting` meanwhile."""
+        reporter = asyncio.create_task(self._report(), name="report")
+        try:
+            await self.captioner.ready()
+        finally:
+            reporter.cancel()
+
+    async def _until_stopped(self, work: Awaitable[None]) -> None:
+        """Run `work` until it ends or fails, or until `stop` is called, which cancels it."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self.stopping.wait(), name="stop")
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    async def _run_tasks(self) -> None:
+        """All tasks, until `stop` is called. What one of them raises ends the others and comes out here."""
+        publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
+        publish = publish_results(self.outbox, self.written, self.connection, publish_beat, PATIENCE_S)
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(c) for c in (publish, self._watch(), self._report())]
+            producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
+            producers.append(tasks.create_task(self._caption(), name="caption"))
+            await self.stopping.wait()
+            for task in producers:  # first, because what they finish must still go out
+                task.cancel()
+            await asyncio.wait(producers)
+            await self._drain()
+            for task in beside:
+                task.cancel()
+
+    async def _drain(self) -> None:
+        """Give the publisher a moment for the last results; what remains is sent after the next start."""
+        end_s = time.monotonic() + DRAIN_S
+        while len(self.outbox) and self.connection.connected.is_set() and time.monotonic() < end_s:
+            await asyncio.sleep(0.05)
+
+    def stop(self) -> None:
+        """Begin to stop; the caption in flight may finish."""
+        if not self.stopping.is_set():
+            log.info("stopping")
+            notify.notify("STOPPING=1\nSTATUS=finishing the caption in flight")
+            self.stopping.set()
+
+    async def _caption(self) -> None:
+        """Take the next picture, have it captioned, keep the result: for ever."""
+        while True:
+            origin = await patiently(self.slots.take(), self.caption_beat)
+            work = asyncio.ensure_future(self._one_picture(origin))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await self._finish(work)
+                raise
+
+    async def _finish(self, work: asyncio.Future[None]) -> None:
+        """The service stops: the picture in flight has its grace."""
+        await asyncio.wait([work], timeout=self.config.model.stop_grace_s)
+        if not work.done():
+            log.warning("the caption in flight took longer than %.0f s and is given up", self.config.model.stop_grace_s)
+            work.cancel()
+
+    async def _one_picture(self, origin: Origin) -> None:
+        capture = self.captures[origin.source]
+        tasks = tasks_of(capture.config)
+        try:
+            results = await self._ask(origin, tasks)
+        except (CaptionError, ChildError) as error:
+            capture.report(str(error), origin.frame.file)
+            return
+        worker = await self.captioner.ready()
+        for outcome in results.tasks:
+            if outcome.error:
+                log.warning("source %s: task %s: %s", origin.source, outcome.id, outcome.error)
+        self._keep(origin, tasks, results, worker)
+
+    def _keep(self, origin: Origin, tasks: list[Task], results: Results, worker: WorkerReady) -> None:
+        """Into the outbox; from here on nothing is lost."""
+        made = documents(origin, tasks, results, worker, time.monotonic())
+        self.outbox.put(origin.source, made, origin.frame.file)
+        state = self.captures[origin.source].state
+        state.captioned += 1
+        state.last_result_at = utc(time.time())
+        self.written.set()
+        self.changed.set()
+        for document in made:
+            words = document.get("caption") or document.get("answer")
+            log.info("source %s: %s (%.1f s)", origin.source, words, document["latency_ms"]["total"] / 1000)
+
+    async def _ask(self, origin: Origin, tasks: list[Task]) -> Results:
+        """Ask the worker; when it dies, ask the next one, once."""
+        model, frame = self.config.model, origin.frame
+        request = Request(
+            *(frame.width_px, frame.height_px, tasks, model.max_tokens, model.temperature, model.top_p, frame.payload)
+        )
+        for tries_left in reversed(range(WORKER_TRIES)):
+            try:
+                return await self.captioner.run(request)
+            except ChildError:
+                if not tries_left or not self.captioner.state.ready:
+                    raise
+        raise AssertionError("not reached")
+
+    async def _watch(self) -> None:
+        """Feed systemd's watchdog as long as every task makes progress; end with the network thread."""
+        interval_s = min(notify.watchdog_interval_s() or WATCH_S, WATCH_S)
+        while True:
+            stuck = self.progress.stuck()
+            if stuck:
+                log.error("no progress: %s; the watchdog is not fed", ", ".join(stuck))
+            else:
+                notify.notify("WATCHDOG=1")
+            await asyncio.wait([self.connection.died], timeout=interval_s)
+            if self.connection.died.done():
+                self.connection.died.result()
+
+    async def _report(self) -> None:
+        """Publish health when something changed, and every now and then."""
+        while True:
+            self.health.publish()
+            self.changed.clear()
+            try:
+                async with asyncio.timeout(HEALTH_EVERY_S):
+                    await self.changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _goodbye(self) -> None:
+        """The last health; a daemon that failed at once waits a moment for the broker to tell it why."""
+        if self.captioner.state.state == "failed":
+            await asyncio.wait([asyncio.ensure_future(self.connection.connected.wait())], timeout=DRAIN_S)
+        self.health.publish()
+
+
+def tasks_of(config: FolderConfig) -> list[Task]:
+    """What a source wants to know of each picture."""
+    caption = [] if config.caption == "none" else [Task("caption", "caption", config.caption)]
+    return caption + [Task(question.id, "query", question.ask) for question in config.questions]
+
+
+async def run(config: Config, model_directory: Path) -> None:
+    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once."""
+    outbox = Outbox(config.state_dir / "outbox.db")
+    try:
+        daemon = Daemon(config, model_directory, outbox)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())
+        await daemon.run()
+    finally:
+        outbox.close()
+
+
+def _on_signal(daemon: Daemon, main: asyncio.Task[Any] | None) -> None:
+    if daemon.stopping.is_set() and main is not None:
+        main.cancel()
+    daemon.stop()

@@ -1,0 +1,239 @@
+"""Train `demo-shapes` from nothing: `python -m edge_daemon.demo.train --out DIR`.
+
+The number of steps is fixed, so a seed gives one model, however fast the machine is. What is trained are
+exactly the modules that are used later; only the dense head, which tells the vision encoder directly what
+lies on each patch, is thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from edge_daemon.demo.samples import ROW, Batch, Packer, batch, dense_labels
+from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES
+from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
+from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
+from edge_daemon.moondream.image import reassemble
+from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.region import Region
+from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.vision import Vision
+
+NOTE = (
+    "demo-shapes is a small model for trying things out. It knows coloured shapes on plain backgrounds and "
+    "nothing else: of any other picture it says something, but nothing that means anything."
+)
+DENSE_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(DIAMETERS) + 1, len(BACKGROUNDS), 2)
+BIN_SPREAD = 1.0
+"""Standard deviation, in bins, of the soft targets of coordinates and sizes: near misses are no failures."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run depends on; goes into report.json."""
+
+    seed: int = 1
+    steps: int = 4000
+    pictures: int = 32
+    """Pictures in one step."""
+    tiled: int = 4
+    """Of these, so many in their own size."""
+    learning_rate: float = 1.5e-3
+    warm_up: int = 200
+    weight_decay: float = 0.02
+    dense_weight: float = 1.0
+
+
+def shapes_config() -> ModelConfig:
+    """The architecture: moondream's, small, with patches of 27 pixels (14 × 14 of them)."""
+    ids = build_tokenizer().get_vocab()
+    return ModelConfig(
+        name="demo-shapes",
+        vision=VisionConfig(dim=128, ff_dim=512, layers=4, heads=4, patch_px=27, crop_px=378, projection_dim=256),
+        text=TextConfig(dim=160, ff_dim=640, layers=4, heads=5, vocab=len(ids), max_context=512, rotary_dim=16),
+        region=RegionConfig(
+            coord_features=64, coord_bins=256, size_features=64, size_bins=256, inner_dim=64, size_scale="linear"
+        ),
+        cropping="template",
+        mask="causal",
+        bos_state="computed",
+        tokens=special_tokens(ids),
+        templates=templates(ids),
+        note=NOTE,
+    )
+
+
+class Trainee(nn.Module):
+    """The three parts of the model and the dense head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.region is not None, "demo-shapes has a region head"
+        self.config = config
+        self.vision = Vision(config.vision, config.text.dim)
+        self.text = Text(config.text)
+        self.region = Region(config.region, config.text.dim)
+        self.dense = nn.Linear(config.vision.dim, sum(DENSE_CLASSES) + 4)
+        for parameter in (self.vision.pos_emb, self.text.wte):
+            nn.init.normal_(parameter, std=0.02)
+        for parameter in (self.region.coord_features, self.region.size_features):
+            nn.init.normal_(parameter, std=2.0)
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """What is shipped."""
+        state = self.state_dict()
+        return {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith("dense.")}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss, each a mean over its own positions."""
+        crops = batch.crops.permute(0, 3, 1, 2).to(torch.bfloat16).div_(127.5).sub_(1.0)
+        features = self.vision.encode(crops)
+        found = {"dense": self._dense_loss(features[: len(batch.scenes)], batch)}
+        hidden = self._hidden(self._project(features, batch), batch.rows)
+        return found | self._language_losses(hidden, batch.rows)
+
+    def _project(self, features: Tensor, batch: Batch) -> Tensor:
+        """(N, P, D) → (B, P, T), by the same reassembling as at inference."""
+        whole = features[: len(batch.scenes)]
+        local = list(whole)
+        start = len(whole)
+        for index, tiling in batch.tilings:
+            end = start + tiling[0] * tiling[1]
+            local[index] = reassemble(torch.cat([whole[index : index + 1], features[start:end]]), tiling, self.config)
+            start = end
+        return self.vision.project(whole, torch.stack(local))
+
+    def _hidden(self, image: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """Hidden states (B, ROW, T) of the tails."""
+        prefix = self.config.prefix_positions
+        bos = self.text.embed(torch.full((len(image), 1), self.config.tokens.bos))
+        tails = self.text.embed(rows["token"])
+        coord, size = rows["coord"][..., None], rows["size"]
+        tails = torch.where(coord >= 0, self.region.encode_coord(coord), tails)
+        tails = torch.where(size[..., :1] >= 0, self.region.encode_size(size), tails)
+        positions = torch.cat([torch.arange(prefix).expand(len(image), -1), prefix + rows["position"]], dim=1)
+        embeddings = torch.cat([bos, image.to(bos.dtype), tails], dim=1)
+        return self.text(embeddings, positions, packed_mask(rows["tail"], prefix))[:, prefix:]
+
+    def _language_losses(self, hidden: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        said = rows["next_token"] >= 0
+        losses = {"token": F.cross_entropy(self.text.logits(hidden[said]).float(), rows["next_token"][said])}
+        placed, sized = rows["next_coord"] >= 0, rows["next_size"][..., 0] >= 0
+        losses["coord"] = soft_cross_entropy(self.region.coord_logits(hidden[placed]), rows["next_coord"][placed])
+        losses["size"] = soft_cross_entropy(self.region.size_logits(hidden[sized]), rows["next_size"][sized])
+        return losses
+
+    def _dense_loss(self, features: Tensor, batch: Batch) -> Tensor:
+        classes, boxes = (torch.from_numpy(a) for a in dense_labels(batch.scenes, self.config.vision.grid))
+        *logits, offsets = self.dense(features).float().split([*DENSE_CLASSES, 4], dim=-1)
+        loss = sum(F.cross_entropy(l.flatten(0, 1), classes[..., i].flatten()) for i, l in enumerate(logits))
+        on = classes[..., 0] > 0
+        return loss + 10 * F.smooth_l1_loss(offsets[on], boxes[on], beta=0.02)
+
+
+def soft_cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:
+    """Against a bell around the right bin instead of the bin alone."""
+    distance = torch.arange(logits.shape[-1]) - bins[..., None]
+    target = torch.softmax(-(distance**2) / (2 * BIN_SPREAD**2), dim=-1)
+    return -(target * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
+
+
+def packed_mask(tail: Tensor, prefix: int) -> Tensor:
+    """(B, 1, S, S) for a causal prefix and tails (B, ROW): a tail sees the prefix and its own past."""
+    rows, length = tail.shape
+    mask = torch.ones(rows, prefix + length, prefix + length, dtype=torch.bool).tril()
+    mask[:, prefix:, prefix:] &= tail[:, :, None] == tail[:, None, :]
+    return mask[:, None]
+
+
+class Stream(Dataset[Batch]):
+    """Batch number n of a run; each has its own random stream."""
+
+    def __init__(self, settings: Settings, config: ModelConfig) -> None:
+        self.settings = settings
+        self.packer = Packer(config)
+
+    def __len__(self) -> int:
+        return self.settings.steps
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = random.Random(f"train {self.settings.seed} {index}")
+        return batch(self.packer, rng, self.settings.pictures, self.settings.tiled)
+
+
+def batches(settings: Settings, config: ModelConfig) -> Iterator[Batch]:
+    """All batches of a run, drawn by a process of its own while the step before is computed."""
+    loader = DataLoader(Stream(settings, config), batch_size=None, num_workers=1, prefetch_factor=4)
+    return iter(loader)
+
+
+def learning_rate(step: int, settings: Settings) -> float:
+    """Linear warm-up, then half a cosine down to 1 %."""
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
+    done = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
+    return settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def optimizer_for(trainee: Trainee, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW; vectors and tables are not decayed."""
+    matrices = [p for p in trainee.parameters() if p.dim() == 2 and p is not trainee.text.wte]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in trainee.parameters() if id(p) not in chosen]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def train(settings: Settings, out: Path, log_every: int = 50, save_every: int = 500) -> Trainee:
+    """Run all steps; the model so far is saved to `out` now and then."""
+    torch.manual_seed(settings.seed)
+    trainee = Trainee(shapes_config())
+    optimizer = optimizer_for(trainee, settings)
+    start = time.perf_counter()
+    sums: dict[str, float] = {}
+    for step, batch in enumerate(batches(settings, trainee.config)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = trainee.losses(batch)
+        loss = losses["token"] + 0.25 * (losses["coord"] + losses["size"]) + settings.dense_weight * losses["dense"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimizer.step()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + float(value) / log_every
+        if (step + 1) % log_every == 0:
+            told = "  ".join(f"{name} {value:.3f}" for name, value in sums.items())
+            print(f"step {step + 1}/{settings.steps}  {told}  {time.perf_counter() - start:.0f} s", file=sys.stderr)
+            sums.clear()
+        if (step + 1) % save_every == 0:
+            save(trainee, out)
+    save(trainee, out)
+    return trainee
+
+
+def save(trainee: Trainee, out: Path) -> None:
+    """Write the model directory, without its report."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(trainee.config.to_json(), encoding="utf-8")
+    build_tokenizer().save(str(out / "tokenizer.json"))
+    save_file(trainee.model_tensors(), out / "model.safetensors")

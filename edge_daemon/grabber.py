@@ -1,0 +1,154 @@
+"""The child that reads pictures: `python -m edge_daemon.grabber --source-json JSON`.
+
+It answers each Next with one Frame or Problem; see messages.py. Pictures come from anywhere, so whatever a broken
+one does, it does it here: within a memory limit, in a process that the daemon can lose.
+It keeps nothing on disk, knows no broker and no model, and leaves at once when the daemon goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from edge_daemon.errors import WireError
+from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Opening, Wanted
+from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
+from edge_daemon.sources import Source
+
+HEARTBEAT_S = 5.0
+"""Longest time without a message while there is nothing to deliver."""
+DECODE_MEMORY_BYTES = 512 << 20
+"""What this process may allocate in all; enough for a 100-megapixel JPEG or PNG, and a 30-megapixel AVIF."""
+OOM_SCORE = 500
+"""Between the daemon (0) and the worker: whoever is killed here costs one picture."""
+
+T = TypeVar("T")
+
+
+class DaemonLink:
+    """The daemon, as a source sees it (sources.Daemon), at the other end of the pipe."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        """Start to listen: when the daemon goes, so does this process, whatever it is doing."""
+        self._pipe = pipe
+        self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._sent_s = time.monotonic()
+        self._resting: str | None = None  # the problem that was told with the last Idle since Next
+        threading.Thread(target=self._listen, name="daemon", daemon=True).start()
+
+    def wait_for_next(self) -> None:
+        """Wait until a picture is asked for. Raises WireError when something else comes."""
+        self._expect(Next)
+        self._sent_s = time.monotonic()
+        self._resting = None
+
+    def send(self, item: Any) -> None:
+        """Send one message at once; leave if nobody reads any more."""
+        try:
+            self._pipe.write(item)
+        except BrokenPipeError:
+            os._exit(0)
+        self._sent_s = time.monotonic()
+
+    def offer(self, files: list[FileKey]) -> list[bool]:
+        """Which of these files are wanted. Raises WireError when the answer is not one to this question."""
+        self.send(Offer(files))
+        flags = self._expect(Wanted).flags
+        if len(flags) != len(files):
+            raise WireError(f"{len(files)} files were offered, Wanted speaks of {len(flags)}")
+        return flags
+
+    def opening(self, file: FileKey) -> None:
+        """Say which file is read next."""
+        self.send(Opening(file))
+
+    def idle(self, problem: str) -> None:
+        """Say that there is nothing to deliver: at once after Next or when the problem changes, then now and then."""
+        if self._resting != problem:
+            self._resting = problem
+            self.send(Idle(problem))
+        self.alive()
+
+    def alive(self) -> None:
+        """Say something after HEARTBEAT_S of silence."""
+        if time.monotonic() - self._sent_s >= HEARTBEAT_S:
+            self.send(Idle(self._resting or ""))
+
+    def _expect(self, kind: type[T]) -> T:
+        message = self._received.get()
+        if not isinstance(message, kind):
+            raise WireError(f"{kind.__name__} was expected, {type(message).__name__} came")
+        return message
+
+    def _listen(self) -> None:
+        status = 0
+        try:
+            while (message := self._pipe.read()) is not None:
+                self._received.put(message)
+        except WireError as error:
+            print(f"what the daemon sent is no message: {error}", file=sys.stderr, flush=True)
+            status = 1
+        # The main thread may be deep in a decoder; nothing here needs tidying up.
+        os._exit(status)
+
+
+def main() -> None:
+    """Open the source and deliver pictures until the daemon goes."""
+    pipe = Pipe()
+    die_with_parent()
+    volunteer_for_oom(OOM_SCORE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the daemon decides what ends
+    parser = argparse.ArgumentParser(prog="edge_daemon.grabber", description="Reads pictures for edge-daemon.")
+    parser.add_argument("--source-json", required=True, help="the source, as a JSON object")
+    settings = json.loads(parser.parse_args().source_json)
+    limit_memory(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
+    daemon = DaemonLink(pipe)
+    source = open_source(settings)
+    daemon.send(GrabberReady(source.decoder))
+    while True:
+        daemon.wait_for_next()
+        daemon.send(source.next(daemon))
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Let allocations fail beyond this, and leave no core file of that size.
+
+    RLIMIT_DATA, not RLIMIT_AS: it counts what may become resident (heap, anonymous private mappings, stacks), but
+    not the address space that malloc reserves per thread and the libraries that are mapped, several times as much.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def open_source(settings: dict[str, Any]) -> Source:
+    """The source that the settings name. Raises ValueError for settings that nobody knows."""
+    kind = settings.pop("type")
+    if kind != "folder":
+        raise ValueError(f"there is no source of type {kind!r}; there is: folder")
+    from edge_daemon.decoders import open_decoder
+    from edge_daemon.picture import Limits
+    from edge_daemon.sources.folder import FolderOptions, FolderSource
+
+    decoder = open_decoder(settings.pop("decoder", "auto"))
+    limits, options = _take(Limits, settings), _take(FolderOptions, settings)
+    if settings:
+        raise ValueError(f"unknown settings: {', '.join(sorted(settings))}")
+    return FolderSource(options, limits, decoder)
+
+
+def _take(cls: type[T], settings: dict[str, Any]) -> T:
+    """A dataclass from those of the settings that are its own; they are removed."""
+    return cls(**{field.name: settings.pop(field.name) for field in fields(cls) if field.name in settings})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

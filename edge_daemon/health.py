@@ -1,0 +1,97 @@
+"""What state the daemon is in: one retained JSON document, and the availability of every source."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from edge_daemon import __version__, notify
+from edge_daemon.captioner import WorkerState
+from edge_daemon.capture import Capture
+from edge_daemon.mqtt import Connection
+from edge_daemon.outbox import Outbox
+from edge_daemon.results import SCHEMA, utc
+from edge_daemon.topics import OFFLINE, ONLINE, Topics, json_bytes
+
+HEALTH_EVERY_S = 30.0
+
+
+class Health:
+    """Reads the state of all parts; changes none."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        connection: Connection,
+        worker: WorkerState,
+        captures: Mapping[str, Capture],
+        outbox: Outbox,
+    ) -> None:
+        self._topics = topics
+        self._connection = connection
+        self._worker = worker
+        self._captures = captures
+        self._outbox = outbox
+        self._started_s = time.monotonic()
+
+    def publish(self) -> None:
+        """Set the retained topics and systemd's status line."""
+        document = self.document()
+        self._connection.state(self._topics.health, json_bytes(document))
+        for name, capture in self._captures.items():
+            payload = ONLINE if capture.state.state == "online" else OFFLINE
+            self._connection.state(self._topics.of(name, "availability"), payload)
+        notify.notify(f"STATUS={self.status_line(document)}")
+
+    def document(self) -> dict[str, Any]:
+        """The health document."""
+        return {
+            "schema": SCHEMA,
+            "state": self._state(),
+            "version": __version__,
+            "at": utc(time.time()),
+            "uptime_s": round(time.monotonic() - self._started_s),
+            "rss_bytes": psutil.Process().memory_info().rss,
+            "model": self._model(),
+            "worker": {
+                "state": self._worker.state,
+                "rss_bytes": self._worker.rss_bytes,
+                "restarts": self._worker.restarts,
+                "last_death": self._worker.last_death,
+            },
+            "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
+            "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
+        }
+
+    def _state(self) -> str:
+        """starting, ok, degraded (something does not work now) or failed (nothing can)."""
+        if self._worker.state in ("starting", "failed"):
+            return self._worker.state
+        well = all(capture.state.state == "online" for capture in self._captures.values())
+        return "ok" if well and self._worker.state == "ready" else "degraded"
+
+    def _model(self) -> dict[str, Any]:
+        ready = self._worker.ready
+        if ready is None:
+            return {}
+        return {
+            "name": ready.model,
+            "note": ready.note,
+            "precision": ready.precision,
+            "threads": ready.threads,
+            "load_s": round(ready.load_s, 1),
+            "kv_positions": ready.kv_positions,
+            "kv_bytes": ready.kv_bytes,
+            "budget_bytes": ready.budget_bytes,
+            "versions": ready.versions,
+        }
+
+    def status_line(self, document: dict[str, Any]) -> str:
+        """One line for `systemctl status`."""
+        captioned = sum(source["captioned"] for source in document["sources"].values())
+        problem = document["mqtt"]["problem"] or "broker connected"
+        return f"{document['state']}; {captioned} captioned; {document['mqtt']['queued']} queued; {problem}"

@@ -1,0 +1,96 @@
+"""From what the worker answers to the documents that subscribers read (`schema: 1`). Pure.
+
+A document is made once, when its picture has been captioned; only `seq` (the outbox) and `replayed` (the
+publisher) come later.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from edge_daemon.messages import Frame, Results, Task, TaskResult, WorkerReady
+
+SCHEMA = 1
+NAMESPACE = uuid.UUID("5f0a3f0e-6a3c-4f43-9b0e-2d6d0c9f1e11")
+"""Ours alone: ids of different programs never meet."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a frame comes from."""
+
+    node: str
+    source: str
+    frame: Frame
+    trigger: str
+    taken_s: float
+    """Monotonic time at which the daemon received the frame."""
+
+
+def documents(
+    origin: Origin, tasks: list[Task], results: Results, worker: WorkerReady, now_s: float
+) -> list[dict[str, Any]]:
+    """One document a task that has an outcome; `now_s` is monotonic."""
+    asked = {task.id: task for task in tasks}
+    return [
+        document(origin, asked[outcome.id], outcome, results, worker, now_s)
+        for outcome in results.tasks
+        if not outcome.error
+    ]
+
+
+def document(
+    origin: Origin, task: Task, outcome: TaskResult, results: Results, worker: WorkerReady, now_s: float
+) -> dict[str, Any]:
+    """One result as it is published."""
+    frame = origin.frame
+    return {
+        "schema": SCHEMA,
+        "id": result_id(origin, task),
+        "node": origin.node,
+        "source": origin.source,
+        "captured_at": utc(frame.captured_at_s),
+        "task": task.id,
+        **_words(task, outcome),
+        **({"file": frame.file.name} if frame.file else {}),
+        "model": worker.model,
+        **({"note": worker.note} if worker.note else {}),
+        "precision": worker.precision,
+        "tokens": outcome.tokens,
+        "finish_reason": outcome.finish_reason,
+        "trigger": origin.trigger,
+        "kv_tokens": worker.kv_positions,
+        "latency_ms": {
+            "capture": round(frame.capture_ms, 1),
+            "decode": round(frame.decode_ms, 1),
+            "encode": round(results.encode_ms, 1),
+            "prefill": round(results.prefill_ms + outcome.prefill_ms, 1),
+            "generate": round(outcome.generate_ms, 1),
+            "total": round(frame.capture_ms + frame.decode_ms + (now_s - origin.taken_s) * 1000, 1),
+        },
+    }
+
+
+def _words(task: Task, outcome: TaskResult) -> dict[str, Any]:
+    if task.kind == "caption":
+        return {"caption": outcome.text, "length": task.text}
+    if task.kind == "query":
+        return {"question": task.text, "answer": outcome.text, "value": outcome.text}
+    return {"target": task.text, "objects": outcome.objects}
+
+
+def result_id(origin: Origin, task: Task) -> str:
+    """The same for the same file, unchanged, and the same task: a repeated result can be recognised."""
+    if origin.frame.file is None:
+        return str(uuid.uuid4())
+    file = origin.frame.file
+    parts = (origin.node, origin.source, file.name, str(file.mtime_ns), str(file.size_bytes), task.id, task.text)
+    return str(uuid.uuid5(NAMESPACE, "\0".join(parts).encode("utf-8", "surrogateescape").hex()))
+
+
+def utc(unix_s: float) -> str:
+    """ISO 8601 in UTC with milliseconds."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

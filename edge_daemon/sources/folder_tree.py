@@ -1,0 +1,217 @@
+"""What lies in a watched folder, and what changes there: file names and keys, listing, inotify.
+
+Names are paths relative to the folder, in the file system's own encoding (surrogates stand for bytes that are
+not UTF-8). Folders are never followed through symbolic links, files are; hidden files and folders do not count.
+It knows nothing of pictures but their suffixes, and nothing of what has been delivered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Generator, Iterable, Iterator
+from fnmatch import translate
+
+from watchfiles import Change, watch
+
+from edge_daemon.messages import FileKey
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
+)
+"""Only these are looked at, so `x.jpg.part`, `x.jpg.tmp`, `x.jpg.crdownload` and `x.jpg~` wait for their renaming."""
+
+Changes = Generator[set[tuple[Change, str]], None, None]
+
+_REPLACED = "\ufffd"
+"""What watchfiles puts where a name is not valid UTF-8."""
+
+
+class Tree:
+    """The folder: what is in it now."""
+
+    def __init__(self, root: str, pattern: str | None, recursive: bool) -> None:
+        """`pattern` is a shell pattern for file names, or for relative paths when it has a slash in it."""
+        self.root = root
+        self.recursive = recursive
+        self._pattern = re.compile(translate(pattern)) if pattern else None
+        self._on_path = bool(pattern and "/" in pattern)
+
+    def path(self, name: str) -> str:
+        """The full path of a name; of the folder itself for the empty name."""
+        return os.path.join(self.root, name) if name else self.root
+
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the folder, other ones after it was replaced or mounted. Raises OSError if unusable."""
+        info = os.stat(self.root)
+        if not stat.S_ISDIR(info.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root)
+        if not os.access(self.root, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.root)
+        return info.st_dev, info.st_ino
+
+    def admits(self, name: str) -> bool:
+        """Whether a file of this name is one to look at."""
+        base = os.path.basename(name)
+        if base.startswith(".") or os.path.splitext(base)[1].lower() not in SUFFIXES:
+            return False
+        return self._pattern is None or self._pattern.match(name if self._on_path else base) is not None
+
+    def is_folder(self, name: str) -> bool:
+        """Whether this is a folder that is listed: a real one, not hidden, and folders below the first count."""
+        if not self.recursive or os.path.basename(name).startswith("."):
+            return False
+        path = self.path(name)
+        return os.path.isdir(path) and not os.path.islink(path)
+
+    def key(self, name: str) -> FileKey | None:
+        """The file as it is now, None if there is none. What cannot be looked at has a key without time and size."""
+        path = self.path(name)
+        try:
+            info = os.stat(path)
+        except OSError:
+            try:
+                info = os.lstat(path)  # a broken link is something, and has a time of its own
+            except FileNotFoundError:
+                return None
+            except OSError:
+                return FileKey(name, 0, 0)
+        if stat.S_ISDIR(info.st_mode):  # its time changes with every file put into it, which makes it no new thing
+            return FileKey(name, 0, 0)
+        return FileKey(name, info.st_mtime_ns, info.st_size)
+
+    def entries(self, folder: str, below: list[str]) -> Iterator[FileKey]:
+        """The files of one folder that are to be looked at; its sub-folders are added to `below`.
+
+        A sub-folder that cannot be listed is itself such a file, so that it is reported like one. Raises OSError
+        when the watched folder itself cannot be listed.
+        """
+        try:
+            listing = os.scandir(self.path(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            if not folder:
+                raise
+            return
+        except OSError:
+            if not folder:
+                raise
+            yield FileKey(folder, 0, 0)
+            return
+        with listing:
+            for entry in listing:
+                name = os.path.join(folder, entry.name)
+                if self.recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    below.append(name)
+                if self.admits(name) and (key := self.key(name)) is not None:
+                    yield key
+
+
+class Watch:
+    """Which names changed in which folders: inotify, through watchfiles.
+
+    The folders are named one by one instead of letting watchfiles go down by itself: it follows symbolic links
+    to folders (one to `/` would have it watch the whole machine), and a file that is put into a new folder before
+    that is watched would be missed.
+    """
+
+    def __init__(self, root: str, enabled: bool) -> None:
+        """Watch nothing yet. When not `enabled`, never."""
+        self.problem = ""
+        """Why changes are not seen, in words; empty while they are."""
+        self._root = root
+        self._enabled = enabled
+        self._folders: set[str] = set()
+        self._changes: Changes | None = None
+        self._unread: set[str] = set()
+
+    def add(self, folders: Iterable[str]) -> None:
+        """Watch these folders as well, from before this returns."""
+        new = {folder for folder in folders if _is_utf8(folder)} - self._folders
+        if not self._enabled or not new:
+            return
+        self._folders |= new
+        before = self._changes
+        try:
+            self._changes = self._start()
+            self.problem = ""
+        except OSError as error:
+            self._fail(str(error))
+        if before is not None:
+            self._drain(before)
+            before.close()
+
+    def drop(self, folder: str) -> None:
+        """Forget a folder that was moved, deleted or replaced, and everything below it."""
+        if not folder:
+            self._folders.clear()
+        elif folder in self._folders:
+            self._folders = {name for name in self._folders if name != folder and not name.startswith(f"{folder}/")}
+
+    def clear(self) -> None:
+        """Watch nothing any more."""
+        self._folders.clear()
+        if self._changes is not None:
+            self._changes.close()
+            self._changes = None
+        self._unread.clear()
+        self.problem = ""
+
+    def changed(self) -> set[str]:
+        """The names that changed since the last call; takes about a millisecond. The empty name is the folder."""
+        if self._changes is not None:
+            self._drain(self._changes)
+        names, self._unread = self._unread, set()
+        return names
+
+    def _start(self) -> Changes:
+        """Begin to watch all folders. Raises OSError when the system allows no more of it."""
+        while True:
+            changes = watch(
+                *(path for folder in self._folders if os.path.isdir(path := os.path.join(self._root, folder))),
+                watch_filter=None,
+                recursive=False,
+                force_polling=False,
+                ignore_permission_denied=True,
+                debug=False,
+                # We ask often and never wait inside: 1 ms without a change is the end of an answer.
+                step=1,
+                debounce=20,
+                rust_timeout=1,
+                yield_on_timeout=True,
+            )
+            try:
+                self._note(next(changes))
+                return changes
+            except FileNotFoundError:  # a folder vanished in between; the others remain
+                continue
+
+    def _drain(self, changes: Changes) -> None:
+        try:
+            self._note(next(changes))
+        except (RuntimeError, StopIteration) as error:  # RuntimeError: watchfiles' own internal error
+            self._fail(str(error))
+
+    def _note(self, changes: set[tuple[Change, str]]) -> None:
+        for _, path in changes:
+            name = os.path.relpath(path, self._root)
+            # A name that watchfiles could not spell: look at the folder that it lies in.
+            self._unread.add(os.path.dirname(name) if _REPLACED in name else "" if name == "." else name)
+
+    def _fail(self, why: str) -> None:
+        self._changes = None
+        self._folders.clear()
+        self.problem = (
+            f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {why} "
+            "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether watchfiles can be given this name; if not, the rescans find what is in there."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

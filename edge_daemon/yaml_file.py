@@ -1,0 +1,135 @@
+"""A YAML file as plain values, with the place of every key and the tags `!env`, `!file` and `!credential`.
+
+It knows YAML and nothing of our configuration. Secrets come in by tags, so that the file itself can be
+shown to anybody:
+
+    password: !env MQTT_PASSWORD          an environment variable
+    password: !file /etc/edge-daemon/pw   the first line of a file (relative to the YAML file)
+    password: !credential mqtt-password   a systemd credential (LoadCredential=)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edge_daemon.errors import ConfigError
+
+Key = tuple[str | int, ...]
+"""The way from the top to a value: ("mqtt", "port"), ("sources", "porch", "questions", 0)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands; lines and columns count from 1."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """The content of one YAML file."""
+
+    path: Path
+    values: Any
+    places: dict[Key, Place]
+    """Of every key (its own place, not its value's) and list item."""
+    secrets: frozenset[Key]
+    """Keys whose value came in by a tag and must not be shown."""
+
+    def where(self, key: Key) -> str:
+        """`file:line:column` of a key, or of the nearest key above it."""
+        while key and key not in self.places:
+            key = key[:-1]
+        place = self.places.get(key, Place(1, 1))
+        return f"{self.path}:{place.line}:{place.column}"
+
+
+def read(path: Path) -> Document:
+    """Read a YAML file. Raises ConfigError with the place for everything that is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    reader = _Reader(path)
+    values = {} if root is None else reader.value(root, ())
+    return Document(path, values, reader.places, frozenset(reader.secrets))
+
+
+class _Reader:
+    """Turns YAML nodes into values and remembers where they stood."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[Key, Place] = {}
+        self.secrets: set[Key] = set()
+        self._scalars = yaml.SafeLoader("")
+        self._tags = {"!env": self._env, "!file": self._file, "!credential": self._credential}
+
+    def value(self, node: yaml.Node, key: Key) -> Any:
+        self.places.setdefault(key, Place(node.start_mark.line + 1, node.start_mark.column + 1))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
+        if node.tag in self._tags:
+            self.secrets.add(key)
+            return self._tags[node.tag](str(node.value), node)
+        try:
+            return self._scalars.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            known = ", ".join(self._tags)
+            raise self._error(node, f"{node.value!r} cannot be read; the tags known here are {known}") from error
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[Any, Any]:
+        values: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            name = self._scalars.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(name, str | int) or isinstance(name, bool):
+                raise self._error(key_node, "a key must be a plain word; put it in quotes if it looks like a value")
+            if name in values:
+                raise self._error(key_node, f"the key {name!r} stands here twice")
+            self.places[(*key, name)] = Place(key_node.start_mark.line + 1, key_node.start_mark.column + 1)
+            values[name] = self.value(value_node, (*key, name))
+        return values
+
+    def _env(self, name: str, node: yaml.Node) -> str:
+        if name not in os.environ:
+            raise self._error(node, f"the environment variable {name!r} is not set")
+        return os.environ[name]
+
+    def _file(self, name: str, node: yaml.Node) -> str:
+        return self._first_line(self.path.parent / name, node)
+
+    def _credential(self, name: str, node: yaml.Node) -> str:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise self._error(
+                node, f"no systemd credential {name!r}: $CREDENTIALS_DIRECTORY is not set (LoadCredential=)"
+            )
+        return self._first_line(Path(directory) / name, node)
+
+    def _first_line(self, path: Path, node: yaml.Node) -> str:
+        try:
+            return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except OSError as error:
+            raise self._error(node, f"the secret in {path} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise self._error(node, f"the secret in {path} is not UTF-8 text") from error
+
+    def _error(self, node: yaml.Node, text: str) -> ConfigError:
+        return ConfigError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {text}")
