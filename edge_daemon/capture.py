@@ -19,7 +19,7 @@ from edge_daemon.config import MIB, FolderConfig
 from edge_daemon.errors import ChildError
 from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
 from edge_daemon.outbox import Outbox
-from edge_daemon.supervisor import RestartPolicy
+from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
 
 MAX_SIDE_PX = 512
 """Longer side of a frame; in the template scheme that costs one vision pass instead of up to five."""
@@ -60,6 +60,8 @@ class Capture:
         self._beat = beat
         self._on_change = on_change
         self._opening: FileKey | None = None
+        self._suspect: FileKey | None = None
+        """The file that the last grabber died of; dying of it again proves its guilt."""
 
     async def run(self) -> None:
         """Capture for ever; a dead grabber is started again after a while."""
@@ -75,14 +77,19 @@ class Capture:
                 await asyncio.sleep(min(left_s, 1.0))
 
     def _after_death(self, policy: RestartPolicy, error: ChildError) -> float:
-        """Blame the picture that was being opened, or the source; the seconds to wait."""
-        if self._opening is not None:
-            self.report(f"reading it ended the grabber: {error}", self._opening)
-            return 0.0
-        delay_s = policy.died(str(error), time.monotonic())
-        self.report(str(error), None)
+        """Blame the picture that was being opened, when it is the second grabber's death; the seconds to wait.
+
+        One death proves nothing: a kill from outside or a fault of our own must not cost a good picture.
+        """
         # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
-        return 300.0 if delay_s is None else delay_s
+        delay_s = policy.died(str(error), time.monotonic()) or LONGEST_DELAY_S
+        opening, self._opening = self._opening, None
+        if opening is not None and opening == self._suspect:
+            self.report(f"reading it ended the grabber twice: {error}", opening)
+        else:
+            self.report(f"{error}; next start in {delay_s:.0f} s", None)
+        self._suspect = opening
+        return delay_s
 
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
@@ -107,8 +114,8 @@ class Capture:
                 await child.send(Wanted(self._outbox.wanted(self.name, files)), SILENCE_S)
             case Opening(file):
                 self._opening = file
-            case Idle():
-                self._set_state("online")
+            case Idle(problem):
+                self._rest(problem)
             case Frame():
                 self._opening = None
                 self._set_state("online")
@@ -122,18 +129,25 @@ class Capture:
                 raise ChildError(f"the grabber sent {type(message).__name__}")
 
     def report(self, reason: str, file: FileKey | None) -> None:
-        """Say what is wrong with a file, once (it is then dealt with), or with the source."""
+        """Say once what is wrong with a file, which is then dealt with, or with the source."""
         where = f"{self.config.path}/{file.name}" if file else str(self.config.path)
         shown = where.encode("utf-8", "backslashreplace").decode()
         log.warning("source %s: %r: %s", self.name, shown, reason)
         self.state.problems += 1
         self.state.last_problem = {"where": shown, "reason": reason}
-        if file is not None:
-            self._opening = None
-            self._outbox.put(self.name, [], file)
-            self._on_change()
-        else:
+        if file is None:
             self._set_state("offline")
+            return
+        self._outbox.put(self.name, [], file)
+        self._on_change()
+
+    def _rest(self, problem: str) -> None:
+        """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""
+        known = self.state.state == "offline" and self.state.last_problem.get("reason") == problem
+        if problem and not known:
+            self.report(problem, None)
+        elif not problem:
+            self._set_state("online")
 
     def _set_state(self, state: str) -> None:
         if self.state.state != state:

@@ -6,8 +6,8 @@ libvips ends the whole process when memory runs out in a GIF (its GIF reader all
 
 Both: the first frame only, turned upright by its EXIF orientation, shrunk with a Lanczos filter (never enlarged),
 embedded colour profiles converted to sRGB, transparency put on white (most transparent pictures are drawings made
-for a page), 16 bits cut to 8. A CMYK picture without a profile is the one thing they see differently: libvips
-has a press profile built in, Pillow inverts. Broken pictures are errors here, never half-grey pictures.
+for a page), 16 bits cut to 8. A broken picture is an error, not a picture that is half grey; but a JPEG with a hole
+in the middle is one to libvips alone, because Pillow does not pass on what libjpeg says of it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ ORIENTATION = 0x0112
 _GREY = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma, which is what Pillow's conversion to "L" uses."""
 
+_TRIFLES = re.compile(r"extraneous bytes|SOS parameters|Adobe color|JFIF revision|ICC marker|progression sequence")
+"""Warnings of libjpeg (jerror.h) that cost no pixel."""
+_NO_HEADER = "its header makes no sense"
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error),
     *(AttributeError, RuntimeError, AssertionError),
@@ -81,11 +84,17 @@ class VipsDecoder:
         if kind in ("gif", "bmp"):
             return self._pillow.decode(data, kind, limits)
         try:
-            return self._decode(data, kind, limits)
+            # Libjpeg only warns when a part of the picture is missing, but also of trifles that all readers forgive.
+            return self._decode(data, kind, limits, fail_on="warning" if kind == "jpeg" else "error")
+        except self._vips.Error as error:
+            if kind != "jpeg" or not _TRIFLES.search(str(error)):
+                raise self._explain(str(error), kind) from error
+        try:
+            return self._decode(data, kind, limits, fail_on="error")
         except self._vips.Error as error:
             raise self._explain(str(error), kind) from error
 
-    def _decode(self, data: bytes, kind: str, limits: Limits) -> Picture:
+    def _decode(self, data: bytes, kind: str, limits: Limits, fail_on: str) -> Picture:
         header = self._vips.Image.new_from_buffer(data, "", access="sequential")
         width, height = header.width, header.height
         if header.get_typeof("orientation") and header.get("orientation") >= 5:
@@ -104,7 +113,7 @@ class VipsDecoder:
             size="force",
             **({"output_profile": "srgb"} if profile else {}),
             # The operation's own `fail_on` is ignored for buffers (libvips issue 5195); the loader's is not.
-            option_string="[fail_on=error]",
+            option_string=f"[fail_on={fail_on}]",
         )
         image = image.colourspace("srgb")
         if image.hasalpha():
@@ -112,16 +121,17 @@ class VipsDecoder:
         image = image.cast("uchar").copy_memory()
         grey = image.recomb([list(_GREY)]).rint().cast("uchar")
         thumbnail = grey.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="force")
-        return Picture(to_width, to_height, width, height, image.write_to_memory(), thumbnail.write_to_memory())
+        return Picture(to_width, to_height, width, height, bytes(image.write_to_memory()), bytes(thumbnail.write_to_memory()))
 
     def _explain(self, text: str, kind: str) -> Exception:
         """One of our errors from libvips' log of everything that went wrong."""
         if re.search(r"(out of|insufficient) memory|memory alloc", text, re.IGNORECASE):
             return MemoryError(text)
-        lines = [line.strip() for line in text.splitlines() if ": " in line] or [text]
+        lines = [line.strip() for line in text.splitlines() if ": " in line]
+        detail = lines[-1] if lines else ""
         if kind in ("heic", "avif") and re.search(r"unsupported|no decoding plugin", text, re.IGNORECASE):
-            return PictureError(f"this build of libvips cannot decode {KINDS[kind]}: {lines[-1]}")
-        return damaged(kind, lines[-1])
+            return PictureError(f"this build of libvips cannot decode {KINDS[kind]} ({detail}); convert it to JPEG")
+        return damaged(kind, _NO_HEADER if "known format" in detail else detail)
 
 
 class PillowDecoder:
@@ -148,7 +158,7 @@ class PillowDecoder:
         except (PictureError, MemoryError):
             raise
         except _BROKEN as error:
-            raise damaged(kind, str(error)) from error
+            raise damaged(kind, _NO_HEADER if "cannot identify" in str(error) else str(error)) from error
 
     def _decode(self, data: bytes, kind: str, limits: Limits) -> Picture:
         if kind == "png":  # the checksums, which reading the pixels does not look at

@@ -157,7 +157,8 @@ def fit(width_px: int, height_px: int, max_side_px: int) -> tuple[int, int]:
 
 def damaged(kind: str, detail: str) -> PictureError:
     """The error for a picture that began well: `detail` is what the library said."""
-    return PictureError(f"damaged or incomplete {KINDS[kind]}: {' '.join(detail.split())[:200] or 'no details'}")
+    text = " ".join(detail.split())[:200]
+    return PictureError(f"damaged or incomplete {KINDS[kind]}" + (f": {text}" if text else ""))
 
 
 def _memory_limit() -> str:

@@ -1,0 +1,184 @@
+"""Model directories with random weights, in the published shapes and in tiny ones. Knows nothing of pytest.
+
+The weights are scaled so that every layer matters and logits have a standard deviation of about 1: a
+difference of 1e-4 between two logits is then a small one, and a real mistake is thousands of times larger.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+
+from edge_daemon.moondream.config import (
+    BosState,
+    Cropping,
+    Mask,
+    ModelConfig,
+    RegionConfig,
+    SizeScale,
+    Templates,
+    TextConfig,
+    Tokens,
+    VisionConfig,
+)
+from edge_daemon.moondream.generate import extend
+from edge_daemon.moondream.kv_cache import KVCache
+from edge_daemon.moondream.model import BOS_KV
+from edge_daemon.moondream.region import Region
+from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.vision import Vision
+
+EOS, ANSWER, UNKNOWN = 0, 1, 2
+STEMS = (
+    "a an the red green blue round square star disc on in left right above below small large bright dark sky sea "
+    "tree bird boat house road man dog cat is are two three and with of near far old new water grass one"
+).split()
+
+HALF_BILLION = ModelConfig(
+    name="moondream-0.5b",
+    vision=VisionConfig(dim=720, ff_dim=2690, layers=27, heads=10, patch_px=14, crop_px=378, projection_dim=8192),
+    text=TextConfig(dim=1024, ff_dim=4096, layers=24, heads=16, vocab=51200, max_context=2048, rotary_dim=32),
+    region=RegionConfig(
+        coord_features=256, coord_bins=1024, size_features=512, size_bins=1024, inner_dim=8192, size_scale="linear"
+    ),
+    cropping="template",
+    mask="causal",
+    bos_state="stored",
+    tokens=Tokens(bos=50256, eos=50256),
+    templates=Templates(
+        caption={"short": [198, 198, 16438, 8305, 25], "normal": [198, 198, 24334, 1159, 25]},
+        query={"prefix": [198, 198, 24361, 25], "suffix": [198, 198, 33706, 25]},
+        detect={"prefix": [198, 198, 47504, 25], "suffix": [628]},
+    ),
+)
+
+TWO_BILLION = replace(
+    HALF_BILLION,
+    name="moondream-2b",
+    vision=VisionConfig(dim=1152, ff_dim=4304, layers=27, heads=16, patch_px=14, crop_px=378, projection_dim=8192),
+    text=TextConfig(dim=2048, ff_dim=8192, layers=24, heads=32, vocab=51200, max_context=2048, rotary_dim=32),
+    region=RegionConfig(
+        coord_features=256, coord_bins=1024, size_features=512, size_bins=1024, inner_dim=8192, size_scale="log2"
+    ),
+    cropping="overlap",
+    mask="prefix",
+    bos_state="computed",
+    tokens=Tokens(bos=0, eos=0, answer=3),
+    templates=Templates(
+        caption={
+            "short": [1, 32708, 2, 12492, 3],
+            "normal": [1, 32708, 2, 6382, 3],
+            "long": [1, 32708, 2, 4059, 3],
+        },
+        query={"prefix": [1, 15381, 2], "suffix": [3]},
+        detect={"prefix": [1, 7235, 476, 2], "suffix": [3]},
+        point={"prefix": [1, 2581, 2], "suffix": [3]},
+    ),
+)
+
+
+def tiny_config(
+    cropping: Cropping = "template",
+    mask: Mask = "causal",
+    bos_state: BosState = "computed",
+    size_scale: SizeScale = "linear",
+) -> ModelConfig:
+    """A model of 100 patches (10 × 10 of 3 px) in which no two sizes are equal that could be mixed up."""
+    return ModelConfig(
+        name="tiny",
+        vision=VisionConfig(dim=24, ff_dim=40, layers=2, heads=3, patch_px=3, crop_px=30, projection_dim=28),
+        text=TextConfig(dim=32, ff_dim=56, layers=3, heads=4, vocab=96, max_context=200, rotary_dim=4),
+        region=RegionConfig(
+            coord_features=8, coord_bins=16, size_features=12, size_bins=10, inner_dim=20, size_scale=size_scale
+        ),
+        cropping=cropping,
+        mask=mask,
+        bos_state=bos_state,
+        tokens=Tokens(bos=5, eos=EOS, answer=ANSWER),
+        templates=Templates(
+            caption={"short": [9, 10, 11], "normal": [9, 12, 13, 11]},
+            query={"prefix": [14, 15], "suffix": [16, 11]},
+            detect={"prefix": [17], "suffix": [18]},
+            point={"prefix": [19], "suffix": [18]},
+        ),
+    )
+
+
+def tokenizer() -> Tokenizer:
+    """Words with and without the space before them, so that an answer can be cut inside a word."""
+    words = [*("Ġ" + stem for stem in STEMS), *STEMS]
+    names = ["<eos>", "<answer>", "<unk>", *words]
+    built = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    return built
+
+
+def fill(module: nn.Module, generator: torch.Generator) -> None:
+    """Random numbers in place (uniform: three times as fast as normal ones), by the kind of parameter."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.dim() == 1:
+            is_norm_weight = name.endswith(("ln.weight", "ln1.weight", "ln2.weight"))
+            centre, std = (1.0, 0.1) if is_norm_weight else (0.0, 0.1)
+        elif name in ("wte", "pos_emb", "coord_features", "size_features"):
+            centre, std = 0.0, 1.0
+        else:
+            centre, std = 0.0, 1.0 / math.sqrt(parameter.shape[1])
+        parameter.uniform_(centre - std * math.sqrt(3), centre + std * math.sqrt(3), generator=generator)
+
+
+def random_tensors(config: ModelConfig, seed: int, own_bos: bool = True) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, made in place.
+
+    `own_bos`: the stored BOS is what the decoder itself computes, as in a real checkpoint; otherwise it is
+    random, so that a test can tell whether it is used at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        parts = {"vision": Vision(config.vision, config.text.dim), "text": (text := Text(config.text))}
+        if config.region is not None:
+            parts["region"] = Region(config.region, config.text.dim)
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in parts.items():
+        fill(part.to_empty(device="cpu"), generator)
+        tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.state_dict().items()}
+    if config.bos_state == "stored":
+        kv = bos_kv(text, config)
+        tensors[BOS_KV] = kv if own_bos else torch.randn(kv.shape, generator=generator)
+    return tensors
+
+
+def bos_kv(text: Text, config: ModelConfig) -> Tensor:
+    """Keys and values of BOS alone, (layers, 2, heads, 1, head_dim)."""
+    cache = KVCache(config, config.prefix_positions + 1)
+    with torch.inference_mode():
+        extend(text, cache, text.embed(torch.tensor([[config.tokens.bos]])), None)
+        return cache._kv[:, :, :, :1].clone()
+
+
+def write_model(
+    directory: Path, config: ModelConfig, seed: int = 0, own_bos: bool = True, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A complete model directory; the tensors are held once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = random_tensors(config, seed, own_bos)
+    for name in tensors:
+        tensors[name] = tensors[name].to(dtype)
+    write_tensors(directory, config, tensors)
+    return directory
+
+
+def write_tensors(directory: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """A model directory of the given tensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(config.to_json(), encoding="utf-8")
+    tokenizer().save(str(directory / "tokenizer.json"))
