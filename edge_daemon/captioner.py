@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +17,7 @@ from typing import NoReturn
 from edge_daemon import memory
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
-from edge_daemon.errors import BudgetError, CaptionError, ChildBootError, ChildError, ModelError
+from edge_daemon.errors import BudgetError, CaptionError, ChildBootError, ChildError, ChildTimeout, ModelError
 from edge_daemon.messages import Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.supervisor import RestartPolicy
 
@@ -42,13 +42,20 @@ class Captioner:
     """One worker at a time."""
 
     def __init__(
-        self, config: ModelConfig, directory: Path, beat: Callable[[], None], on_change: Callable[[], None]
+        self,
+        config: ModelConfig,
+        directory: Path,
+        beat: Callable[[], None],
+        on_change: Callable[[], None],
+        command: Sequence[str] = (sys.executable, "-m", "edge_daemon.worker"),
     ) -> None:
+        """`command` is the worker; its options are added to it."""
         self.config = config
         self.directory = directory
         self.state = WorkerState()
         self._beat = beat
         self._on_change = on_change
+        self._command = command
         self._policy = RestartPolicy()
         self._child: Child | None = None
 
@@ -78,9 +85,9 @@ class Captioner:
             raise
         if isinstance(answer, Failed):
             raise CaptionError(answer.reason)
-        if not isinstance(answer, Results):
+        if not isinstance(answer, Results) or [t.id for t in answer.tasks] != [t.id for t in request.tasks]:
             await self._child.kill()
-            await self._after_death(ChildError(f"the worker answered a request with {type(answer).__name__}"))
+            await self._after_death(ChildError(f"the worker answered what was not asked: {type(answer).__name__}"))
             raise ChildError(self.state.last_death)
         self.state.rss_bytes = answer.rss_bytes
         return answer
@@ -95,7 +102,7 @@ class Captioner:
         configured = self.config.memory_limit_mib
         limits = memory.read_limits(None if configured == "auto" else configured * MIB)
         budget = memory.budget(limits)
-        argv = [sys.executable, "-m", "edge_daemon.worker", "--model", str(self.directory)]
+        argv = [*self._command, "--model", str(self.directory)]
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
         self._change("starting")
@@ -125,7 +132,10 @@ class Captioner:
     async def _handshake(self, child: Child) -> WorkerReady:
         deadline_s = time.monotonic() + self.config.start_timeout_s
         while True:
-            answer = await child.receive(max(0.0, deadline_s - time.monotonic()))
+            try:
+                answer = await child.receive(max(0.0, deadline_s - time.monotonic()))
+            except ChildTimeout as error:  # the same words every time: what never becomes ready is hopeless
+                raise ChildTimeout(f"the worker was not ready within {self.config.start_timeout_s:.0f} s") from error
             self._beat()
             if isinstance(answer, WorkerReady):
                 return answer

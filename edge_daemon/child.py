@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from edge_daemon import messages, wire
@@ -92,16 +94,24 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL and reap; nothing happens if it has gone already."""
+        """SIGKILL to its whole session, and reap; nothing happens if it has gone already."""
         if self._process.returncode is None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
             try:
                 async with asyncio.timeout(REAP_S):
+                    await self._read_to_the_end()
                     await self._process.wait()
             except TimeoutError:
                 log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
         await asyncio.wait([self._stderr], timeout=1.0)
         self._stderr.cancel()
+
+    async def _read_to_the_end(self) -> None:
+        """Throw away what nobody has read: asyncio ends its wait only when every pipe has ended, and closes it then."""
+        assert self._process.stdout is not None
+        while await self._process.stdout.read(wire.MAX_HEADER_BYTES):
+            pass
 
     async def _give_up(self, what: str) -> None:
         await self.kill()
@@ -113,7 +123,8 @@ class Child:
             async with asyncio.timeout(1.0):
                 await self._process.wait()
         except TimeoutError:
-            pass  # it closed its pipe and lives on: kill() ends that
+            await self.kill()
+            raise ChildDied(f"the {self.name} closed its pipe and was killed") from None
         await self.kill()
         words = f"; its last words: {self._last_lines[-1]}" if self._last_lines else ""
         raise ChildDied(f"the {self.name} {exit_in_words(self._process.returncode)}{words}")
@@ -139,6 +150,6 @@ def exit_in_words(returncode: int | None) -> str:
         return "does not react"
     if returncode >= 0:
         return f"ended with exit code {returncode}"
-    name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else str(-returncode)
+    name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"
     why = {"SIGKILL": " (perhaps out of memory)", "SIGILL": " (a program made for a newer processor)"}.get(name, "")
     return f"was ended by {name}{why}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edge_daemon import __version__
-from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, UnavailableError
+from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
 
 OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
 """Exit codes; 69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h. The unit never restarts on 78."""
@@ -128,6 +129,7 @@ def _add_demo(commands: Commands) -> None:
     )
     command.add_argument("--pictures", type=int, default=6, metavar="N", help="sample pictures (default: 6)")
     command.add_argument("--json", action="store_true", help="print only what was received, one JSON document a line")
+    command.add_argument("--embedded", action="store_true", help="use the Python broker even if mosquitto is here")
     command.set_defaults(command=demo)
 
 
@@ -138,6 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = config.load(arguments.config)
     set_up(settings.log_level)
+    faulthandler.enable()  # systemd's watchdog ends us with SIGABRT: say where we were
     try:
         directory = models.directory_of(settings.model.name, settings.state_dir)
     except UnavailableError as error:
@@ -145,7 +148,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         asyncio.run(daemon.run(settings, directory))
     except* EdgeDaemonError as group:
-        raise _first(group) from group
+        error = _first(group)
+        if isinstance(error, ModelError):  # its files will be no better after a restart
+            raise ConfigError(f"{arguments.config}: model.name: {error}") from group
+        raise error from group
     return OK
 
 
@@ -190,4 +196,4 @@ def demo(arguments: argparse.Namespace) -> int:
     """`edge-daemon demo`."""
     from edge_daemon.demo import show
 
-    return OK if show.run(arguments.pictures, arguments.json) else UNEXPECTED
+    return OK if show.run(arguments.pictures, as_json=arguments.json, embedded=arguments.embedded) else UNEXPECTED

@@ -7,13 +7,24 @@ Defaults are the ones a Raspberry Pi owner wants; what has no sensible default i
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from edge_daemon import yaml_file
@@ -23,7 +34,21 @@ from edge_daemon.yaml_file import Document, Key
 NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
 """Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
+TOPIC_PATTERN = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
+HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$"
+"""A host name, an IPv4 or an IPv6 address."""
+RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
+"""Second topic levels of a node that are not sources (the topics of the README)."""
 MIB = 1 << 20
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED_SOURCE_NAMES:
+        raise ValueError("this is a topic of the node itself; give the source another name")
+    return name
+
+
+SourceName = Annotated[Name, AfterValidator(_not_reserved)]
 
 
 def default_node() -> str:
@@ -40,17 +65,24 @@ def default_state_dir() -> Path:
 class Section(BaseModel):
     """Unknown keys are errors, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_word(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a word or a number is expected; YAML takes yes, no, on and off for true and false")
+        return value
 
 
 class MqttConfig(Section):
     """The broker and our place on it."""
 
-    host: str = "localhost"
+    host: Annotated[str, Field(pattern=HOST_PATTERN, max_length=253)] = "localhost"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
     username: str | None = None
     password: SecretStr | None = None
-    base_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")] = "edge-daemon"
+    base_topic: Annotated[str, Field(pattern=TOPIC_PATTERN)] = "edge-daemon"
     client_id: Name | None = None
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
 
@@ -115,6 +147,8 @@ class FolderConfig(Section):
         ids = [question.id for question in self.questions]
         if len(set(ids)) != len(ids):
             raise ValueError("two questions have the same id")
+        if "caption" in ids:
+            raise ValueError("the id 'caption' is taken by the caption itself; give the question another one")
         if self.caption == "none" and not ids:
             raise ValueError("there is nothing to do: set caption, or add questions")
         return self
@@ -128,19 +162,7 @@ class Config(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     mqtt: MqttConfig = MqttConfig()
     model: ModelConfig = ModelConfig()
-    sources: Annotated[dict[Name, FolderConfig], Field(min_length=1)]
-
-    @field_validator("sources")
-    @classmethod
-    def _not_reserved(cls, sources: dict[str, FolderConfig]) -> dict[str, FolderConfig]:
-        taken = sorted(RESERVED_SOURCE_NAMES & sources.keys())
-        if taken:
-            raise ValueError(f"{taken[0]!r} is a topic of the node itself; give the source another name")
-        return sources
-
-
-RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
-"""Second topic levels of a node that are not sources (the topics of the README)."""
+    sources: Annotated[dict[SourceName, FolderConfig], Field(min_length=1)]
 
 
 def load(path: Path) -> Config:
@@ -160,37 +182,57 @@ def load(path: Path) -> Config:
 
 def _explain(detail: ErrorDetails, document: Document) -> tuple[str, str]:
     """What one problem is about (place, key, value), and what is wrong with it."""
-    key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), document)
+    missing = detail["type"] == "missing"
+    key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), missing, document)
     subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
-    if detail["type"] == "missing":
+    if missing:
         return subject, "this key is required"
     subject += f": value {_shown(key, detail['input'], document)}"
     if detail["type"] == "extra_forbidden":
         return subject, f"unknown key{_suggestion(key)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    message = re.sub(r"String should match pattern '.*'", "only letters, digits, '_' and '-' are allowed", message)
+    if detail["type"] == "string_pattern_mismatch":
+        return subject, PATTERNS_IN_WORDS[detail["ctx"]["pattern"]]
+    message = TYPES_IN_WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
     return subject, message[0].lower() + message[1:]
 
 
-def _real_key(key: Key, document: Document) -> Key:
-    """The part of a pydantic location that stands in the file, and one missing key at most.
+PATTERNS_IN_WORDS = {
+    NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
+    TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
+    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
+}
+TYPES_IN_WORDS = {
+    "dict_type": "names with settings below them are expected",
+    "model_type": "keys with values are expected",
+    "path_type": "a path is expected",
+    "string_type": "a text is expected, in quotes if it looks like a number",
+    "too_short": "at least one is expected",
+    "tuple_type": "a list is expected",
+}
+
+
+def _real_key(key: Key, missing: bool, document: Document) -> Key:
+    """The part of a pydantic location that stands in the file, and the missing key if one is missing.
 
     pydantic adds the names of union members to its locations; these are not keys.
     """
     length = len(key)
     while length and key[:length] not in document.places:
         length -= 1
-    value = document.values
-    for part in key[:length]:
-        value = value[part]
-    return key[: length + 1] if isinstance(value, dict) else key[:length]
+    return key[: length + missing]
 
 
 def _shown(key: Key, value: Any, document: Document) -> str:
-    """A value as it may be shown: never a secret."""
-    if any("password" in str(part) for part in key) or any(k[: len(key)] == key for k in document.secrets):
+    """A value as it may be shown: never a secret, not even behind a misspelt key."""
+    words = [str(part).lower() for part in key]
+    if any(re.search("pass|pwd|secret", word) or difflib.get_close_matches(word, ["password"]) for word in words):
         return "(hidden)"
-    text = repr(str(value) if isinstance(value, Path) else value)
+    if any(secret[: len(key)] == key for secret in document.secrets):
+        return "(hidden)"
+    if isinstance(value, dict | list):
+        return "(a list)" if isinstance(value, list) else "(keys with values)"
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    text = re.sub(r"//[^/@]*@", "//(hidden)@", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -25,7 +25,7 @@ from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, Capture
 from edge_daemon.config import Config, FolderConfig
 from edge_daemon.errors import CaptionError, ChildError
-from edge_daemon.health import HEALTH_EVERY_S, Health
+from edge_daemon.health import Health
 from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
 from edge_daemon.mqtt import Connection, publish_results
 from edge_daemon.outbox import Outbox
@@ -39,6 +39,7 @@ WORKER_TRIES = 2
 STUCK_MARGIN_S = 60.0
 DRAIN_S = 3.0
 WATCH_S = 5.0
+HEALTH_EVERY_S, HEALTH_PAUSE_S = 30.0, 1.0
 log = logging.getLogger(__name__)
 
 
@@ -155,6 +156,7 @@ class Daemon:
     async def _one_picture(self, origin: Origin) -> None:
         capture = self.captures[origin.source]
         tasks = tasks_of(capture.config)
+        log.debug("source %s: %s is in work", origin.source, origin.frame.file)
         try:
             results = await self._ask(origin, tasks)
         except (CaptionError, ChildError) as error:
@@ -207,10 +209,11 @@ class Daemon:
                 self.connection.died.result()
 
     async def _report(self) -> None:
-        """Publish health when something changed, and every now and then."""
+        """Publish health when something changed, at most once a second, and every now and then."""
         while True:
-            self.health.publish()
             self.changed.clear()
+            self.health.publish()
+            await asyncio.sleep(HEALTH_PAUSE_S)
             try:
                 async with asyncio.timeout(HEALTH_EVERY_S):
                     await self.changed.wait()

@@ -121,7 +121,8 @@ class VipsDecoder:
         image = image.cast("uchar").copy_memory()
         grey = image.recomb([list(_GREY)]).rint().cast("uchar")
         thumbnail = grey.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="force")
-        return Picture(to_width, to_height, width, height, bytes(image.write_to_memory()), bytes(thumbnail.write_to_memory()))
+        pixels, squeezed = (bytes(result.write_to_memory()) for result in (image, thumbnail))
+        return Picture(to_width, to_height, width, height, pixels, squeezed)
 
     def _explain(self, text: str, kind: str) -> Exception:
         """One of our errors from libvips' log of everything that went wrong."""
@@ -129,7 +130,7 @@ class VipsDecoder:
             return MemoryError(text)
         lines = [line.strip() for line in text.splitlines() if ": " in line]
         detail = lines[-1] if lines else ""
-        if kind in ("heic", "avif") and re.search(r"unsupported|no decoding plugin", text, re.IGNORECASE):
+        if kind in ("heic", "avif") and re.search(r"unsupported|decoder plugin|not been built in", text, re.IGNORECASE):
             return PictureError(f"this build of libvips cannot decode {KINDS[kind]} ({detail}); convert it to JPEG")
         return damaged(kind, _NO_HEADER if "known format" in detail else detail)
 
@@ -168,7 +169,8 @@ class PillowDecoder:
         with self._open(io.BytesIO(data), formats=(kind.upper(),)) as image:
             width, height = image.size
             check_pixels(width, height, limits)
-            orientation = image.getexif().get(ORIENTATION, 1)
+            # Pillow turns a TIFF by itself, and only that.
+            orientation = 1 if kind == "tiff" else image.getexif().get(ORIENTATION, 1)
             to_size = fit(width, height, limits.max_side_px)
             profile = image.info.get("icc_profile")
             image.draft(None, (2 * to_size[0], 2 * to_size[1]))  # JPEG only: shrink while decoding

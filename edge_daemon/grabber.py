@@ -8,6 +8,7 @@ It keeps nothing on disk, knows no broker and no model, and leaves at once when 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import queue
@@ -30,6 +31,9 @@ DECODE_MEMORY_BYTES = 512 << 20
 """What this process may allocate in all; enough for a 100-megapixel JPEG or PNG, and a 30-megapixel AVIF."""
 OOM_SCORE = 500
 """Between the daemon (0) and the worker: whoever is killed here costs one picture."""
+
+M_ARENA_MAX = -8
+"""From malloc.h of glibc."""
 
 T = TypeVar("T")
 
@@ -120,13 +124,15 @@ def main() -> None:
 
 
 def limit_memory(limit_bytes: int) -> None:
-    """Let allocations fail beyond this, and leave no core file of that size.
+    """Let allocations fail beyond this, leave no core file of that size, and give back what is free.
 
     RLIMIT_DATA, not RLIMIT_AS: it counts what may become resident (heap, anonymous private mappings, stacks), but
     not the address space that malloc reserves per thread and the libraries that are mapped, several times as much.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # One malloc arena for all threads: with libvips' threads each in its own, 50 MB more stay resident (measured).
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def open_source(settings: dict[str, Any]) -> Source:

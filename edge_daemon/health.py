@@ -17,8 +17,6 @@ from edge_daemon.outbox import Outbox
 from edge_daemon.results import SCHEMA, utc
 from edge_daemon.topics import OFFLINE, ONLINE, Topics, json_bytes
 
-HEALTH_EVERY_S = 30.0
-
 
 class Health:
     """Reads the state of all parts; changes none."""

@@ -6,13 +6,16 @@ travels as the payload. A message that lacks, misspells or mistypes a field rais
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edge_daemon.errors import WireError
 from edge_daemon.wire import Message
 
+_LARGEST = sys.float_info.max
 THUMBNAIL_PX = 32
 """Side of the square grey thumbnail that travels with every frame."""
 
@@ -232,10 +235,15 @@ def unpack(message: Message) -> Any:
     return _build(cls, values)
 
 
+_hints = cache(get_type_hints)  # an Offer has hundreds of FileKeys
+
+
 def _build(cls: Any, values: Any) -> Any:
-    hints = get_type_hints(cls)
-    if not isinstance(values, dict) or set(values) - set(hints):
-        raise WireError(f"{cls.__name__}: unexpected fields in {str(values)[:200]}")
+    hints = _hints(cls)
+    if not isinstance(values, dict):
+        raise WireError(f"{cls.__name__}: {_shown(values)} is not allowed")
+    if set(values) - set(hints):
+        raise WireError(f"{cls.__name__}: unexpected field {_shown(min(set(values) - set(hints)))}")
     try:
         return cls(**{name: _value(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
     except TypeError as error:  # a field is missing
@@ -250,11 +258,17 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value)
     if get_origin(hint) is list and isinstance(value, list):
         return [_value(get_args(hint)[0], item, where) for item in value]
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return {name: _value(get_args(hint)[1], item, where) for name, item in value.items()}
     if get_origin(hint) is Literal and value in get_args(hint):
         return value
-    if hint is float and type(value) is int:
+    if hint is float and type(value) in (int, float) and -_LARGEST <= value <= _LARGEST:
         return float(value)
-    plain = get_origin(hint) or hint
-    if plain is Literal or type(value) is not plain:
-        raise WireError(f"{where}: {str(value)[:80]!r} is not allowed")
+    if hint not in (str, int, bool, bytes) or type(value) is not hint:
+        raise WireError(f"{where}: {_shown(value)} is not allowed")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, at no great length and without looking into what may be nested without end."""
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:80]

@@ -47,6 +47,7 @@ class Connection:
         self._state: dict[str, bytes] = {}
         self._unconfirmed: dict[int, asyncio.Future[None]] = {}
         self._stopping = False
+        self._answered = False
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -60,6 +61,7 @@ class Connection:
         client.will_set(self.topics.availability, OFFLINE, qos=1, retain=True)
         client.reconnect_delay_set(RECONNECT_FIRST_S, RECONNECT_LONGEST_S)
         client.on_connect = lambda c, u, flags, reason, props: self._hand_over(self._connected, reason)
+        client.on_pre_connect = _forget
         client.on_connect_fail = lambda c, u: self._hand_over(self._unreachable)
         client.on_disconnect = lambda c, u, flags, reason, props: self._hand_over(self._disconnected, reason)
         client.on_publish = lambda c, u, mid, reason, props: self._hand_over(self._confirmed, mid)
@@ -78,10 +80,7 @@ class Connection:
                 self.publish(Publication(topic, payload, retain=True))
 
     def publish(self, message: Publication) -> asyncio.Future[None]:
-        """Send with QoS 1; the future is done when the broker has confirmed.
-
-        What paho holds when the connection breaks it sends again itself after the reconnect.
-        """
+        """Send with QoS 1; the future is done when the broker has confirmed, cancelled when the connection broke."""
         info = self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)
         future = self._loop.create_future()
         self._unconfirmed[info.mid] = future
@@ -121,6 +120,7 @@ class Connection:
             self.died.set_exception(RuntimeError(f"the MQTT thread ended unexpectedly: {error!r}"))
 
     def _connected(self, reason: ReasonCode) -> None:
+        self._answered = True
         if reason.is_failure:
             self._say(f"the broker {self._address} refuses us: {reason}")
             return
@@ -134,10 +134,15 @@ class Connection:
         self._on_change()
 
     def _disconnected(self, reason: ReasonCode) -> None:
-        was_connected = self.connected.is_set()
+        was_connected, answered, self._answered = self.connected.is_set(), self._answered, False
         self.connected.clear()
+        for future in self._unconfirmed.values():
+            future.cancel()
+        self._unconfirmed.clear()
         if was_connected and not self._stopping:
             self._say(f"the broker {self._address} is gone: {reason}")
+        elif not answered and not self._stopping:
+            self._say(f"what listens on {self._address} does not answer as a broker does (is it the port without TLS?)")
 
     def _unreachable(self) -> None:
         self._say(f"the broker {self._address} cannot be reached")
@@ -159,6 +164,11 @@ class Connection:
         return f"{self.config.host}:{self.config.port}"
 
 
+def _forget(client: paho.Client, _: object) -> None:
+    """What was not confirmed is ours to send again after a reconnect, from the outbox and the retained state."""
+    client.drop_out_messages()
+
+
 async def publish_results(
     outbox: Outbox, written: asyncio.Event, connection: Connection, beat: Callable[[], None], beat_s: float
 ) -> None:
@@ -175,6 +185,8 @@ async def publish_results(
             while not all(c.done() for c in confirmations):
                 await asyncio.wait(confirmations, timeout=beat_s)
                 beat()
+            if any(c.cancelled() for c in confirmations):
+                break  # the connection broke: once more from here
             outbox.delete(entry.row)
 
 

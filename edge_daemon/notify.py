@@ -23,7 +23,11 @@ def notify(state: str) -> bool:
         from systemd import daemon  # type: ignore[attr-defined,unused-ignore]
     except ImportError:
         return _send(address, state)
-    return bool(daemon.notify(state))
+    try:
+        return bool(daemon.notify(state))
+    except OSError as error:
+        log.debug("systemd was not told %r: %s", state, error)
+        return False
 
 
 def _send(address: str, state: str) -> bool:

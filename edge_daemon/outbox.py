@@ -28,8 +28,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS dealt_with (
     source TEXT NOT NULL,
     name BLOB NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL,
+    version TEXT NOT NULL,
     PRIMARY KEY (source, name)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sequence (source TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -54,6 +53,7 @@ class Outbox:
         """Open or make the file. Raises UnavailableError when that is not possible."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._path = path
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -66,27 +66,29 @@ class Outbox:
         self._db.close()
 
     def put(self, source: str, results: Sequence[dict[str, Any]], file: FileKey | None) -> None:
-        """Keep results, each given its `seq`, and mark the file they are about, all or nothing."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            for result in results:
-                body = json.dumps({**result, "seq": self._next(source)}, ensure_ascii=False)
-                self._db.execute(
-                    "INSERT INTO outbox (source, body, written_at_s) VALUES (?, ?, ?)", (source, body, time.time())
-                )
-            if file is not None:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO dealt_with VALUES (?, ?, ?, ?)",
-                    (source, _name(file), file.mtime_ns, file.size_bytes),
-                )
+        """Keep results, each given its `seq`, and mark the file they are about, all or nothing.
+
+        Raises UnavailableError when that is not possible, most likely because the disk is full.
+        """
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                for result in results:
+                    body = json.dumps({**result, "seq": self._next(source)})
+                    self._db.execute(
+                        "INSERT INTO outbox (source, body, written_at_s) VALUES (?, ?, ?)", (source, body, time.time())
+                    )
+                if file is not None:
+                    self._db.execute(
+                        "INSERT OR REPLACE INTO dealt_with VALUES (?, ?, ?)", (source, _name(file), _version(file))
+                    )
+        except sqlite3.Error as error:
+            raise UnavailableError(f"{self._path}: a result cannot be kept: {error}") from error
 
     def wanted(self, source: str, files: Sequence[FileKey]) -> list[bool]:
         """Which of the files have not been dealt with as they are now."""
-        query = "SELECT mtime_ns, size_bytes FROM dealt_with WHERE source = ? AND name = ?"
-        return [
-            self._db.execute(query, (source, _name(file))).fetchone() != (file.mtime_ns, file.size_bytes)
-            for file in files
-        ]
+        query = "SELECT version FROM dealt_with WHERE source = ? AND name = ?"
+        return [self._db.execute(query, (source, _name(file))).fetchone() != (_version(file),) for file in files]
 
     def head(self, count: int, behind: int = 0) -> list[Entry]:
         """The oldest entries behind a row, in order."""
@@ -115,4 +117,9 @@ class Outbox:
 
 def _name(file: FileKey) -> bytes:
     """File names may be any bytes; SQLite's TEXT may not."""
-    return file.name.encode("utf-8", "surrogateescape")
+    return file.name.encode("utf-8", "surrogatepass")
+
+
+def _version(file: FileKey) -> str:
+    """What changes with the file. As text: a file's date may lie beyond what 64 bits of nanoseconds hold."""
+    return f"{file.mtime_ns} {file.size_bytes}"

@@ -41,9 +41,10 @@ class Pipe:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the daemon dies, and leave if it already has.
+    """Ask the kernel for SIGKILL when the daemon dies.
 
     The end of the pipe is seen only between two requests; a child that is stuck in native code needs this.
+    A daemon that died before this call is noticed by the end of the pipe.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

@@ -14,6 +14,7 @@ from typing import Any
 from edge_daemon.messages import Frame, Results, Task, TaskResult, WorkerReady
 
 SCHEMA = 1
+_FIRST_S, _LAST_S = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 1), (9999, 12, 31)))
 NAMESPACE = uuid.UUID("5f0a3f0e-6a3c-4f43-9b0e-2d6d0c9f1e11")
 """Ours alone: ids of different programs never meet."""
 
@@ -88,9 +89,10 @@ def result_id(origin: Origin, task: Task) -> str:
         return str(uuid.uuid4())
     file = origin.frame.file
     parts = (origin.node, origin.source, file.name, str(file.mtime_ns), str(file.size_bytes), task.id, task.text)
-    return str(uuid.uuid5(NAMESPACE, "\0".join(parts).encode("utf-8", "surrogateescape").hex()))
+    return str(uuid.uuid5(NAMESPACE, "\0".join(parts).encode("utf-8", "surrogatepass").hex()))
 
 
 def utc(unix_s: float) -> str:
-    """ISO 8601 in UTC with milliseconds."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """ISO 8601 in UTC with milliseconds; a file may be dated beyond the years 1 to 9999, which become the nearest."""
+    within_s = min(max(unix_s, _FIRST_S), _LAST_S)
+    return datetime.fromtimestamp(within_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

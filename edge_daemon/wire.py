@@ -43,6 +43,8 @@ def read(stream: BinaryIO) -> Message | None:
     line = stream.readline(MAX_HEADER_BYTES)
     if not line:
         return None
+    if not line.endswith(b"\n"):
+        raise WireError(f"the stream ended within a header, or the header is longer than {MAX_HEADER_BYTES} bytes")
     type_, fields, payload_bytes = _parse(line)
     payload = stream.read(payload_bytes)
     if len(payload) != payload_bytes:
@@ -72,7 +74,7 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any], int]:
     try:
         header = json.loads(line)
         type_, fields, payload_bytes = header["type"], header["fields"], header["payload_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"not a message header: {line[:80]!r}") from error
     if not (isinstance(type_, str) and isinstance(fields, dict) and isinstance(payload_bytes, int)):
         raise WireError(f"not a message header: {line[:80]!r}")

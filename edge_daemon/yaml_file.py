@@ -6,6 +6,9 @@ shown to anybody:
     password: !env MQTT_PASSWORD          an environment variable
     password: !file /etc/edge-daemon/pw   the first line of a file (relative to the YAML file)
     password: !credential mqtt-password   a systemd credential (LoadCredential=)
+
+Of YAML's rarer features it knows none: no anchors and aliases (ten lines of them can mean gigabytes), no
+merges, no dates. No error repeats a value of the file, because it could be a secret.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from typing import Any
 import yaml
 
 from edge_daemon.errors import ConfigError
+
+SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 Key = tuple[str | int, ...]
 """The way from the top to a value: ("mqtt", "port"), ("sources", "porch", "questions", 0)."""
@@ -53,21 +59,58 @@ class Document:
 def read(path: Path) -> Document:
     """Read a YAML file. Raises ConfigError with the place for everything that is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+        root = yaml.compose(text, Loader=_Loader)
+        reader = _Reader(path)
+        values = {} if root is None else reader.value(root, ())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+        place = _end_of(content[: error.start].decode("utf-8-sig"))
+        raise ConfigError(f"{path}:{place}: not UTF-8 text: {error.reason}") from None
+    except yaml.reader.ReaderError as error:
+        place = _end_of(text[: error.position])
+        raise ConfigError(f"{path}:{place}: a control character (number {error.character}) in the text") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: not valid YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    reader = _Reader(path)
-    values = {} if root is None else reader.value(root, ())
+        raise ConfigError(f"{path}{place}: not valid YAML: {_in_words(error.problem or str(error.context))}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}:1:1: brackets in brackets, too deeply nested to be read") from None
     return Document(path, values, reader.places, frozenset(reader.secrets))
+
+
+def _end_of(text: str) -> str:
+    """`line:column` behind the last character."""
+    return f"{text.count(chr(10)) + 1}:{len(text) - text.rfind(chr(10))}"
+
+
+def _in_words(problem: str) -> str:
+    """What the parser found, without a word of the file."""
+    if r"'\t'" in problem:
+        return "a tab stands here; indent with spaces"
+    if "tag handle" in problem:
+        return "a text that begins with ! must stand in quotes"
+    return problem
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with plain values only."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own way to configure a loader
+        first: [(tag, pattern) for tag, pattern in resolvers if tag in SCALARS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem="&name and *name are not known here; a text that begins with & or * must stand in quotes",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
 
 
 class _Reader:
@@ -77,28 +120,35 @@ class _Reader:
         self.path = path
         self.places: dict[Key, Place] = {}
         self.secrets: set[Key] = set()
-        self._scalars = yaml.SafeLoader("")
+        self._scalars = _Loader("")
         self._tags = {"!env": self._env, "!file": self._file, "!credential": self._credential}
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         self.places.setdefault(key, Place(node.start_mark.line + 1, node.start_mark.column + 1))
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, key)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
-        if node.tag in self._tags:
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag not in self._tags:
+                return self._scalar(node)
             self.secrets.add(key)
             return self._tags[node.tag](str(node.value), node)
+        if node.tag not in COLLECTIONS:
+            raise self._error(node, f"only a single word can stand behind a tag ({', '.join(self._tags)})")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag not in SCALARS:
+            known = ", ".join(self._tags)
+            raise self._error(node, f"unknown tag; known are {known}; a text that begins with ! must stand in quotes")
         try:
             return self._scalars.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            known = ", ".join(self._tags)
-            raise self._error(node, f"{node.value!r} cannot be read; the tags known here are {known}") from error
+        except (ValueError, LookupError):
+            raise self._error(node, "this looks like a number and is none; put it in quotes") from None
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[Any, Any]:
         values: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            name = self._scalars.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            name = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise self._error(key_node, "a key must be a plain word; put it in quotes if it looks like a value")
             if name in values:

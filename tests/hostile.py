@@ -259,6 +259,7 @@ def _good(folder: Path) -> list[Hostile]:
         "really-a-png.jpg": encode(picture, "PNG"),
         "really-a-gif.tiff": encode(picture, "GIF"),
         "trailing.jpg": whole + b"\xd9\xff\x00garbage" * 500,
+        "loose-bytes.jpg": whole[:-2] + bytes(7) + whole[-2:],  # libjpeg warns, and all pixels are there
         "polyglot.jpg": whole + b"%PDF-1.4\nPK\x03\x04<svg/>",
         "bad-exif.jpg": encode(picture, "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(30)),
         "bad-profile.png": encode(picture, "PNG", icc_profile=b"no profile" * 20),
@@ -358,7 +359,7 @@ def _not_files(folder: Path) -> list[Hostile]:
         os.chdir(here)
     (folder / "folder.jpg").mkdir()
     (folder / "folder.jpg" / "inside.jpg").write_bytes(encode(scene(), "JPEG", quality=95))
-    links = {
+    links: dict[str, str | Path] = {
         "loop.jpg": "loop.jpg",
         "broken.jpg": "/nowhere/at-all.jpg",
         "to-folder.jpg": elsewhere,

@@ -41,12 +41,15 @@ asyncio.run(main())
 class Broker:
     """One broker process; it keeps its port and its messages over restarts."""
 
-    def __init__(self, directory: Path) -> None:
-        """Choose a program and a port. Raises UnavailableError when there is neither mosquitto nor amqtt."""
+    def __init__(self, directory: Path, *, embedded: bool = False) -> None:
+        """Choose a program and a port; `embedded` asks for the Python broker even where mosquitto is.
+
+        Raises UnavailableError when there is no broker.
+        """
         self.port = free_port()
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
-        self._mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+        self._mosquitto = None if embedded else find_mosquitto()
         if self._mosquitto is None and importlib.util.find_spec("amqtt") is None:
             raise UnavailableError(
                 "there is no MQTT broker here: sudo apt install mosquitto, or pip install 'edge-daemon[demo]'"
@@ -55,7 +58,7 @@ class Broker:
     @property
     def name(self) -> str:
         """Which broker this is, for people."""
-        return "mosquitto" if self._mosquitto else "amqtt (an embedded Python broker; mosquitto is not installed)"
+        return "mosquitto" if self._mosquitto else "amqtt, an embedded Python broker in mosquitto's place"
 
     def start(self) -> None:
         """Start and wait until it listens. Raises UnavailableError when it does not."""
@@ -105,6 +108,11 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def find_mosquitto() -> str | None:
+    """The program, also where Debian keeps it out of a user's PATH."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
 def free_port() -> int:

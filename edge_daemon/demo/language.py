@@ -32,7 +32,7 @@ class Target:
         return self.name + ("es" if self.name.endswith("s") else "s")
 
     def matches(self, thing: Thing) -> bool:
-        """Is this thing meant?"""
+        """Whether this thing is meant."""
         pairs = ((self.shape, thing.shape), (self.colour, thing.colour), (self.size, thing.size))
         return all(asked is None or asked == has for asked, has in pairs)
 
@@ -42,7 +42,7 @@ class Target:
 
 
 def with_article(name: str) -> str:
-    """ "red circle" → "a red circle"; "orange star" → "an orange star"."""
+    """The name with its article: "a red circle", "an orange star"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
@@ -57,7 +57,7 @@ def capital(text: str) -> str:
 
 
 def listed(items: list[str]) -> str:
-    """ "a, b and c"."""
+    """The items in words: "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

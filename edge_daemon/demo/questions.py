@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_daemon.demo.language import Target, capital, place, sentence, short_caption, with_article
-from edge_daemon.demo.scenes import COLOURS, DIAMETERS, ORDER_MARGIN, SHAPES, Scene, Thing
+from edge_daemon.demo.language import Target, capital, place, short_caption, with_article
+from edge_daemon.demo.scenes import COLOURS, ORDER_MARGIN, SHAPES, Scene, Thing
 
 REFUSAL = "I only know coloured shapes."
 """The answer to any question with a word that the model does not know."""
@@ -85,33 +85,6 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "right of": ("Is the {a} right of the {b}?", "Is the {a} to the right of the {b}?"),
     "above": ("Is the {a} above the {b}?", "Is the {a} over the {b}?", "Is the {a} higher than the {b}?"),
     "below": ("Is the {a} below the {b}?", "Is the {a} under the {b}?", "Is the {a} lower than the {b}?"),
-    "larger": (
-        "Which is larger, the {a} or the {b}?",
-        "Which is bigger, the {a} or the {b}?",
-        "Which shape is larger, the {a} or the {b}?",
-    ),
-    "smaller": (
-        "Which is smaller, the {a} or the {b}?",
-        "Which shape is smaller, the {a} or the {b}?",
-    ),
-    "furthest left": (
-        "Which shape is furthest left?",
-        "Which shape is leftmost?",
-        "What is on the far left?",
-        "Which shape is on the far left?",
-    ),
-    "furthest right": (
-        "Which shape is furthest right?",
-        "Which shape is rightmost?",
-        "What is on the far right?",
-        "Which shape is on the far right?",
-    ),
-    "highest": ("Which shape is highest?", "Which shape is the highest?"),
-    "lowest": ("Which shape is lowest?", "Which shape is the lowest?"),
-    "largest": ("Which shape is largest?", "Which shape is the largest?", "Which is the biggest shape?"),
-    "smallest": ("Which shape is smallest?", "Which shape is the smallest?", "Which is the smallest shape?"),
-    "beside": ("What is {side} of the {b}?", "What is to the {side} of the {b}?", "Which shape is {side} of the {b}?"),
-    "vertical": ("What is {side} the {b}?", "Which shape is {side} the {b}?"),
     "background": (
         "What colour is the background?",
         "What is the colour of the background?",
@@ -149,12 +122,6 @@ SIDES: dict[str, Axis] = {
     "below": lambda thing: -thing.y,
 }
 """A thing stands on that side of another when its value is smaller."""
-EXTREMES: dict[str, Axis] = {
-    "furthest left": SIDES["left of"],
-    "furthest right": SIDES["right of"],
-    "highest": SIDES["above"],
-    "lowest": SIDES["below"],
-}
 
 
 def random_target(scene: Scene, rng: random.Random, *attributes: str) -> Target:
@@ -265,47 +232,6 @@ def _relation(scene: Scene, rng: random.Random) -> Question | None:
     return Question("relation", _phrase(rng, side, a=name_a, b=name_b), _yes(SIDES[side](a) < SIDES[side](b)))
 
 
-def _compare(scene: Scene, rng: random.Random) -> Question | None:
-    pair = _pair(scene, rng)
-    if pair is None or pair[0].size == pair[1].size:
-        return None
-    a, _, name_a, name_b = pair
-    word = rng.choice(["larger", "smaller"])
-    answer = name_a if (a.size == "large") == (word == "larger") else name_b
-    return Question("compare", _phrase(rng, word, a=name_a, b=name_b), sentence(f"the {answer}").rstrip("."))
-
-
-def _extreme(scene: Scene, rng: random.Random) -> Question | None:
-    word = rng.choice(list(EXTREMES))
-    first, *others = sorted(scene.objects, key=EXTREMES[word])
-    name = proper_name(first, scene)
-    if name is None or (others and EXTREMES[word](others[0]) - EXTREMES[word](first) < ORDER_MARGIN):
-        return None
-    return Question("extreme", _phrase(rng, word), f"The {name}")
-
-
-def _size_extreme(scene: Scene, rng: random.Random) -> Question | None:
-    size = rng.choice(list(DIAMETERS))
-    found = Target(size=size).found(scene)
-    name = proper_name(found[0], scene) if len(found) == 1 else None
-    return Question("extreme", _phrase(rng, f"{size}est".replace("ee", "e")), f"The {name}") if name else None
-
-
-def _beside(scene: Scene, rng: random.Random) -> Question | None:
-    pair = _pair(scene, rng)
-    if pair is None:
-        return None
-    b, name_b = pair[1], pair[3]
-    side = rng.choice(list(SIDES))
-    away = {t: SIDES[side](t) - SIDES[side](b) for t in scene.objects if t is not b}
-    there = [thing for thing, distance in away.items() if distance < 0]
-    if len(there) > 1 or any(abs(distance) < ORDER_MARGIN for distance in away.values()):
-        return None
-    answer = capital(with_article(f"{there[0].colour} {there[0].shape}")) if there else "Nothing"
-    kind = "beside" if side.endswith(" of") else "vertical"
-    return Question("beside", _phrase(rng, kind, side=side.removesuffix(" of"), b=name_b), answer)
-
-
 def _background(scene: Scene, rng: random.Random) -> Question:
     return Question("background", _phrase(rng, "background"), capital(scene.background))
 
@@ -333,10 +259,6 @@ KNOWN_KINDS: dict[Kind, int] = {
     _exists: 10,
     _is_colour: 6,
     _relation: 10,
-    _compare: 5,
-    _extreme: 8,
-    _size_extreme: 4,
-    _beside: 8,
     _background: 3,
     _describe: 3,
 }

@@ -7,14 +7,12 @@ neither modules nor gradients.
 
 from __future__ import annotations
 
-import io
 import random
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -23,15 +21,9 @@ from edge_daemon.demo.questions import FOREIGN, random_question, random_target, 
 from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES, Scene, Thing, draw, random_scene
 from edge_daemon.demo.vocabulary import BOX, build_tokenizer, pieces
 from edge_daemon.moondream.config import ModelConfig
-from edge_daemon.moondream.image import Crops, crop
 
-ROW = 160
+ROW = 128
 """Positions for the tails of one picture."""
-LONGER_SIDE_PX = 512
-"""What the daemon shrinks pictures to; such pictures give one crop."""
-JPEG_CHANCE, JPEG_QUALITY = 0.35, (60, 95)
-SQUARE_CHANCE = 0.7
-"""How often a scene is drawn straight at the crop's size instead of being drawn, shrunk and squeezed."""
 IGNORED = -100
 """Target of a position without a loss (the default of `cross_entropy`)."""
 
@@ -92,9 +84,7 @@ class Batch:
     """B pictures; tensors of B rows, except `crops`."""
 
     crops: Tensor
-    """(N ≥ B, S, S, 3) bytes: the whole pictures first, then the tiles of the tiled ones."""
-    tilings: list[tuple[int, tuple[int, int]]]
-    """(picture, tiling) of the tiled ones, in the order of their tiles."""
+    """(N ≥ B, S, S, 3) bytes: the whole pictures first, then four tiles of each of the first (N − B) / 4."""
     rows: dict[str, Tensor]
     """The fields of Row."""
     scenes: list[Scene]
@@ -180,51 +170,37 @@ class Packer:
         return steps
 
 
-def picture(scene: Scene, rng: random.Random, config: ModelConfig) -> Crops:
-    """One look at a scene: straight, or shrunk and squeezed as the daemon does it; JPEG or not. One crop."""
-    side_px = config.vision.crop_px
-    if rng.random() < SQUARE_CHANCE:
-        size_px = (side_px, side_px)
-    else:
-        shrink = min(1.0, LONGER_SIDE_PX / max(scene.width_px, scene.height_px))
-        size_px = (round(scene.width_px * shrink), round(scene.height_px * shrink))
-    return crop(maybe_jpeg(draw(scene, size_px), rng), config)
+def looks(scene: Scene, tiled: bool, side: int) -> list[NDArray[np.uint8]]:
+    """The scene as one crop of `side` × `side` cells, and as four tiles behind it if it is `tiled`.
 
-
-def tiled_picture(scene: Scene, rng: random.Random, config: ModelConfig) -> Crops:
-    """The scene in its own size, with tiles if it is large enough for them."""
-    return crop(maybe_jpeg(draw(scene), rng), config)
-
-
-def maybe_jpeg(drawn: Image.Image, rng: random.Random) -> Image.Image:
-    """Now and then through a JPEG file."""
-    if rng.random() >= JPEG_CHANCE:
-        return drawn
-    file = io.BytesIO()
-    drawn.save(file, "JPEG", quality=rng.randint(*JPEG_QUALITY))
-    return Image.open(file).convert("RGB")
+    Drawing it small is what squeezing a large picture to one crop and averaging its cells comes to.
+    """
+    whole = np.asarray(draw(scene, (side, side)))
+    if not tiled:
+        return [whole]
+    double = np.asarray(draw(scene, (2 * side, 2 * side)))
+    return [whole, *(double[y : y + side, x : x + side] for y in (0, side) for x in (0, side))]
 
 
 def batch(packer: Packer, rng: random.Random, pictures: int, tiled: int) -> Batch:
-    """The next batch of a random stream; the first `tiled` pictures are looked at in their own size."""
+    """The next batch of a random stream; its first `tiled` pictures have tiles."""
+    side = packer.config.vision.crop_px
     scenes = [random_scene(rng) for _ in range(pictures)]
-    looks = [
-        (tiled_picture if index < tiled else picture)(scene, rng, packer.config) for index, scene in enumerate(scenes)
-    ]
-    tilings = [(index, look.tiling) for index, look in enumerate(looks) if look.tiling != (1, 1)]
-    pixels = [look.pixels[:1] for look in looks] + [looks[index].pixels[1:] for index, _ in tilings]
+    seen = [looks(scene, index < tiled, side) for index, scene in enumerate(scenes)]
+    crops = [look[0] for look in seen] + [tile for look in seen for tile in look[1:]]
     rows = [packer.row(scene, rng) for scene in scenes]
     columns = {name: torch.tensor([getattr(row, name) for row in rows]) for name in vars(rows[0])}
-    return Batch(torch.from_numpy(np.concatenate(pixels)), tilings, columns, scenes)
+    return Batch(torch.from_numpy(np.stack(crops)), columns, scenes)
 
 
 def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What each patch should know, for the throw-away head: (B, P, 5) classes and (B, P, 4) boxes.
+    """What each patch should know, for the throw-away head: (B, P, 6) classes and (B, P, 4) boxes.
 
-    Classes: shape, colour and size of the thing on the patch (0: none), the background, and whether the
-    thing's centre lies in the patch. Boxes: centre relative to the patch's centre, and extent.
+    Classes: shape, colour and size of the thing on the patch (0 if there is none), the background, whether the
+    thing's centre lies in the patch, and whether there is a thing. Boxes: centre relative to the patch's centre,
+    and extent.
     """
-    classes = np.zeros((len(scenes), grid, grid, 5), np.int64)
+    classes = np.zeros((len(scenes), grid, grid, 6), np.int64)
     boxes = np.zeros((len(scenes), grid, grid, 4), np.float32)
     centres = (np.arange(grid, dtype=np.float32) + 0.5) / grid
     for index, scene in enumerate(scenes):
@@ -235,11 +211,12 @@ def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDA
             on = ((centres > y_min) & (centres < y_max))[:, None] & ((centres > x_min) & (centres < x_max))
             on[home] = True
             names = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), list(DIAMETERS).index(thing.size))
-            classes[index, on, :3] = np.array(names) + 1
+            classes[index, on, :3] = names
+            classes[index, on, 5] = 1
             classes[index, home[0], home[1], 4] = 1
             rows, columns = np.nonzero(on)
             offsets = (thing.x - centres[columns], thing.y - centres[rows])
             boxes[index, on] = np.stack(
                 [*offsets, np.full(len(rows), thing.width), np.full(len(rows), thing.height)], axis=-1
             )
-    return classes.reshape(len(scenes), -1, 5), boxes.reshape(len(scenes), -1, 4)
+    return classes.reshape(len(scenes), -1, 6), boxes.reshape(len(scenes), -1, 4)

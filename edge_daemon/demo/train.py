@@ -15,21 +15,22 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from edge_daemon.demo.samples import ROW, Batch, Packer, batch, dense_labels
-from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES
+from edge_daemon.demo.evaluate import Figures, evaluate
+from edge_daemon.demo.samples import Batch, Packer, batch, dense_labels
+from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES, Scene
 from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 from edge_daemon.moondream.image import reassemble
-from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
@@ -38,7 +39,14 @@ NOTE = (
     "demo-shapes is a small model for trying things out. It knows coloured shapes on plain backgrounds and "
     "nothing else: of any other picture it says something, but nothing that means anything."
 )
-DENSE_CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(DIAMETERS) + 1, len(BACKGROUNDS), 2)
+REPORT = "report.json"
+HELD_OUT_SCENES = 500
+CELL_PX = 3
+"""While it is trained, the vision encoder sees pictures shrunk by this: the mean of 3 × 3 pixels is linear, and
+becomes part of the patch embedding at the end (`unfold`). So a step draws and embeds a ninth of the pixels."""
+DENSE_CLASSES = (len(SHAPES), len(COLOURS), len(DIAMETERS), len(BACKGROUNDS), 2, 2)
+"""What `dense_labels` tells of a patch."""
+LOSS_WEIGHTS = {"dense": 1.0, "token": 2.0, "coord": 0.25, "size": 0.25}
 BIN_SPREAD = 1.0
 """Standard deviation, in bins, of the soft targets of coordinates and sizes: near misses are no failures."""
 
@@ -48,24 +56,26 @@ class Settings:
     """What a training run depends on; goes into report.json."""
 
     seed: int = 1
-    steps: int = 4000
+    dense_steps: int = 800
+    """First, with the dense loss alone: the vision encoder learns to see before anyone speaks of it."""
+    steps: int = 4600
+    """In all."""
     pictures: int = 32
     """Pictures in one step."""
-    tiled: int = 4
-    """Of these, so many in their own size."""
+    tiled: int = 2
+    """Of these, so many with tiles."""
     learning_rate: float = 1.5e-3
     warm_up: int = 200
     weight_decay: float = 0.02
-    dense_weight: float = 1.0
 
 
 def shapes_config() -> ModelConfig:
-    """The architecture: moondream's, small, with patches of 27 pixels (14 × 14 of them)."""
+    """The architecture: moondream's, small, with patches of 42 pixels (9 × 9 of them)."""
     ids = build_tokenizer().get_vocab()
     return ModelConfig(
         name="demo-shapes",
-        vision=VisionConfig(dim=128, ff_dim=512, layers=4, heads=4, patch_px=27, crop_px=378, projection_dim=256),
-        text=TextConfig(dim=160, ff_dim=640, layers=4, heads=5, vocab=len(ids), max_context=512, rotary_dim=16),
+        vision=VisionConfig(dim=128, ff_dim=512, layers=4, heads=4, patch_px=42, crop_px=378, projection_dim=192),
+        text=TextConfig(dim=128, ff_dim=512, layers=4, heads=4, vocab=len(ids), max_context=512, rotary_dim=16),
         region=RegionConfig(
             coord_features=64, coord_bins=256, size_features=64, size_bins=256, inner_dim=64, size_scale="linear"
         ),
@@ -78,16 +88,33 @@ def shapes_config() -> ModelConfig:
     )
 
 
+def shrunk(config: ModelConfig) -> ModelConfig:
+    """The same model for pictures whose pixels are cells of CELL_PX × CELL_PX."""
+    vision = replace(
+        config.vision, patch_px=config.vision.patch_px // CELL_PX, crop_px=config.vision.crop_px // CELL_PX
+    )
+    return replace(config, vision=vision)
+
+
+def unfold(weight: Tensor, patch_px: int) -> Tensor:
+    """Patch embedding (D, 3·n²) of cells → (D, 3·patch_px²) of pixels: every pixel has its share of its cell."""
+    cells = patch_px // CELL_PX
+    pixels = weight.view(-1, 3, cells, cells).repeat_interleave(CELL_PX, 2).repeat_interleave(CELL_PX, 3)
+    return pixels.flatten(1) / CELL_PX**2
+
+
 class Trainee(nn.Module):
     """The three parts of the model and the dense head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        assert config.region is not None, "demo-shapes has a region head"
-        self.config = config
+        region = config.region
+        assert region is not None, "demo-shapes has a region head"
+        self.target = config
+        self.config = config = shrunk(config)
         self.vision = Vision(config.vision, config.text.dim)
         self.text = Text(config.text)
-        self.region = Region(config.region, config.text.dim)
+        self.region = Region(region, config.text.dim)
         self.dense = nn.Linear(config.vision.dim, sum(DENSE_CLASSES) + 4)
         for parameter in (self.vision.pos_emb, self.text.wte):
             nn.init.normal_(parameter, std=0.02)
@@ -97,26 +124,24 @@ class Trainee(nn.Module):
     def model_tensors(self) -> dict[str, Tensor]:
         """What is shipped."""
         state = self.state_dict()
+        state["vision.patch_emb.weight"] = unfold(state["vision.patch_emb.weight"], self.target.vision.patch_px)
         return {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith("dense.")}
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss, each a mean over its own positions."""
-        crops = batch.crops.permute(0, 3, 1, 2).to(torch.bfloat16).div_(127.5).sub_(1.0)
-        features = self.vision.encode(crops)
-        found = {"dense": self._dense_loss(features[: len(batch.scenes)], batch)}
-        hidden = self._hidden(self._project(features, batch), batch.rows)
-        return found | self._language_losses(hidden, batch.rows)
+    def losses(self, samples: Batch, spoken: bool = True) -> dict[str, Tensor]:
+        """The terms of the loss, each a mean over its own positions; only the dense one if nothing is spoken."""
+        features = self.vision.encode(samples.crops.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0)
+        losses = {"dense": self._dense_loss(features[: len(samples.scenes)], samples.scenes)}
+        if spoken:
+            image = self._project(features, len(samples.scenes))
+            losses |= self._language_losses(self._hidden(image, samples.rows), samples.rows)
+        return losses
 
-    def _project(self, features: Tensor, batch: Batch) -> Tensor:
+    def _project(self, features: Tensor, pictures: int) -> Tensor:
         """(N, P, D) → (B, P, T), by the same reassembling as at inference."""
-        whole = features[: len(batch.scenes)]
-        local = list(whole)
-        start = len(whole)
-        for index, tiling in batch.tilings:
-            end = start + tiling[0] * tiling[1]
-            local[index] = reassemble(torch.cat([whole[index : index + 1], features[start:end]]), tiling, self.config)
-            start = end
-        return self.vision.project(whole, torch.stack(local))
+        whole, tiles = features[:pictures], features[pictures:].reshape(-1, 4, *features.shape[1:])
+        tiled = zip(whole[: len(tiles)], tiles, strict=True)
+        local = [reassemble(torch.cat([one[None], four]), (2, 2), self.config) for one, four in tiled]
+        return self.vision.project(whole, torch.cat([*(one[None] for one in local), whole[len(tiles) :]]))
 
     def _hidden(self, image: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """Hidden states (B, ROW, T) of the tails."""
@@ -128,9 +153,11 @@ class Trainee(nn.Module):
         tails = torch.where(size[..., :1] >= 0, self.region.encode_size(size), tails)
         positions = torch.cat([torch.arange(prefix).expand(len(image), -1), prefix + rows["position"]], dim=1)
         embeddings = torch.cat([bos, image.to(bos.dtype), tails], dim=1)
-        return self.text(embeddings, positions, packed_mask(rows["tail"], prefix))[:, prefix:]
+        hidden: Tensor = self.text(embeddings, positions, packed_mask(rows["tail"], prefix))
+        return hidden[:, prefix:]
 
     def _language_losses(self, hidden: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the words, the coordinates and the sizes."""
         said = rows["next_token"] >= 0
         losses = {"token": F.cross_entropy(self.text.logits(hidden[said]).float(), rows["next_token"][said])}
         placed, sized = rows["next_coord"] >= 0, rows["next_size"][..., 0] >= 0
@@ -138,12 +165,16 @@ class Trainee(nn.Module):
         losses["size"] = soft_cross_entropy(self.region.size_logits(hidden[sized]), rows["next_size"][sized])
         return losses
 
-    def _dense_loss(self, features: Tensor, batch: Batch) -> Tensor:
-        classes, boxes = (torch.from_numpy(a) for a in dense_labels(batch.scenes, self.config.vision.grid))
+    def _dense_loss(self, features: Tensor, scenes: list[Scene]) -> Tensor:
+        """What lies on each patch; shape, colour, size and box only where something does."""
+        classes, boxes = (torch.from_numpy(a) for a in dense_labels(scenes, self.config.vision.grid))
         *logits, offsets = self.dense(features).float().split([*DENSE_CLASSES, 4], dim=-1)
-        loss = sum(F.cross_entropy(l.flatten(0, 1), classes[..., i].flatten()) for i, l in enumerate(logits))
-        on = classes[..., 0] > 0
-        return loss + 10 * F.smooth_l1_loss(offsets[on], boxes[on], beta=0.02)
+        on = classes[..., 5] == 1
+        loss = 10 * F.smooth_l1_loss(offsets[on], boxes[on], beta=0.02)
+        for index, scores in enumerate(logits):
+            where = on if index < 3 else torch.ones_like(on)
+            loss = loss + F.cross_entropy(scores[where], classes[..., index][where])
+        return loss
 
 
 def soft_cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:
@@ -183,11 +214,11 @@ def batches(settings: Settings, config: ModelConfig) -> Iterator[Batch]:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to 1 %."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    done = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
-    return settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    """Linear warm-up, once for the vision encoder alone and once for all; and half a cosine down to 1 %."""
+    spoken = step - settings.dense_steps
+    warmth = min(1.0, ((step if spoken < 0 else spoken) + 1) / settings.warm_up)
+    done = max(0, spoken) / (settings.steps - settings.dense_steps)
+    return settings.learning_rate * warmth * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
 def optimizer_for(trainee: Trainee, settings: Settings) -> torch.optim.Optimizer:
@@ -209,18 +240,10 @@ def train(settings: Settings, out: Path, log_every: int = 50, save_every: int = 
     optimizer = optimizer_for(trainee, settings)
     start = time.perf_counter()
     sums: dict[str, float] = {}
-    for step, batch in enumerate(batches(settings, trainee.config)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses = trainee.losses(batch)
-        loss = losses["token"] + 0.25 * (losses["coord"] + losses["size"]) + settings.dense_weight * losses["dense"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        optimizer.step()
+    for step, samples in enumerate(batches(settings, trainee.config)):
+        losses = training_step(trainee, optimizer, samples, step, settings)
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value) / log_every
+            sums[name] = sums.get(name, 0.0) + value / log_every
         if (step + 1) % log_every == 0:
             told = "  ".join(f"{name} {value:.3f}" for name, value in sums.items())
             print(f"step {step + 1}/{settings.steps}  {told}  {time.perf_counter() - start:.0f} s", file=sys.stderr)
@@ -231,9 +254,56 @@ def train(settings: Settings, out: Path, log_every: int = 50, save_every: int = 
     return trainee
 
 
+def training_step(
+    trainee: Trainee, optimizer: torch.optim.Optimizer, samples: Batch, step: int, settings: Settings
+) -> dict[str, float]:
+    """One step; the terms of its loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, settings)
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        losses = trainee.losses(samples, spoken=step >= settings.dense_steps)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()])
+    nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+    optimizer.step()
+    return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
 def save(trainee: Trainee, out: Path) -> None:
     """Write the model directory, without its report."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(trainee.config.to_json(), encoding="utf-8")
+    (out / "config.json").write_text(trainee.target.to_json(), encoding="utf-8")
     build_tokenizer().save(str(out / "tokenizer.json"))
     save_file(trainee.model_tensors(), out / "model.safetensors")
+
+
+def write_report(out: Path, settings: Settings, figures: Figures) -> None:
+    """report.json: what was asked for, what came out, and of which weights it tells."""
+    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    report = {
+        "model_sha256": digest,
+        "settings": asdict(settings),
+        "torch": torch.__version__,
+        "held_out": asdict(figures),
+    }
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m edge_daemon.demo.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="of weights and scenes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="steps in all (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    settings = Settings(seed=options.seed, steps=options.steps)
+    train(settings, options.out)
+    figures = evaluate(options.out, HELD_OUT_SCENES)
+    write_report(options.out, settings, figures)
+    print(json.dumps(asdict(figures), indent=2))
+
+
+if __name__ == "__main__":
+    main()

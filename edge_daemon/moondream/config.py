@@ -170,7 +170,7 @@ def load_config(path: Path) -> ModelConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     newest = data.get("format") if isinstance(data, dict) else None
     if isinstance(newest, int) and newest > FORMAT:  # first: the keys of a newer format may well be unknown

@@ -53,14 +53,14 @@ def crop(picture: Image.Image, config: ModelConfig) -> Crops:
 
 def template_crops(picture: Image.Image, size_px: int) -> Crops:
     """The template scheme."""
-    crops = [picture.resize((size_px, size_px), Image.Resampling.BICUBIC)]
+    crops = [resize(picture, size_px, size_px, Image.Resampling.BICUBIC)]
     rows, columns = tiling = template_tiling(picture.width, picture.height, size_px)
     if tiling != (1, 1):
         tile_w, tile_h = picture.width // columns, picture.height // rows
         for row in range(rows):
             for column in range(columns):
                 box = (column * tile_w, row * tile_h, (column + 1) * tile_w, (row + 1) * tile_h)
-                crops.append(picture.crop(box).resize((size_px, size_px), Image.Resampling.BICUBIC))
+                crops.append(resize(picture.crop(box), size_px, size_px, Image.Resampling.BICUBIC))
     return Crops(np.stack([np.asarray(c) for c in crops]), tiling)
 
 
@@ -77,10 +77,10 @@ def overlap_crops(picture: Image.Image, size_px: int, patch_px: int) -> Crops:
     margin_px = OVERLAP_MARGIN * patch_px
     window_px = size_px - 2 * margin_px
     rows, columns = tiling = overlap_tiling(picture.width - 2 * margin_px, picture.height - 2 * margin_px, window_px)
-    crops = [np.asarray(picture.resize((size_px, size_px), Image.Resampling.LANCZOS))]
+    crops = [np.asarray(resize(picture, size_px, size_px, Image.Resampling.LANCZOS))]
     if tiling != (1, 1):
-        target = (columns * window_px + 2 * margin_px, rows * window_px + 2 * margin_px)
-        resized = np.asarray(picture.resize(target, Image.Resampling.LANCZOS))
+        width_px, height_px = columns * window_px + 2 * margin_px, rows * window_px + 2 * margin_px
+        resized = np.asarray(resize(picture, width_px, height_px, Image.Resampling.LANCZOS))
         for row in range(rows):
             for column in range(columns):
                 top, left = row * window_px, column * window_px
@@ -92,18 +92,28 @@ def overlap_tiling(width_px: int, height_px: int, window_px: int) -> tuple[int, 
     """Rows and columns of windows for a picture without its margins, at most OVERLAP_MAX_TILES in all."""
     if width_px <= window_px or height_px <= window_px:
         return (1, 1)
-    least_rows, least_columns = math.ceil(height_px / window_px), math.ceil(width_px / window_px)
-    if least_rows * least_columns > OVERLAP_MAX_TILES:
-        shrink = math.sqrt(OVERLAP_MAX_TILES / (least_rows * least_columns))
-        return (max(1, math.floor(least_rows * shrink)), max(1, math.floor(least_columns * shrink)))
-    rows = max(least_rows, math.floor(math.sqrt(OVERLAP_MAX_TILES * height_px / width_px)))
-    columns = max(least_columns, math.floor(math.sqrt(OVERLAP_MAX_TILES * width_px / height_px)))
+    rows, columns = math.ceil(height_px / window_px), math.ceil(width_px / window_px)
     if rows * columns > OVERLAP_MAX_TILES:
-        if columns > rows:
-            columns = OVERLAP_MAX_TILES // rows
-        else:
-            rows = OVERLAP_MAX_TILES // columns
-    return (max(1, rows), max(1, columns))
+        shrink = math.sqrt(OVERLAP_MAX_TILES / (rows * columns))
+        rows, columns = max(1, math.floor(rows * shrink)), max(1, math.floor(columns * shrink))
+    else:
+        rows = max(rows, math.floor(math.sqrt(OVERLAP_MAX_TILES * height_px / width_px)))
+        columns = max(columns, math.floor(math.sqrt(OVERLAP_MAX_TILES * width_px / height_px)))
+    # Upstream cuts only after the second branch, so that a strip of 379 × 26 600 px gives 24 tiles; we bound both.
+    if columns > rows:
+        columns = min(columns, OVERLAP_MAX_TILES // rows)
+    else:
+        rows = min(rows, OVERLAP_MAX_TILES // columns)
+    return (rows, columns)
+
+
+def resize(picture: Image.Image, width_px: int, height_px: int, kernel: Image.Resampling) -> Image.Image:
+    """Resize, the horizontal pass first.
+
+    Pillow rounds to bytes between its two passes, so their order shows. Up to 12 it was always this one;
+    Pillow 13 takes the other one for tall pictures. The models saw the former.
+    """
+    return picture.resize((width_px, picture.height), kernel).resize((width_px, height_px), kernel)
 
 
 def scale(pixels: Pixels) -> Tensor:

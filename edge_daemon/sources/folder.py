@@ -136,7 +136,10 @@ class FolderSource:
                 self._identity = identity
             if not self._waiting and self._scan_is_due(time.monotonic()):
                 self._scan(daemon)
-            for name in self._watch.changed():
+            changed = self._watch.changed()
+            if changed is None:
+                self._overflow = True
+            for name in changed or ():
                 self._changed(name, daemon)
             for name in self._settling.due(time.monotonic()):
                 self._meet_again(name)

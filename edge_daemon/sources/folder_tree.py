@@ -25,9 +25,6 @@ SUFFIXES = frozenset(
 
 Changes = Generator[set[tuple[Change, str]], None, None]
 
-_REPLACED = "\ufffd"
-"""What watchfiles puts where a name is not valid UTF-8."""
-
 
 class Tree:
     """The folder: what is in it now."""
@@ -125,6 +122,7 @@ class Watch:
         self._folders: set[str] = set()
         self._changes: Changes | None = None
         self._unread: set[str] = set()
+        self._missed = False
 
     def add(self, folders: Iterable[str]) -> None:
         """Watch these folders as well, from before this returns."""
@@ -132,13 +130,17 @@ class Watch:
         if not self._enabled or not new:
             return
         self._folders |= new
-        before = self._changes
+        before, self._changes = self._changes, None
         try:
             self._changes = self._start()
             self.problem = ""
-        except OSError as error:
-            self._fail(str(error))
-        if before is not None:
+        except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own, for instance for too many instances
+            self._folders.clear()
+            self.problem = (
+                f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {error} "
+                "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
+            )
+        if before is not None:  # only now, so that there is no moment without a watch
             self._drain(before)
             before.close()
 
@@ -156,17 +158,24 @@ class Watch:
             self._changes.close()
             self._changes = None
         self._unread.clear()
+        self._missed = False
         self.problem = ""
 
-    def changed(self) -> set[str]:
-        """The names that changed since the last call; takes about a millisecond. The empty name is the folder."""
+    def changed(self) -> set[str] | None:
+        """The names that changed since the last call; the empty name is the folder itself. Takes a millisecond.
+
+        None if something was missed: everything has to be looked through, and added again.
+        """
         if self._changes is not None:
             self._drain(self._changes)
+        if self._missed:
+            self.clear()
+            return None
         names, self._unread = self._unread, set()
         return names
 
     def _start(self) -> Changes:
-        """Begin to watch all folders. Raises OSError when the system allows no more of it."""
+        """Begin to watch all folders. Raises OSError or RuntimeError when the system allows no more of it."""
         while True:
             changes = watch(
                 *(path for folder in self._folders if os.path.isdir(path := os.path.join(self._root, folder))),
@@ -190,22 +199,13 @@ class Watch:
     def _drain(self, changes: Changes) -> None:
         try:
             self._note(next(changes))
-        except (RuntimeError, StopIteration) as error:  # RuntimeError: watchfiles' own internal error
-            self._fail(str(error))
+        except (RuntimeError, StopIteration):  # watchfiles' internal error: a name that is not UTF-8 is one to it
+            self._missed = True
 
     def _note(self, changes: set[tuple[Change, str]]) -> None:
         for _, path in changes:
             name = os.path.relpath(path, self._root)
-            # A name that watchfiles could not spell: look at the folder that it lies in.
-            self._unread.add(os.path.dirname(name) if _REPLACED in name else "" if name == "." else name)
-
-    def _fail(self, why: str) -> None:
-        self._changes = None
-        self._folders.clear()
-        self.problem = (
-            f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {why} "
-            "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
-        )
+            self._unread.add("" if name == "." else name)
 
 
 def _is_utf8(name: str) -> bool:

@@ -7,6 +7,7 @@ difference of 1e-4 between two logits is then a small one, and a real mistake is
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,10 +37,11 @@ from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
 
 EOS, ANSWER, UNKNOWN = 0, 1, 2
-STEMS = (
+STEMS = re.findall(
+    r"\w+",
     "a an the red green blue round square star disc on in left right above below small large bright dark sky sea "
-    "tree bird boat house road man dog cat is are two three and with of near far old new water grass one"
-).split()
+    "tree bird boat house road man dog cat is are two three and with of near far old new water grass one",
+)
 
 HALF_BILLION = ModelConfig(
     name="moondream-0.5b",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from checkpoints import HALF_BILLION, tiny_config, write_model
 from hypothesis import settings
 from PIL import Image
@@ -20,6 +21,16 @@ settings.load_profile("model")
 
 TinyFactory = Callable[..., Path]
 PictureFactory = Callable[..., Image.Image]
+
+
+@pytest.fixture
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny matrices on several threads of a busy machine take many times longer than on one."""
+    before = torch.get_num_threads()
+    if "half_billion" not in request.fixturenames:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

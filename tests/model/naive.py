@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 def gelu(x: Array) -> Array:
     """The tanh approximation."""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def softmax(x: Array) -> Array:
@@ -146,12 +146,10 @@ class Naive:
     def embed(self, tokens: list[int]) -> Array:
         return self.weights["text.wte"][tokens]
 
-    def may_see(self, query: int, key: int) -> bool:
+    def seen_from(self, query: int, length: int) -> range:
+        """The positions that one position may attend to."""
         prefix = 1 + (self.config["vision"]["crop_px"] // self.config["vision"]["patch_px"]) ** 2
-        if query == 0 and self.config["bos_state"] == "stored":
-            return key == 0
-        both_in_prefix = self.config["mask"] == "prefix" and query < prefix and key < prefix
-        return key <= query or both_in_prefix
+        return range(min(length, prefix if self.config["mask"] == "prefix" and query < prefix else query + 1))
 
     def hidden(self, embeddings: Array) -> Array:
         """All embeddings behind BOS (S, T) → hidden states (S, T), before the last norm."""
@@ -173,14 +171,14 @@ class Naive:
         result = np.zeros_like(x)
         for h in range(heads):
             part = slice(h * width, (h + 1) * width)
-            keys = [rotated(k[i, part], first + i, rotary_dim) for i in range(len(x))]
-            values = [v[i, part] for i in range(len(x))]
+            keys = np.array([rotated(k[i, part], first + i, rotary_dim) for i in range(len(x))])
+            values = v[:, part]
             if stored is not None:
-                keys, values = [stored[0, h, 0], *keys], [stored[1, h, 0], *values]
+                keys, values = np.concatenate([stored[0, h], keys]), np.concatenate([stored[1, h], values])
             for i in range(len(x)):
-                seen = [j for j in range(len(keys)) if self.may_see(first + i, j)]
+                seen = self.seen_from(first + i, len(keys))
                 query = rotated(q[i, part], first + i, rotary_dim)
-                result[i, part] = attend(query, np.array(keys)[seen], np.array(values)[seen])
+                result[i, part] = attend(query, keys[seen], values[seen])
         return self.linear(f"{name}.proj", result)
 
     def logits(self, hidden: Array) -> Array:
@@ -202,7 +200,8 @@ class Naive:
         return np.concatenate([np.cos(f), np.sin(f)])
 
     def coordinate(self, hidden: Array) -> float:
-        return int(self.mlp("region.coord_decoder", hidden).argmax()) / self.config["region"]["coord_bins"]
+        bins: int = self.config["region"]["coord_bins"]
+        return int(self.mlp("region.coord_decoder", hidden).argmax()) / bins
 
     def sizes(self, hidden: Array) -> list[float]:
         bins = self.config["region"]["size_bins"]
@@ -214,7 +213,8 @@ class Naive:
 
     def regions(self, image: Array, prompt: list[int], most: int, sized: bool) -> list[tuple[float, ...]]:
         """(x, y, width, height) or (x, y) of up to `most` objects, until EOS."""
-        sequence, found = np.concatenate([image, self.embed(prompt)]), []
+        sequence = np.concatenate([image, self.embed(prompt)])
+        found: list[tuple[float, ...]] = []
         while len(found) < most:
             hidden = self.hidden(sequence)[-1]
             if int(self.logits(hidden).argmax()) == self.config["tokens"]["eos"]:

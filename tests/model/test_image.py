@@ -14,8 +14,8 @@ from naive import pooled, resampled
 from numpy.typing import NDArray
 from PIL import Image
 
+from edge_daemon.moondream.config import Cropping
 from edge_daemon.moondream.image import (
-    Crops,
     crop,
     overlap_tiling,
     reassemble,
@@ -111,9 +111,8 @@ def overlap_by_hand(picture: Image.Image) -> NDArray[np.float32]:
     found = [resampled(pixels, 378, 378, "lanczos")]
     if (rows, columns) != (1, 1):
         large = resampled(pixels, 112 + 266 * columns, 112 + 266 * rows, "lanczos")
-        for top in range(0, 266 * rows, 266):
-            for left in range(0, 266 * columns, 266):
-                found.append(large[top : top + 378, left : left + 378])
+        corners = [(266 * r, 266 * c) for r in range(rows) for c in range(columns)]
+        found += [large[top : top + 378, left : left + 378] for top, left in corners]
     return np.stack(found)
 
 
@@ -135,12 +134,10 @@ def test_scale_is_exactly_the_published_formula() -> None:
     assert found.dtype == torch.float32
     assert found.shape == (1, 3, 16, 16)
     assert torch.equal(found, wanted.permute(0, 3, 1, 2))
-    assert (found.min(), found.max()) == (-1.0, 1.0)
+    assert [float(found.min()), float(found.max())] == [-1.0, 1.0]
 
 
-def stitched_by_index(
-    tiles: NDArray[np.float32], tiling: tuple[int, int], margin: int
-) -> NDArray[np.float32]:
+def stitched_by_index(tiles: NDArray[np.float32], tiling: tuple[int, int], margin: int) -> NDArray[np.float32]:
     """Cell by cell: which tile owns it, and where in the tile it lies."""
     rows, columns = tiling
     grid = tiles.shape[1]
@@ -200,7 +197,8 @@ def test_a_picture_without_tiles_is_encoded_once(noise: PictureFactory) -> None:
 
 def test_the_scheme_and_the_sizes_come_from_the_config(noise: PictureFactory) -> None:
     picture = noise(44, 40)
-    found: dict[str, Crops] = {c: crop(picture, tiny_config(c)) for c in ("template", "overlap")}  # type: ignore[arg-type]
+    schemes: tuple[Cropping, ...] = ("template", "overlap")
+    found = {scheme: crop(picture, tiny_config(scheme)) for scheme in schemes}
     assert found["template"].pixels.shape == (5, 30, 30, 3)
     assert found["template"].tiling == (2, 2)
     assert found["overlap"].pixels.shape == (13, 30, 30, 3)

@@ -1,0 +1,115 @@
+"""README and example configurations say what the code does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from edge_daemon import cli, config
+from edge_daemon.topics import Topics, publications
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+EXAMPLE_VALUES = {"node", "mqtt.username", "mqtt.password", "mqtt.client_id", "sources.inbox.questions"}
+"""Keys of the full example that have no default, or one that would teach nothing."""
+REQUIRED = {"sources", "sources.inbox.type", "sources.inbox.path"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DAEMON_MQTT_PASSWORD", "hush")
+    for name in ("EDGE_DAEMON_STATE_DIR", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_example_configuration_is_valid(path: Path) -> None:
+    config.load(path)
+
+
+def test_the_full_example_has_every_key() -> None:
+    class Loader(yaml.SafeLoader):
+        """Knows the tag of the example."""
+
+    Loader.add_constructor("!env", lambda loader, node: f"!env {node.value}")
+    values = yaml.load((ROOT / "configs/full.yaml").read_text(), Loader)  # noqa: S506  a SafeLoader
+    assert set(values) == set(config.Config.model_fields)
+    assert set(values["mqtt"]) == set(config.MqttConfig.model_fields)
+    assert set(values["model"]) == set(config.ModelConfig.model_fields)
+    assert set(values["sources"]["inbox"]) == set(config.FolderConfig.model_fields)
+
+
+def test_the_full_example_shows_the_defaults() -> None:
+    full = config.load(ROOT / "configs/full.yaml")
+    smallest = config.load(ROOT / "configs/folder.yaml")
+    differing = {
+        key for key, value in leaves(full).items() if leaves(smallest).get(key) != value and key not in REQUIRED
+    }
+    assert {key.removesuffix(".0") for key in differing} <= EXAMPLE_VALUES | {"sources.inbox.path"}
+
+
+def leaves(section: BaseModel) -> dict[str, Any]:
+    """Every value by its dotted key."""
+
+    def walk(value: Any, key: str) -> dict[str, Any]:
+        if isinstance(value, BaseModel):
+            value = {name: getattr(value, name) for name in type(value).model_fields}
+        if isinstance(value, dict):
+            return {k: v for name, item in value.items() for k, v in walk(item, f"{key}.{name}".strip(".")).items()}
+        return {key: value}
+
+    return walk(section, "")
+
+
+def test_the_readme_has_the_topics_that_are_published() -> None:
+    topics = Topics("<base>", "<node>")
+    captioned = publications(topics, "<source>", {"task": "caption", "caption": "x"})
+    answered = publications(topics, "<source>", {"task": "<id>", "answer": "x"})
+    published = {p.topic: p.retain for p in captioned + answered}
+    published |= {topics.availability: True, topics.health: True, topics.of("<source>", "availability"): True}
+    table = re.findall(r"^\| `(<base>/[^`]+)` \| [^|]+ \| ([^|]+) \|$", README, re.MULTILINE)
+    assert {topic: not note.startswith("not retained") for topic, note in table} == published
+
+
+def test_the_readme_has_the_exit_codes() -> None:
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \| ", README, re.MULTILINE)}
+    assert codes == {cli.OK, cli.UNEXPECTED, cli.USAGE, cli.UNAVAILABLE, cli.CONFIG}
+
+
+def test_the_example_result_of_the_readme_fits_the_schema() -> None:
+    example = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    schema = json.loads((ROOT / "configs/result.schema.json").read_text())
+    jsonschema.validate(json.loads(example[1]), schema)
+
+
+def test_the_commands_of_the_readme_can_be_run() -> None:
+    for command in re.findall(r"^\./(deploy/\w+)", README, re.MULTILINE):
+        assert os.access(ROOT / command, os.X_OK)
+    for words in re.findall(r"edge-daemon (run|check-config|caption|demo|\w+) [-\w./]+", README):
+        assert words in cli.parser().format_help()
+
+
+def test_the_top_level_is_as_agreed() -> None:
+    agreed = {
+        "pyproject.toml",
+        "edge_daemon",
+        "deploy",
+        "systemd",
+        "tests",
+        "configs",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    }
+    tracked = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert tracked - {"edge_daemon.egg-info"} == agreed

@@ -1,0 +1,135 @@
+"""One slot a source: nothing is lost, nothing overtakes, everybody has a turn."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_daemon.slots import Slots
+
+NAMES = "abcd"
+
+
+async def let_others_run() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_full_slot_is_waited_for() -> None:
+    slots: Slots[int] = Slots(NAMES)
+    await slots.put("a", 1)
+    second = asyncio.create_task(slots.put("a", 2))
+    await let_others_run()
+    assert not second.done()
+    assert await slots.take() == 1
+    await second
+    assert await slots.take() == 2
+
+
+async def test_an_empty_slot_is_waited_for() -> None:
+    slots: Slots[str] = Slots(NAMES)
+    taking = asyncio.create_task(slots.take())
+    await let_others_run()
+    assert not taking.done()
+    await slots.put("c", "here")
+    assert await taking == "here"
+
+
+async def test_slots_that_are_always_full_take_turns() -> None:
+    slots: Slots[str] = Slots(NAMES)
+
+    async def fill(name: str) -> None:
+        while True:
+            await slots.put(name, name)
+
+    producers = [asyncio.create_task(fill(name)) for name in NAMES]
+    await let_others_run()
+    taken = []
+    for _ in range(40):
+        taken.append(await slots.take())
+        await let_others_run()
+    assert "".join(taken) == NAMES * 10
+    for producer in producers:
+        producer.cancel()
+
+
+@given(st.lists(st.sampled_from([*NAMES, "take"])))
+def test_the_source_that_was_served_longest_ago_comes_first(program: list[str]) -> None:
+    async def scenario() -> None:
+        slots: Slots[tuple[str, int]] = Slots(NAMES)
+        waiting: dict[str, int] = {}
+        served = {name: index - len(NAMES) for index, name in enumerate(NAMES)}
+        for now in count():
+            if now == len(program):
+                return
+            step = program[now]
+            if step != "take" and step not in waiting:
+                await slots.put(step, (step, now))
+                waiting[step] = now
+            elif step == "take" and waiting:
+                expected = min(waiting, key=lambda name: served[name])
+                assert await slots.take() == (expected, waiting.pop(expected))
+                served[expected] = now
+
+    asyncio.run(scenario())
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.data())
+def test_with_many_producers_and_a_consumer_all_arrive_once_and_in_order(
+    amounts: list[int], data: st.DataObject
+) -> None:
+    async def scenario() -> None:
+        names = NAMES[: len(amounts)]
+        slots: Slots[tuple[str, int]] = Slots(names)
+
+        async def produce(name: str, amount: int) -> None:
+            for number in range(amount):
+                for _ in range(data.draw(st.integers(0, 2))):
+                    await asyncio.sleep(0)
+                await slots.put(name, (name, number))
+
+        producers = [asyncio.create_task(produce(n, a)) for n, a in zip(names, amounts, strict=True)]
+        taken = [await slots.take() for _ in range(sum(amounts))]
+        await asyncio.gather(*producers)
+        for name, amount in zip(names, amounts, strict=True):
+            assert [number for source, number in taken if source == name] == list(range(amount))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_stops_waiting_to_put_has_put_or_has_not(turns: int) -> None:
+    """Cancelled at any moment, also just when the slot is emptied."""
+    slots: Slots[int] = Slots(NAMES)
+    await slots.put("a", 1)
+    second = asyncio.create_task(slots.put("a", 2))
+    await let_others_run()
+    assert await slots.take() == 1
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait([second])
+    if second.cancelled():
+        await slots.put("a", 3)
+        assert await slots.take() == 3
+    else:
+        assert await slots.take() == 2
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_stops_waiting_to_take_has_taken_or_leaves_it(turns: int) -> None:
+    slots: Slots[int] = Slots(NAMES)
+    taking = asyncio.create_task(slots.take())
+    await let_others_run()
+    await slots.put("a", 1)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert (await slots.take() if taking.cancelled() else taking.result()) == 1
+    await slots.put("a", 2)
+    assert await slots.take() == 2

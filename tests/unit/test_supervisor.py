@@ -1,0 +1,84 @@
+"""When a dead child is started again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_daemon.supervisor import FIRST_DELAY_S, GOOD_TIME_S, LONGEST_DELAY_S, RestartPolicy
+from tests.clock import Clock
+
+LIVES = st.lists(st.tuples(st.none() | st.floats(0, 2 * GOOD_TIME_S), st.sampled_from("abc")), max_size=40)
+"""Of each life: how long the child worked (None: it never said READY) and what it died of."""
+
+
+def live(policy: RestartPolicy, clock: Clock, worked_s: float | None, reason: str) -> float | None:
+    """One life and death."""
+    if worked_s is not None:
+        policy.ready(clock())
+        clock.advance(worked_s)
+    return policy.died(reason, clock())
+
+
+def test_delays_double_up_to_five_minutes(clock: Clock) -> None:
+    policy = RestartPolicy()
+    delays = [live(policy, clock, 1.0, "it fell") for _ in range(12)]
+    assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+
+
+def test_a_good_time_earns_a_fresh_start(clock: Clock) -> None:
+    policy = RestartPolicy()
+    for _ in range(5):
+        live(policy, clock, 1.0, "it fell")
+    assert live(policy, clock, GOOD_TIME_S - 0.5, "it fell") == 32
+    assert live(policy, clock, GOOD_TIME_S, "it fell") == 1
+    assert live(policy, clock, None, "it fell") == 2, "a life without READY is not a good time"
+
+
+def test_what_never_works_for_the_same_reason_is_hopeless(clock: Clock) -> None:
+    policy = RestartPolicy()
+    assert live(policy, clock, None, "SIGILL") == 1
+    assert live(policy, clock, None, "SIGILL") is None
+
+
+def test_another_reason_is_another_chance(clock: Clock) -> None:
+    policy = RestartPolicy()
+    assert [live(policy, clock, None, reason) for reason in ("a", "b", "a", "b")] == [1, 2, 4, 8]
+    assert live(policy, clock, None, "b") is None
+
+
+def test_what_ever_worked_is_never_hopeless(clock: Clock) -> None:
+    policy = RestartPolicy()
+    live(policy, clock, 0.0, "SIGKILL")
+    assert None not in [live(policy, clock, None, "SIGKILL") for _ in range(100)]
+
+
+@given(LIVES)
+def test_whatever_happens_the_delay_is_bounded(lives: list[tuple[float | None, str]]) -> None:
+    policy, clock, last = RestartPolicy(), Clock(), 0.0
+    ever_worked = False
+    for index, (worked_s, reason) in enumerate(lives):
+        ever_worked |= worked_s is not None
+        delay_s = live(policy, clock, worked_s, reason)
+        assert policy.last_reason == reason
+        if delay_s is None:
+            assert not ever_worked
+            assert index
+            assert lives[index - 1][1] == reason
+            return
+        assert FIRST_DELAY_S <= delay_s <= LONGEST_DELAY_S
+        well = worked_s is not None and worked_s >= GOOD_TIME_S
+        assert delay_s == (
+            FIRST_DELAY_S if well or not index else min(2 * last, LONGEST_DELAY_S)
+        ) or delay_s == pytest.approx(last)
+        last = delay_s
+
+
+@given(LIVES, st.floats(0, 1e9))
+def test_the_clock_has_no_zero(lives: list[tuple[float | None, str]], offset_s: float) -> None:
+    one, other, clock, later = RestartPolicy(), RestartPolicy(), Clock(), Clock()
+    clock.now_s, later.now_s = 0.0, float(int(offset_s))
+    for worked_s, reason in lives:
+        whole_s = None if worked_s is None else float(int(worked_s))
+        assert live(one, clock, whole_s, reason) == live(other, later, whole_s, reason)
