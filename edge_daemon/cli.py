@@ -148,10 +148,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         asyncio.run(daemon.run(settings, directory))
     except* EdgeDaemonError as group:
-        error = _first(group)
-        if isinstance(error, ModelError):  # its files will be no better after a restart
-            raise ConfigError(f"{arguments.config}: model.name: {error}") from group
-        raise error from group
+        first = _first(group)
+        if isinstance(first, ModelError):  # its files will be no better after a restart
+            raise ConfigError(f"{arguments.config}: model.name: {first}") from group
+        raise first from group
     return OK
 
 

@@ -65,12 +65,14 @@ class Weights:
         `extra` are names and shapes under the prefix that belong to the checkpoint but not to the module.
         Raises ModelError that lists every missing, unexpected, misshapen and mistyped tensor.
         """
-        with torch.device("meta"):
+        with torch.inference_mode(False), torch.device("meta"):  # plain tensors, wherever the first use is
             module = build()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         present = {name for name in self.names if name.startswith(f"{prefix}.")}
         self._compare({f"{prefix}.{name}": shape for name, shape in shapes.items()} | dict(extra or {}), present)
-        module.load_state_dict({name: self.tensor(f"{prefix}.{name}") for name in shapes}, strict=True, assign=True)
+        with torch.inference_mode(False):
+            tensors = {name: self.tensor(f"{prefix}.{name}") for name in shapes}
+            module.load_state_dict(tensors, strict=True, assign=True)
         return module.requires_grad_(False).eval()
 
     def _compare(self, wanted: dict[str, tuple[int, ...]], present: set[str]) -> None:

@@ -117,7 +117,8 @@ def test_a_killed_worker_costs_no_picture(tmp_path: Path, broker: Broker, subscr
             "the death is told", lambda: (h := subscriber.last_health()) and h["worker"]["restarts"] and h
         )
         assert "SIGKILL (perhaps out of memory)" in health["worker"]["last_death"]
-        assert service.process is not None and service.process.poll() is None
+        assert service.process is not None
+        assert service.process.poll() is None
 
 
 def test_a_killed_grabber_comes_back(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
@@ -200,7 +201,8 @@ def test_the_kv_cap_follows_the_budget_and_is_published(tmp_path: Path, broker: 
         drop(service, 1, seed=8)
         assert wait_results(subscriber, 1)[0]["kv_tokens"] == 150
         health = subscriber.last_health()
-        assert health is not None and health["model"]["kv_positions"] == 150
+        assert health is not None
+        assert health["model"]["kv_positions"] == 150
 
 
 def test_a_model_that_is_not_there_is_a_configuration_error(tmp_path: Path, broker: Broker) -> None:

@@ -37,6 +37,8 @@ from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
 
 EOS, ANSWER, UNKNOWN = 0, 1, 2
+ATTENTION_GAIN = 2.0
+"""So that what is attended to decides what is said, and a wrong mask or position shows."""
 STEMS = re.findall(
     r"\w+",
     "a an the red green blue round square star disc on in left right above below small large bright dark sky sea "
@@ -105,8 +107,8 @@ def tiny_config(
         bos_state=bos_state,
         tokens=Tokens(bos=5, eos=EOS, answer=ANSWER),
         templates=Templates(
-            caption={"short": [9, 10, 11], "normal": [9, 12, 13, 11]},
-            query={"prefix": [14, 15], "suffix": [16, 11]},
+            caption={"short": [9, 10, 11], "normal": [9, 12, 13, 43]},
+            query={"prefix": [14, 15], "suffix": [16, 27]},
             detect={"prefix": [17], "suffix": [18]},
             point={"prefix": [19], "suffix": [18]},
         ),
@@ -133,7 +135,8 @@ def fill(module: nn.Module, generator: torch.Generator) -> None:
         elif name in ("wte", "pos_emb", "coord_features", "size_features"):
             centre, std = 0.0, 1.0
         else:
-            centre, std = 0.0, 1.0 / math.sqrt(parameter.shape[1])
+            gain = ATTENTION_GAIN if ".attn." in name else 1.0
+            centre, std = 0.0, gain / math.sqrt(parameter.shape[1])
         parameter.uniform_(centre - std * math.sqrt(3), centre + std * math.sqrt(3), generator=generator)
 
 

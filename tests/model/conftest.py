@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import HALF_BILLION, tiny_config, write_model
 from hypothesis import settings
 from PIL import Image
 
 from edge_daemon.moondream.config import BosState, Cropping, Mask, SizeScale
+from tests.model.checkpoints import HALF_BILLION, tiny_config, write_model
 
 settings.register_profile("model", deadline=None, derandomize=True)
 settings.load_profile("model")

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import HALF_BILLION, TWO_BILLION, tiny_config
 from torch import nn
 
 from edge_daemon.errors import ModelError
@@ -18,6 +17,7 @@ from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
+from tests.model.checkpoints import HALF_BILLION, TWO_BILLION, tiny_config
 
 Change = Callable[[dict[str, Any]], object]
 

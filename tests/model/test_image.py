@@ -7,10 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from checkpoints import HALF_BILLION, TWO_BILLION, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from naive import pooled, resampled
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +21,8 @@ from edge_daemon.moondream.image import (
     stitch,
     template_tiling,
 )
+from tests.model.checkpoints import HALF_BILLION, TWO_BILLION, tiny_config
+from tests.model.naive import pooled, resampled
 
 PictureFactory = Callable[..., Image.Image]
 

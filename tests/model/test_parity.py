@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from naive import Naive
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from edge_daemon.moondream.config import BosState, Cropping, Mask, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.model import Moondream
+from tests.model.naive import Naive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import HALF_BILLION, random_tensors, tiny_config, tokenizer, write_model, write_tensors
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from edge_daemon.moondream.config import Cropping, ModelConfig
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import BOS_KV, Moondream
 from edge_daemon.moondream.weights import Weights
+from tests.model.checkpoints import HALF_BILLION, random_tensors, tiny_config, tokenizer, write_model, write_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

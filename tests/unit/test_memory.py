@@ -119,9 +119,13 @@ def test_the_cgroup_limit_is_the_least_up_to_the_root(
     tmp_path: Path, membership: str, files: dict[str, str], expected_mib: int | None
 ) -> None:
     root = cgroup(tmp_path / "cgroup", files)
-    cgroup(tmp_path, {"memory.max": "1", "memory.limit_in_bytes": "1"})  # above the root: not ours
     expected = None if expected_mib is None else expected_mib * MIB
-    assert memory.read_cgroup_limit(membership + "\n", root) == expected
+    assert memory.read_cgroup_limit(membership, root) == expected
+
+
+def test_what_is_above_the_root_is_not_ours(tmp_path: Path) -> None:
+    cgroup(tmp_path, {"memory.max": "1"})
+    assert memory.read_cgroup_limit("0::/a\n", tmp_path / "cgroup") is None
 
 
 def test_the_limits_of_this_machine_can_be_read() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,24 +54,20 @@ def test_what_ever_worked_is_never_hopeless(clock: Clock) -> None:
 
 
 @given(LIVES)
-def test_whatever_happens_the_delay_is_bounded(lives: list[tuple[float | None, str]]) -> None:
-    policy, clock, last = RestartPolicy(), Clock(), 0.0
-    ever_worked = False
+def test_whatever_happens_the_delay_follows_from_the_deaths_since_a_good_time(
+    lives: list[tuple[float | None, str]],
+) -> None:
+    policy, clock, deaths, ever_worked = RestartPolicy(), Clock(), 0, False
     for index, (worked_s, reason) in enumerate(lives):
         ever_worked |= worked_s is not None
+        deaths = 1 if worked_s is not None and worked_s >= GOOD_TIME_S else deaths + 1
         delay_s = live(policy, clock, worked_s, reason)
-        assert policy.last_reason == reason
         if delay_s is None:
             assert not ever_worked
             assert index
             assert lives[index - 1][1] == reason
             return
-        assert FIRST_DELAY_S <= delay_s <= LONGEST_DELAY_S
-        well = worked_s is not None and worked_s >= GOOD_TIME_S
-        assert delay_s == (
-            FIRST_DELAY_S if well or not index else min(2 * last, LONGEST_DELAY_S)
-        ) or delay_s == pytest.approx(last)
-        last = delay_s
+        assert delay_s == min(FIRST_DELAY_S * 2 ** (deaths - 1), LONGEST_DELAY_S)
 
 
 @given(LIVES, st.floats(0, 1e9))

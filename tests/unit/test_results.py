@@ -1,0 +1,140 @@
+"""From the worker's answer to the documents that subscribers read."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_daemon.messages import FileKey, Frame, Results, Task, TaskResult, WorkerReady
+from edge_daemon.results import Origin, documents, result_id, utc
+
+FILE = FileKey("yard/cat.jpg", 1_700_000_000_000_000_000, 4321)
+FRAME = Frame(1_700_000_000.25, 512, 384, 4000, 3000, "00", 0.0, 31.26, FILE, b"")
+ORIGIN = Origin("shed", "porch", FRAME, "file", 100.0)
+WORKER = WorkerReady("demo-shapes", "knows shapes only", "float32", 256, 1, 2, 3, 0.5, 2, {})
+CAPTION = Task("caption", "caption", "short")
+QUESTION = Task("gate-open", "query", "Is the gate open?")
+BOXES = Task("cats", "detect", "cat")
+
+
+def outcome(task: Task, text: str = "", error: str = "") -> TaskResult:
+    return TaskResult(task.id, task.kind, text, [{"x": 0.5, "y": 0.5}], 9, "eos", 10.04, 200.0, error)
+
+
+def results(*outcomes: TaskResult) -> Results:
+    return Results(list(outcomes), 80.0, 20.0, 5)
+
+
+def test_a_caption() -> None:
+    (document,) = documents(ORIGIN, [CAPTION], results(outcome(CAPTION, "A cat.")), WORKER, 100.5)
+    assert document == {
+        "schema": 1,
+        "id": result_id(ORIGIN, CAPTION),
+        "node": "shed",
+        "source": "porch",
+        "captured_at": "2023-11-14T22:13:20.250Z",
+        "task": "caption",
+        "caption": "A cat.",
+        "length": "short",
+        "file": "yard/cat.jpg",
+        "model": "demo-shapes",
+        "note": "knows shapes only",
+        "precision": "float32",
+        "tokens": 9,
+        "finish_reason": "eos",
+        "trigger": "file",
+        "kv_tokens": 256,
+        "latency_ms": {
+            "capture": 0.0,
+            "decode": 31.3,
+            "encode": 80.0,
+            "prefill": 30.0,
+            "generate": 200.0,
+            "total": 531.3,
+        },
+    }
+    json.dumps(document)
+
+
+def test_every_task_has_its_own_words() -> None:
+    answers = results(outcome(CAPTION, "A cat."), outcome(QUESTION, "no"), outcome(BOXES))
+    made = documents(ORIGIN, [CAPTION, QUESTION, BOXES], answers, WORKER, 100.5)
+    assert [document["task"] for document in made] == ["caption", "gate-open", "cats"]
+    assert (made[1]["question"], made[1]["answer"], made[1]["value"]) == ("Is the gate open?", "no", "no")
+    assert (made[2]["target"], made[2]["objects"]) == ("cat", [{"x": 0.5, "y": 0.5}])
+    assert not any("caption" in document for document in made[1:])
+
+
+def test_what_has_no_outcome_becomes_no_document() -> None:
+    answers = results(outcome(CAPTION, error="no room in the cache"), outcome(QUESTION, "no"))
+    made = documents(ORIGIN, [CAPTION, QUESTION], answers, WORKER, 100.5)
+    assert [document["task"] for document in made] == ["gate-open"]
+
+
+def test_what_is_not_known_is_not_there() -> None:
+    origin = replace(ORIGIN, frame=replace(FRAME, file=None))
+    (document,) = documents(origin, [CAPTION], results(outcome(CAPTION)), replace(WORKER, note=""), 100.5)
+    assert "file" not in document
+    assert "note" not in document
+
+
+def test_the_same_file_and_task_have_the_same_id() -> None:
+    assert result_id(ORIGIN, CAPTION) == result_id(replace(ORIGIN, taken_s=5.0, trigger="replay"), CAPTION)
+    assert uuid.UUID(result_id(ORIGIN, CAPTION)).version == 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(ORIGIN, node="barn"),
+        replace(ORIGIN, source="gate"),
+        *(
+            replace(ORIGIN, frame=replace(FRAME, file=file))
+            for file in (
+                replace(FILE, name="yard/dog.jpg"),
+                replace(FILE, mtime_ns=FILE.mtime_ns + 1),
+                replace(FILE, size_bytes=1),
+            )
+        ),
+    ],
+)
+def test_anything_else_has_another_id(other: Origin) -> None:
+    assert result_id(other, CAPTION) != result_id(ORIGIN, CAPTION)
+
+
+def test_another_task_has_another_id() -> None:
+    assert len({result_id(ORIGIN, task) for task in (CAPTION, replace(CAPTION, text="normal"), QUESTION, BOXES)}) == 4
+
+
+def test_a_frame_without_a_file_is_never_the_same() -> None:
+    live = replace(ORIGIN, frame=replace(FRAME, file=None))
+    assert result_id(live, CAPTION) != result_id(live, CAPTION)
+
+
+@pytest.mark.parametrize("name", [b"\xff.jpg".decode("utf-8", "surrogateescape"), "\ud800", "\0"])
+def test_any_file_name_has_an_id(name: str) -> None:
+    uuid.UUID(result_id(replace(ORIGIN, frame=replace(FRAME, file=replace(FILE, name=name))), CAPTION))
+
+
+@pytest.mark.parametrize(
+    ("unix_s", "text"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (-0.001, "1969-12-31T23:59:59.999Z"),
+        (1_700_000_000.9996, "2023-11-14T22:13:20.999Z"),
+        (1e15, "9999-12-31T00:00:00.000Z"),
+        (-1e15, "0001-01-01T00:00:00.000Z"),
+    ],
+)
+def test_times_are_utc_and_never_an_error(unix_s: float, text: str) -> None:
+    assert utc(unix_s) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_time_has_the_same_form(unix_s: float) -> None:
+    assert len(utc(unix_s)) == len("1970-01-01T00:00:00.000Z")

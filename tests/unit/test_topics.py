@@ -1,0 +1,49 @@
+"""The topics, as the README promises them, and the messages of a result."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edge_daemon.config import RESERVED_SOURCE_NAMES
+from edge_daemon.topics import Publication, Topics, json_bytes, publications
+
+TOPICS = Topics("home/edge", "shed")
+
+
+def test_the_topics_of_a_node() -> None:
+    assert TOPICS.availability == "home/edge/shed/availability"
+    assert TOPICS.health == "home/edge/shed/health"
+    assert TOPICS.of("porch", "availability") == "home/edge/shed/porch/availability"
+
+
+def test_no_source_can_take_a_topic_of_the_node() -> None:
+    for topic in (TOPICS.availability, TOPICS.health):
+        assert topic.split("/")[3] in RESERVED_SOURCE_NAMES
+
+
+def test_a_caption_is_an_event_a_document_and_words() -> None:
+    result = {"task": "caption", "caption": "A red circle – on grey.", "seq": 7}
+    body = json_bytes(result)
+    assert publications(TOPICS, "porch", result) == [
+        Publication("home/edge/shed/porch/event", body, retain=False),
+        Publication("home/edge/shed/porch/caption", body, retain=True),
+        Publication("home/edge/shed/porch/caption/text", "A red circle – on grey.".encode(), retain=True),
+    ]
+    assert json.loads(body) == result
+
+
+def test_an_answer_is_an_event_and_a_document_of_its_own() -> None:
+    result = {"task": "gate-open", "answer": "no"}
+    assert [(p.topic, p.retain) for p in publications(TOPICS, "porch", result)] == [
+        ("home/edge/shed/porch/event", False),
+        ("home/edge/shed/porch/answer/gate-open", True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["ü.jpg", b"\xff.jpg".decode("utf-8", "surrogateescape"), "\ud83d", "\0\n"])
+def test_any_file_name_is_json(name: str) -> None:
+    body = json_bytes({"file": name})
+    assert body.isascii()
+    assert json.loads(body)["file"] == name
