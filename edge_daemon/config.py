@@ -35,7 +35,7 @@ NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
 """Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
 TOPIC_PATTERN = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
-HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$"
+HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?$"
 """A host name, an IPv4 or an IPv6 address."""
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""

@@ -259,7 +259,7 @@ def _good(folder: Path) -> list[Hostile]:
         "really-a-png.jpg": encode(picture, "PNG"),
         "really-a-gif.tiff": encode(picture, "GIF"),
         "trailing.jpg": whole + b"\xd9\xff\x00garbage" * 500,
-        "loose-bytes.jpg": whole[:-2] + bytes(7) + whole[-2:],  # libjpeg warns, and all pixels are there
+        "odd-scan.jpg": _odd_scan(whole),
         "polyglot.jpg": whole + b"%PDF-1.4\nPK\x03\x04<svg/>",
         "bad-exif.jpg": encode(picture, "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(30)),
         "bad-profile.png": encode(picture, "PNG", icc_profile=b"no profile" * 20),
@@ -286,6 +286,12 @@ def _good(folder: Path) -> list[Hostile]:
         (folder / name).write_bytes(data)
     cases += [Hostile(name, colours="any", size=size) for name, (_, size) in odd.items()]
     return cases + _turned(folder)
+
+
+def _odd_scan(data: bytes) -> bytes:
+    """A JPEG of which libjpeg warns, and has all pixels: old Samsung phones write such scan headers."""
+    end_of_spectrum = data.index(b"\xff\xda") + 12
+    return data[:end_of_spectrum] + b"\0" + data[end_of_spectrum + 1 :]
 
 
 def _deep_grey() -> tuple[tuple[int, int], tuple[int, int]]:

@@ -194,14 +194,14 @@ def batch(packer: Packer, rng: random.Random, pictures: int, tiled: int) -> Batc
 
 
 def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What each patch should know, for the throw-away head: (B, P, 6) classes and (B, P, 4) boxes.
+    """What each patch should know, for the throw-away head: (B, P, 6) classes and (B, P, 6) boxes.
 
     Classes: shape, colour and size of the thing on the patch (0 if there is none), the background, whether the
     thing's centre lies in the patch, and whether there is a thing. Boxes: centre relative to the patch's centre,
-    and extent.
+    extent, and centre in the picture: the decoder has no other way to know where things are.
     """
     classes = np.zeros((len(scenes), grid, grid, 6), np.int64)
-    boxes = np.zeros((len(scenes), grid, grid, 4), np.float32)
+    boxes = np.zeros((len(scenes), grid, grid, 6), np.float32)
     centres = (np.arange(grid, dtype=np.float32) + 0.5) / grid
     for index, scene in enumerate(scenes):
         classes[index, ..., 3] = list(BACKGROUNDS).index(scene.background)
@@ -216,7 +216,6 @@ def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDA
             classes[index, home[0], home[1], 4] = 1
             rows, columns = np.nonzero(on)
             offsets = (thing.x - centres[columns], thing.y - centres[rows])
-            boxes[index, on] = np.stack(
-                [*offsets, np.full(len(rows), thing.width), np.full(len(rows), thing.height)], axis=-1
-            )
-    return classes.reshape(len(scenes), -1, 6), boxes.reshape(len(scenes), -1, 4)
+            boxes[index, on, :2] = np.stack(offsets, axis=-1)
+            boxes[index, on, 2:] = (thing.width, thing.height, thing.x, thing.y)
+    return classes.reshape(len(scenes), -1, 6), boxes.reshape(len(scenes), -1, 6)

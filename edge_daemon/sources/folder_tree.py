@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Generator, Iterable, Iterator
 from fnmatch import translate
 
@@ -22,6 +23,11 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
 )
 """Only these are looked at, so `x.jpg.part`, `x.jpg.tmp`, `x.jpg.crdownload` and `x.jpg~` wait for their renaming."""
+
+_FORMER_S = 1.0
+"""How long a watch that was replaced is still listened to: events reach watchfiles through a thread."""
+_MAX_FORMER = 8
+"""More of them are not kept: the kernel allows 128 a user by default."""
 
 Changes = Generator[set[tuple[Change, str]], None, None]
 
@@ -121,6 +127,7 @@ class Watch:
         self._enabled = enabled
         self._folders: set[str] = set()
         self._changes: Changes | None = None
+        self._former: list[tuple[Changes, float]] = []  # replaced watches that may still have something to tell
         self._unread: set[str] = set()
         self._missed = False
 
@@ -140,9 +147,9 @@ class Watch:
                 f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {error} "
                 "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
             )
-        if before is not None:  # only now, so that there is no moment without a watch
-            self._drain(before)
-            before.close()
+        if before is not None:
+            self._former.append((before, time.monotonic() + _FORMER_S))
+            self._retire(self._former[:-_MAX_FORMER])
 
     def drop(self, folder: str) -> None:
         """Forget a folder that was moved, deleted or replaced, and everything below it."""
@@ -154,6 +161,7 @@ class Watch:
     def clear(self) -> None:
         """Watch nothing any more."""
         self._folders.clear()
+        self._retire(self._former)
         if self._changes is not None:
             self._changes.close()
             self._changes = None
@@ -166,8 +174,10 @@ class Watch:
 
         None if something was missed: everything has to be looked through, and added again.
         """
-        if self._changes is not None:
-            self._drain(self._changes)
+        for changes in (self._changes, *(former for former, _ in self._former)):
+            if changes is not None:
+                self._drain(changes)
+        self._retire([former for former in self._former if former[1] < time.monotonic()])
         if self._missed:
             self.clear()
             return None
@@ -195,6 +205,12 @@ class Watch:
                 return changes
             except FileNotFoundError:  # a folder vanished in between; the others remain
                 continue
+
+    def _retire(self, former: list[tuple[Changes, float]]) -> None:
+        for item in list(former):
+            self._drain(item[0])
+            item[0].close()
+            self._former.remove(item)
 
     def _drain(self, changes: Changes) -> None:
         try:

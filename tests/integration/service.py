@@ -21,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 NODE = "test"
 BASE = f"edge-daemon/{NODE}"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 T = TypeVar("T")
 
 

@@ -89,7 +89,7 @@ def test_nothing_is_lost_while_the_broker_is_away_and_the_daemon_is_killed(tmp_p
             wait_ready(before)
         broker.stop()
         dropped = drop(service, 20, seed=2)
-        wait_for("20 captions in the log", lambda: service.log().count("source inbox: A ") >= 20)
+        wait_for("20 captions in the log", lambda: service.log().count(" background. (") >= 20)
         service.end(signal.SIGKILL)
         service.start()
         time.sleep(1)  # it starts without a broker

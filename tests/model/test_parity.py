@@ -77,6 +77,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def full(half_billion: Path, noise: PictureFactory) -> tuple[Moondream, Tensor]:
     """The 0.5B, and the embeddings of one picture."""
     model = Moondream(half_billion, kv_positions=760)
+    model.load()  # as its config says; the tests then change the config
     return model, model.image_embeddings(noise(378, 378))
 
 

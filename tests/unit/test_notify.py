@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import uuid
@@ -89,9 +88,3 @@ def test_the_rhythm_of_the_watchdog(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert notify.watchdog_interval_s() == expected_s
-
-
-def test_which_way_was_tested() -> None:
-    """Says in the report (-rs) whether `notify` went through systemd-python here."""
-    if importlib.util.find_spec("systemd") is None:
-        pytest.skip("systemd-python is not installed: the datagram itself was tested")

@@ -158,7 +158,7 @@ def test_a_writer_that_is_killed_loses_nothing_it_was_promised(tmp_path: Path) -
 def test_a_full_disk_is_told_and_leaves_nothing_half(tmp_path: Path) -> None:
     """The kernel refuses to let any file grow beyond the limit, as a full disk does."""
     path = tmp_path / "outbox.db"
-    output = writer(path, 0, 600_000).communicate()[0].splitlines()
+    output = writer(path, 0, 400_000).communicate()[0].splitlines()
     assert output[-1].startswith(f"full {path}: a result cannot be kept: ")
     promised = int(output[-2]) + 1
     assert promised > 10

@@ -1,0 +1,175 @@
+"""The commands: what they print, and with which exit code they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_daemon import __version__, cli
+from edge_daemon.errors import (
+    BudgetError,
+    CaptionError,
+    ChildBootError,
+    ChildDied,
+    ConfigError,
+    EdgeDaemonError,
+    ModelError,
+    UnavailableError,
+)
+
+CONFIG = """\
+node: shed
+mqtt: {host: broker.local, username: cam, password: hunter2}
+sources: {porch: {type: folder, path: /srv/porch}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def edge_daemon(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real program."""
+    argv = [sys.executable, "-m", "edge_daemon", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+def test_check_config_says_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check-config", "-c", str(file)]) == cli.OK
+    output = capsys.readouterr().out
+    assert output.startswith(f"{file}: good\n")
+    assert "broker.local:1883" in output
+    assert "/srv/porch → edge-daemon/shed/porch/caption" in output
+
+
+def test_check_config_prints_everything_but_secrets(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check-config", "--json", "-c", str(file)]) == cli.OK
+    output = capsys.readouterr().out
+    document = json.loads(output)
+    assert document["sources"]["porch"]["settle_s"] == 2.0
+    assert document["mqtt"]["keepalive_s"] == 30
+    assert "hunter2" not in output
+
+
+@pytest.mark.parametrize("command", ["check-config", "run"])
+def test_a_wrong_configuration_is_78(file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    file.write_text(CONFIG.replace("node", "nod"))
+    assert cli.main([command, "-c", str(file)]) == cli.CONFIG == 78
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (f"edge-daemon: {file}:1:1: nod: value 'shed': unknown key; did you mean 'node'?\n")
+
+
+@pytest.mark.parametrize("command", ["check-config", "run"])
+def test_a_missing_configuration_is_78(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert cli.main([command, "-c", str(tmp_path / "none.yaml")]) == cli.CONFIG
+    assert capsys.readouterr().err == f"edge-daemon: {tmp_path}/none.yaml: cannot be read: No such file or directory\n"
+
+
+def test_an_unknown_model_is_told_with_those_there_are(file: Path) -> None:
+    """In a process of its own: `run` sets up the log of the whole process."""
+    file.write_text(f"model: {{name: moondream-9b}}\nstate_dir: {file.parent}\n{CONFIG}")
+    done = edge_daemon("run", "-c", str(file))
+    assert done.returncode == cli.CONFIG
+    assert done.stderr.startswith(f"edge-daemon: {file}: model.name: model 'moondream-9b': ")
+    assert "models here: demo-shapes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_configuration_may_be_named_by_the_environment(file: Path) -> None:
+    done = edge_daemon("check-config", EDGE_DAEMON_CONFIG=str(file))
+    assert done.returncode == cli.OK
+    assert done.stdout.startswith(f"{file}: good\n")
+    assert f"default: {file}" in edge_daemon("run", "--help", EDGE_DAEMON_CONFIG=str(file), COLUMNS="200").stdout
+
+
+def test_a_reader_who_leaves_is_no_error(file: Path) -> None:
+    """As with `edge-daemon check-config --json | head -0`; a pipe whose other end is closed."""
+    ours, childs = os.pipe()
+    os.close(ours)
+    argv = [sys.executable, "-u", "-m", "edge_daemon", "check-config", "--json", "-c", str(file)]
+    done = subprocess.run(argv, stdout=childs, stderr=subprocess.PIPE, check=False)
+    os.close(childs)
+    assert (done.returncode, done.stderr) == (cli.OK, b"")
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--fast"], ["caption"], ["check-config", "-c"]])
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.USAGE == 2
+    assert "usage: edge-daemon" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "check-config", "caption", "demo"])
+def test_help_teaches_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == cli.OK
+    output = capsys.readouterr().out
+    assert re.search(rf"^    {command}\b", output, re.MULTILINE)
+    assert f"usage: edge-daemon {command}" in output
+    assert f"examples:\n  edge-daemon {command}" in output
+
+
+def test_the_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    words = capsys.readouterr().out.split()
+    assert {str(code) for code in (cli.OK, cli.UNEXPECTED, cli.USAGE, cli.UNAVAILABLE, cli.CONFIG)} <= set(words)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == cli.OK
+    assert capsys.readouterr().out == f"edge-daemon {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("c"), 78),
+        (ChildBootError("b"), 78),
+        (UnavailableError("u"), 69),
+        (ModelError("m"), 69),
+        (BudgetError("b"), 69),
+        (ChildDied("d"), 69),
+        (CaptionError("c"), 69),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_every_error_has_its_exit_code(
+    error: BaseException, code: int, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "check_config", fails)
+    assert cli.main(["check-config", "-c", str(file)]) == code
+    assert capsys.readouterr().err == f"edge-daemon: {str(error) or 'interrupted'}\n"
+
+
+def test_a_bug_is_not_hidden(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "check_config", fails)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["check-config", "-c", str(file)])
+
+
+def test_the_first_error_of_a_group_counts() -> None:
+    first, second = ModelError("first"), EdgeDaemonError("second")
+    group = ExceptionGroup("tasks", [ExceptionGroup("inner", [first, second]), second])
+    assert cli._first(group) is first

@@ -1,0 +1,459 @@
+"""The configuration: good files, and for every bad one the place, the key, the value and what would be right."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_daemon import config, yaml_file
+from edge_daemon.errors import ConfigError
+
+SOURCE = "sources: {porch: {type: folder, path: /srv}}\n"
+SECRET = "hunter2-swordfish"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGE_DAEMON_STATE_DIR", "STATE_DIRECTORY", "CREDENTIALS_DIRECTORY", "NOT_SET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SECRET", SECRET)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def load(file: Path, text: str | bytes) -> config.Config:
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return config.load(file)
+
+
+def refusal(file: Path, text: str | bytes) -> str:
+    """The error, with the path of the file left out."""
+    with pytest.raises(ConfigError) as caught:
+        load(file, text)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{file}:") for line in lines), lines
+    return "\n".join(line.removeprefix(f"{file}:") for line in lines)
+
+
+# ---- good files -----------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_has_its_default(file: Path) -> None:
+    loaded = load(file, SOURCE)
+    assert loaded.mqtt == config.MqttConfig()
+    assert (loaded.mqtt.host, loaded.mqtt.port, loaded.mqtt.base_topic) == ("localhost", 1883, "edge-daemon")
+    assert loaded.model.name == "demo-shapes"
+    assert loaded.state_dir == Path("/var/lib/edge-daemon")
+    porch = loaded.sources["porch"]
+    assert (porch.path, porch.caption, porch.recursive, porch.questions) == (Path("/srv"), "short", True, ())
+    assert re.fullmatch(config.NAME_PATTERN, loaded.node)
+
+
+def test_what_is_given_is_taken(file: Path) -> None:
+    loaded = load(
+        file,
+        """\
+# a comment
+node: shed
+mqtt:
+    host: 192.168.1.20
+    port: 1884
+    username: cam
+    password: "1234"
+model: {threads: 2, memory_limit_mib: auto, temperature: 0}
+sources:
+    porch:
+        type: folder
+        path: /srv/küche
+        caption: none
+        questions:
+        -   {id: gate, ask: "Is the gate open?"}
+        -   {id: people, ask: "How many?"}
+""",
+    )
+    assert loaded.node == "shed"
+    assert loaded.mqtt.password is not None
+    assert loaded.mqtt.password.get_secret_value() == "1234"
+    assert loaded.model.threads == 2
+    assert [question.id for question in loaded.sources["porch"].questions] == ["gate", "people"]
+    assert loaded.sources["porch"].path == Path("/srv/küche")
+
+
+def test_nothing_changes_after_reading(file: Path) -> None:
+    loaded = load(file, SOURCE)
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.mqtt.port = 1
+
+
+@pytest.mark.parametrize("host", ["localhost", "broker.local.", "mqtt_1", "10.0.0.1", "::1", "fe80::1%eth0", "a" * 63])
+def test_hosts(file: Path, host: str) -> None:
+    assert load(file, f"mqtt: {{host: '{host}'}}\n{SOURCE}").mqtt.host == host
+
+
+def test_windows_editors_leave_their_mark(file: Path) -> None:
+    text = f"node: shed\n{SOURCE}".replace("\n", "\r\n")
+    assert load(file, b"\xef\xbb\xbf" + text.encode()).node == "shed"
+
+
+def test_dates_and_signs_are_words(file: Path) -> None:
+    assert load(file, f"node: 2024-01-01\n{SOURCE}").node == "2024-01-01"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "/var/lib/edge-daemon"),
+        ({"STATE_DIRECTORY": "/var/lib/private/edge-daemon"}, "/var/lib/private/edge-daemon"),
+        ({"STATE_DIRECTORY": "/a:/b"}, "/a"),
+        ({"STATE_DIRECTORY": ""}, "/var/lib/edge-daemon"),
+        ({"STATE_DIRECTORY": "/a", "EDGE_DAEMON_STATE_DIR": "/mine"}, "/mine"),
+    ],
+)
+def test_where_the_state_is_kept(
+    file: Path, environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load(file, SOURCE).state_dir == Path(expected)
+    assert load(file, f"state_dir: /else\n{SOURCE}").state_dir == Path("/else")
+
+
+# ---- secrets --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tag", ["!env SECRET", "!file secret.txt", "!file '{folder}/secret.txt'", "!credential mqtt-password"]
+)
+def test_secrets_come_in_by_tags(file: Path, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file.parent / "secret.txt").write_text(f"{SECRET}\r\nsecond line\n")
+    (file.parent / "mqtt-password").write_text(SECRET)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(file.parent))
+    tag = tag.format(folder=file.parent)
+    loaded = load(file, f"mqtt: {{username: cam, password: {tag}}}\n{SOURCE}")
+    assert loaded.mqtt.password is not None
+    assert loaded.mqtt.password.get_secret_value() == SECRET
+    assert SECRET not in f"{loaded!r} {loaded.model_dump_json()}"
+
+
+def test_a_number_may_come_from_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "1884")
+    assert load(file, f"mqtt: {{port: !env PORT}}\n{SOURCE}").mqtt.port == 1884
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("!env NOT_SET", "the environment variable 'NOT_SET' is not set"),
+        ("!file missing.txt", "missing.txt cannot be read: No such file or directory"),
+        ("!file .", "cannot be read: Is a directory"),
+        ("!file binary", "is not UTF-8 text"),
+        ("!credential pw", "$CREDENTIALS_DIRECTORY is not set (LoadCredential=)"),
+        ("!env [SECRET]", "only a single word can stand behind a tag (!env, !file, !credential)"),
+        ("!env {a: b}", "only a single word can stand behind a tag"),
+        ("!secret mqtt_password", "unknown tag; known are !env, !file, !credential"),
+        ("!!python/name:os.system ''", "unknown tag"),
+        ("!!binary aGk=", "unknown tag"),
+        ("!!timestamp soon", "unknown tag"),
+    ],
+)
+def test_a_tag_that_leads_nowhere(file: Path, tag: str, expected: str) -> None:
+    (file.parent / "binary").write_bytes(b"\xff\xfe")
+    error = refusal(file, f"mqtt:\n  username: cam\n  password: {tag}\n{SOURCE}")
+    assert error.startswith("3:13: ")
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"mqtt: {{password: {SECRET}}}",
+        f"mqtt: {{username: a, password: [{SECRET}]}}",
+        f"mqtt: {{username: a, password: {{{SECRET}: 1}}}}",
+        f"mqtt: {{username: a, password: {{x: {SECRET}}}}}",
+        f"mqtt: {{username: a, pasword: {SECRET}}}",
+        f"mqtt: {{username: a, passwd: {SECRET}}}",
+        f"mqtt: {{username: a, pwd: {SECRET}}}",
+        f"mqtt: {{username: a, Password: {SECRET}}}",
+        f"mqtt: {{username: a, pass: {SECRET}}}",
+        f"mqtt: {{username: a, password: *{SECRET}}}",
+        f"mqtt: {{username: a, password: &{SECRET}}}",
+        f"mqtt: {{username: a, password: !{SECRET}}}",
+        f"mqtt: {{username: a, password: !{SECRET}!x y}}",
+        f"mqtt: {{username: a, password: !sceret {SECRET}}}",
+        f"mqtt: {{username: a, password: !!int {SECRET}}}",
+        f"mqtt: {{username: a, password: @{SECRET}}}",
+        f"mqtt: {{username: a, password: %{SECRET}}}",
+        f"mqtt: {{username: a, password: '{SECRET}",
+        f"mqtt: {{username: a, password: {SECRET}: x}}",
+        f'mqtt: {{username: a, password: "\\q{SECRET}"}}',
+        f"mqtt:\n  username: a\n  password: {SECRET}\n   port: 1",
+        f"mqtt:\n  username: a\n\tpassword: {SECRET}",
+        f"mqtt: {{host: 'mqtt://cam:{SECRET}@broker'}}",
+        f"password: {SECRET}",
+        "mqtt: {port: !env SECRET}",
+        "mqtt: {host: {a: !env SECRET}}",
+        "mqtt: !env SECRET",
+        "mqtt: {base_topic: !env SECRET, port: [!env SECRET, !env SECRET]}",
+        "model: {precision: !env SECRET, threads: !env SECRET, temperature: !env SECRET}",
+        "node: !env SECRET\nnode: x",
+        "!env SECRET: x",
+        "nod: !env SECRET",
+        "node: [!env SECRET]",
+        "log_level: !env SECRET",
+        "state_dir: {a: {b: !env SECRET}}",
+    ],
+)
+def test_no_error_shows_a_secret(file: Path, text: str) -> None:
+    error = refusal(file, f"{text}\n{SOURCE}")
+    assert SECRET not in error
+    assert SECRET[:5] not in error
+
+
+@pytest.mark.parametrize("number", ["12345", "0123", "1.5", "1_000", "1:30", "true", "0x1f", "~", ".inf"])
+def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
+    text = f"mqtt:\n  username: cam\n  password: {number}\n{SOURCE}"
+    if number == "~":
+        assert load(file, text).mqtt.password is None
+        return
+    error = refusal(file, text)
+    assert error.startswith("3:3: mqtt.password: value (hidden): a ")
+    assert "expected" in error
+
+
+# ---- errors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "1:1: sources: this key is required"),
+        ("# only a comment\n", "1:1: sources: this key is required"),
+        ("- a\n- b\n", "1:1: keys such as 'mqtt:' and 'sources:' are expected at the top"),
+        ("hello", "1:1: keys such as 'mqtt:' and 'sources:' are expected at the top"),
+        ("!env SECRET", "1:1: keys such as 'mqtt:' and 'sources:' are expected at the top"),
+        ("sources:", "1:1: sources: value null: names with settings below them are expected"),
+        ("sources: {}", "1:1: sources: value (keys with values): at least one is expected"),
+        ("sources: [a]", "1:1: sources: value (a list): names with settings below them are expected"),
+        ("sources: {porch: /srv}", "1:11: sources.porch: value '/srv': keys with values are expected"),
+        (f"mqtt: 5\n{SOURCE}", "1:1: mqtt: value 5: keys with values are expected"),
+        (
+            "sources: {health: {type: folder, path: /srv}}",
+            "1:11: sources.health: value 'health': this is a topic of the node itself; give the source another name",
+        ),
+        (
+            "sources: {a b: {type: folder, path: /srv}}",
+            "1:11: sources.a b: value 'a b': only letters, digits, '_' and '-' are allowed",
+        ),
+        (
+            "sources: {1: {type: folder, path: /srv}}",
+            "1:11: sources.1: value 1: a text is expected, in quotes if it looks like a number",
+        ),
+        ("sources: {porch: {path: /srv}}", "1:11: sources.porch.type: this key is required"),
+        ("sources: {porch: {type: folder}}", "1:11: sources.porch.path: this key is required"),
+        (
+            "sources:\n  porch:\n    type: foldr\n    path: /srv\n",
+            "3:5: sources.porch.type: value 'foldr': input should be 'folder'",
+        ),
+        (
+            "sources:\n  porch:\n    type: folder\n    path: srv\n",
+            "4:5: sources.porch.path: value 'srv': an absolute path is expected, such as /srv/pictures",
+        ),
+        (
+            "sources:\n  porch:\n    type: folder\n    path: 5\n",
+            "4:5: sources.porch.path: value 5: a path is expected",
+        ),
+        (
+            "sources: {porch: {type: folder, path: /srv, caption: none}}",
+            "1:11: sources.porch: value (keys with values): there is nothing to do: set caption, or add questions",
+        ),
+        (
+            "sources: {p: {type: folder, path: /srv, questions: [{id: a, ask: b}, {id: a, ask: c}]}}",
+            "1:11: sources.p: value (keys with values): two questions have the same id",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: caption, ask: b}\n",
+            "2:3: sources.p: value (keys with values): the id 'caption' is taken by the caption itself; "
+            "give the question another one",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: a}\n",
+            "6:7: sources.p.questions.0.ask: this key is required",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    questions: {id: a, ask: b}\n",
+            "5:5: sources.p.questions: value (keys with values): a list is expected",
+        ),
+        (
+            f"mqtt:\n  port: 70000\n{SOURCE}",
+            "2:3: mqtt.port: value 70000: input should be less than or equal to 65535",
+        ),
+        (
+            f"mqtt:\n  port: many\n{SOURCE}",
+            "2:3: mqtt.port: value 'many': input should be a valid integer, unable to parse string as an integer",
+        ),
+        (
+            f"mqtt:\n  port: yes\n{SOURCE}",
+            "2:3: mqtt.port: value true: a word or a number is expected; YAML takes yes, no, on and off for true and "
+            "false",
+        ),
+        (
+            f"mqtt:\n  base_topic: /a//b\n{SOURCE}",
+            "2:3: mqtt.base_topic: value '/a//b': only letters, digits, '_' and '-' are allowed, with single '/' "
+            "between them",
+        ),
+        (
+            f"mqtt:\n  host: mqtt://broker:1883\n{SOURCE}",
+            "2:3: mqtt.host: value 'mqtt://broker:1883': a host name or an address is expected, such as localhost or "
+            "192.168.1.20, without 'mqtt://' or port",
+        ),
+        (f"mqtt:\n  host: ''\n{SOURCE}", "2:3: mqtt.host: value '': a host name or an address is expected"),
+        (f"mqtt:\n  host: a..b\n{SOURCE}", "2:3: mqtt.host: value 'a..b': a host name or an address is expected"),
+        (
+            f"mqtt: {{password: x}}\n{SOURCE}",
+            "1:1: mqtt: value (keys with values): a password without a username is not possible in MQTT; add "
+            "mqtt.username",
+        ),
+        (
+            f"model:\n  threads: 2.5\n{SOURCE}",
+            "2:3: model.threads: value 2.5: input should be 'auto' or input should be a valid integer",
+        ),
+        (
+            f"model:\n  threads: {{a: 1}}\n{SOURCE}",
+            "2:3: model.threads: value (keys with values): input should be 'auto' or input should be a valid integer",
+        ),
+        (
+            f"model:\n  start_timeout_s: .inf\n{SOURCE}",
+            "2:3: model.start_timeout_s: value inf: input should be a finite number",
+        ),
+        (f"nod: x\n{SOURCE}", "1:1: nod: value 'x': unknown key; did you mean 'node'?"),
+        (f"mqtt: {{prot: 1}}\n{SOURCE}", "1:8: mqtt.prot: value 1: unknown key; did you mean 'port'?"),
+        (
+            f"mqtt: {{zzz: 1}}\n{SOURCE}",
+            "1:8: mqtt.zzz: value 1: unknown key; known here: host, port, username, password,",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    recursiv: no\n",
+            "5:5: sources.p.recursiv: value false: unknown key; did you mean 'recursive'?",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: a, ask: b, aks: c}\n",
+            "6:23: sources.p.questions.0.aks: value 'c': unknown key; did you mean 'ask'?",
+        ),
+        (f"node: {'x' * 200}\n{SOURCE}", f"1:1: node: value '{'x' * 76}...: string should have at most 64 characters"),
+    ],
+)
+def test_what_the_values_should_be(file: Path, text: str, expected: str) -> None:
+    assert refusal(file, text).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "3:1: the key 'a' stands here twice"),
+        ("mqtt:\n  port: 1\n  port: 2\n", "3:3: the key 'port' stands here twice"),
+        ("a: 1\n'a': 2\n", "2:1: the key 'a' stands here twice"),
+        ("mqtt:\n\tport: 1\n", "2:1: not valid YAML: a tab stands here; indent with spaces"),
+        ("mqtt:\n  host: [a\n", "3:1: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: b: c\n", "1:5: not valid YAML: mapping values are not allowed here"),
+        ("a: 1\n---\nb: 2\n", "2:1: not valid YAML: but found another document"),
+        ("yes: 1\n", "1:1: a key must be a plain word; put it in quotes if it looks like a value"),
+        ("1.5: 1\n", "1:1: a key must be a plain word"),
+        ("~: 1\n", "1:1: a key must be a plain word"),
+        ("? [a]\n: b\n", "1:3: a key must be a plain word"),
+        ("? {a: b}\n: c\n", "1:3: a key must be a plain word"),
+        ("a: !!int x\n", "1:4: this looks like a number and is none; put it in quotes"),
+        ("a: !!bool x\n", "1:4: this looks like a number and is none"),
+        ("a: !!int ''\n", "1:4: this looks like a number and is none"),
+        ("a: 0b_\n", "1:4: this looks like a number and is none"),
+        (f"a: {'9' * 5000}\n", "1:4: this looks like a number and is none"),
+        ("!!bool x: 1\n", "1:1: this looks like a number and is none"),
+        ("a: &x 1\nb: *x\n", "1:4: not valid YAML: &name and *name are not known here"),
+        ("a: *x\n", "1:4: not valid YAML: &name and *name are not known here"),
+        ("a: &x\n  b: 1\n", "1:4: not valid YAML: &name and *name are not known here"),
+        ("a: !!seq {b: c}\n", None),
+        (b"a: 1\nb: \xff\n", "2:4: not UTF-8 text: invalid start byte"),
+        ("node: x\n".encode("utf-16"), "1:1: not UTF-8 text: invalid start byte"),
+        ("a: 1\nbc: \0\n", "2:5: a control character (number 0) in the text"),
+        ("a: \x1b[31m\n", "1:4: a control character (number 27) in the text"),
+        ("a: " + "[" * 400 + "]" * 400, "1:1: brackets in brackets, too deeply nested to be read"),
+        ("a: " + "{b: " * 5000 + "}" * 5000, "1:1: brackets in brackets, too deeply nested to be read"),
+        ("- " * 5000, "1:1: brackets in brackets, too deeply nested to be read"),
+    ],
+)
+def test_what_is_no_yaml_of_ours(file: Path, text: str | bytes, expected: str | None) -> None:
+    error = refusal(file, text)
+    assert expected is None or error.startswith(expected)
+
+
+def test_a_billion_laughs_are_not_funny(file: Path) -> None:
+    levels = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    assert refusal(file, f'l0: &l0 ["ha"]\n{levels}').startswith("1:5: not valid YAML: &name and *name are not known")
+
+
+def test_merges_are_keys_like_others(file: Path) -> None:
+    assert refusal(file, f"<<: {{node: x}}\n{SOURCE}").startswith("1:1: <<: value (keys with values): unknown key")
+    assert refusal(file, f"=: x\n{SOURCE}").startswith("1:1: =: value 'x': unknown key")
+
+
+def test_everything_wrong_is_told_at_once(file: Path) -> None:
+    error = refusal(file, "nod: x\nmqtt:\n  port: 0\n  keepalive_s: 1\nsources: {}\n")
+    assert [line.partition(" ")[0] for line in error.splitlines()] == ["3:3:", "4:3:", "5:1:", "1:1:"]
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: (No such file or directory|Is a directory)"):
+        config.load(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(file: Path) -> None:
+    file.touch(0o000)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        config.load(file)
+
+
+# ---- anything -------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    [
+        *"-:?{}[],&*!|>'\"%@`# \n\t~",
+        *("  ", "- ", ": ", "\n  ", "---\n", "...", "\r\n", "<<", "ü", "\x85", "yes", "1", "1.5"),
+        *("mqtt", "port", "password", "sources", "porch", "type", "path", "!env ", "SECRET", "!file ", "!!int "),
+    ]
+)
+
+
+@given(st.lists(WORDS, max_size=30).map("".join) | st.text(max_size=60))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    data, found = text.encode("utf-8", "surrogatepass"), ""
+    try:
+        load(file, data)
+    except ConfigError as error:
+        found = str(error)
+    assert not found or re.match(rf"{re.escape(str(file))}:\d+:\d+: .", found)
+
+
+def test_the_place_of_a_key_that_is_not_there_is_that_of_the_nearest_above(file: Path) -> None:
+    file.write_text("a:\n  b:\n  - c\n  - {d: 1}\n")
+    document = yaml_file.read(file)
+    places = {key: document.where(key).removeprefix(f"{file}:") for key in document.places}
+    assert places == {
+        (): "1:1",
+        ("a",): "1:1",
+        ("a", "b"): "2:3",
+        ("a", "b", 0): "3:5",
+        ("a", "b", 1): "4:5",
+        ("a", "b", 1, "d"): "4:6",
+    }
+    assert document.where(("a", "b", 1, "x", "y")) == f"{file}:4:5"
+    assert document.where(("z",)) == f"{file}:1:1"
