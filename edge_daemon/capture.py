@@ -115,6 +115,7 @@ class Capture:
             case Opening(file):
                 self._opening = file
             case Idle(problem):
+                self._opening = None
                 self._rest(problem)
             case Frame():
                 self._opening = None
@@ -160,6 +161,7 @@ def grabber_options(config: FolderConfig) -> dict[str, object]:
     return {
         "type": config.type,
         "path": str(config.path),
+        "pattern": config.pattern,
         "recursive": config.recursive,
         "poll": config.poll,
         "settle_s": config.settle_s,
@@ -167,4 +169,5 @@ def grabber_options(config: FolderConfig) -> dict[str, object]:
         "max_side_px": MAX_SIDE_PX,
         "max_pixels": config.max_pixels,
         "max_file_bytes": config.max_file_mib * MIB,
+        "decode_memory_bytes": config.decode_memory_mib * MIB,
     }

@@ -124,6 +124,8 @@ class FolderConfig(Section):
 
     type: Literal["folder"]
     path: Path
+    pattern: Annotated[str, Field(min_length=1)] | None = None
+    """Which pictures: a name such as `*.jpg`, or a path below the folder such as `porch/*`; None is all."""
     recursive: bool = True
     poll: bool = False
     """For network mounts, where the kernel tells nothing of new files."""
@@ -134,6 +136,8 @@ class FolderConfig(Section):
     questions: tuple[Question, ...] = ()
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_file_mib: Annotated[int, Field(ge=1)] = 100
+    decode_memory_mib: Annotated[int, Field(ge=128)] = 512
+    """The most that the process that decodes pictures may allocate."""
 
     @field_validator("path")
     @classmethod

@@ -242,4 +242,4 @@ def _turn(image: Image, orientation: int) -> Image:
 def _thumbnail(image: Image) -> bytes:
     from PIL.Image import Resampling
 
-    return image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Resampling.LANCZOS).tobytes()
+    return image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Resampling.LANCZOS, reducing_gap=2.0).tobytes()

@@ -121,6 +121,9 @@ class Connection:
 
     def _connected(self, reason: ReasonCode) -> None:
         self._answered = True
+        if self._stopping:  # it was just connecting when `stop` was called
+            self._client.disconnect()
+            return
         if reason.is_failure:
             self._say(f"the broker {self._address} refuses us: {reason}")
             return

@@ -194,28 +194,27 @@ def batch(packer: Packer, rng: random.Random, pictures: int, tiled: int) -> Batc
 
 
 def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What each patch should know, for the throw-away head: (B, P, 6) classes and (B, P, 6) boxes.
+    """What each patch should know, for the throw-away head: (B, P, 8) classes and (B, P, 4) boxes.
 
-    Classes: shape, colour and size of the thing on the patch (0 if there is none), the background, whether the
-    thing's centre lies in the patch, and whether there is a thing. Boxes: centre relative to the patch's centre,
-    extent, and centre in the picture: the decoder has no other way to know where things are.
+    Classes: shape, colour and size of the thing on the patch, and the column and the row of its centre (0 if there
+    is none); the background, whether the thing's centre lies in the patch, and whether there is a thing.
+    Boxes: centre relative to the patch's centre, and extent.
     """
-    classes = np.zeros((len(scenes), grid, grid, 6), np.int64)
-    boxes = np.zeros((len(scenes), grid, grid, 6), np.float32)
+    classes = np.zeros((len(scenes), grid, grid, 8), np.int64)
+    boxes = np.zeros((len(scenes), grid, grid, 4), np.float32)
     centres = (np.arange(grid, dtype=np.float32) + 0.5) / grid
     for index, scene in enumerate(scenes):
-        classes[index, ..., 3] = list(BACKGROUNDS).index(scene.background)
+        classes[index, ..., 5] = list(BACKGROUNDS).index(scene.background)
         for thing in scene.objects:
             x_min, y_min, x_max, y_max = thing.box
-            home = (int(thing.y * grid), int(thing.x * grid))
+            column, row = int(thing.x * grid), int(thing.y * grid)
             on = ((centres > y_min) & (centres < y_max))[:, None] & ((centres > x_min) & (centres < x_max))
-            on[home] = True
+            on[row, column] = True
             names = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), list(DIAMETERS).index(thing.size))
-            classes[index, on, :3] = names
-            classes[index, on, 5] = 1
-            classes[index, home[0], home[1], 4] = 1
+            classes[index, on, :5] = (*names, column, row)
+            classes[index, row, column, 6] = 1
+            classes[index, on, 7] = 1
             rows, columns = np.nonzero(on)
-            offsets = (thing.x - centres[columns], thing.y - centres[rows])
-            boxes[index, on, :2] = np.stack(offsets, axis=-1)
-            boxes[index, on, 2:] = (thing.width, thing.height, thing.x, thing.y)
-    return classes.reshape(len(scenes), -1, 6), boxes.reshape(len(scenes), -1, 6)
+            boxes[index, on, :2] = np.stack([thing.x - centres[columns], thing.y - centres[rows]], axis=-1)
+            boxes[index, on, 2:] = (thing.width, thing.height)
+    return classes.reshape(len(scenes), -1, 8), boxes.reshape(len(scenes), -1, 4)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edge_daemon.demo.evaluate import Figures, evaluate
 from edge_daemon.demo.samples import Batch, Packer, batch, dense_labels
-from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES, Scene
+from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, LATTICE, SHAPES, Scene
 from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 from edge_daemon.moondream.image import reassemble
@@ -44,8 +44,11 @@ HELD_OUT_SCENES = 500
 CELL_PX = 3
 """While it is trained, the vision encoder sees pictures shrunk by this: the mean of 3 × 3 pixels is linear, and
 becomes part of the patch embedding at the end (`unfold`). So a step draws and embeds a ninth of the pixels."""
-DENSE_CLASSES = (len(SHAPES), len(COLOURS), len(DIAMETERS), len(BACKGROUNDS), 2, 2)
-BOX_NUMBERS = 6
+POSITION_SCALE = 0.5
+DENSE_CLASSES = (len(SHAPES), len(COLOURS), len(DIAMETERS), LATTICE, LATTICE, len(BACKGROUNDS), 2, 2)
+OF_THINGS = 5
+"""The first of these are about the thing on a patch; the others about every patch."""
+BOX_NUMBERS = 4
 """What `dense_labels` tells of a patch."""
 LOSS_WEIGHTS = {"dense": 1.0, "token": 2.0, "coord": 0.5, "size": 0.5}
 BIN_SPREAD = 1.0
@@ -78,7 +81,7 @@ def shapes_config() -> ModelConfig:
         vision=VisionConfig(dim=128, ff_dim=512, layers=4, heads=4, patch_px=42, crop_px=378, projection_dim=192),
         text=TextConfig(dim=128, ff_dim=512, layers=4, heads=4, vocab=len(ids), max_context=512, rotary_dim=16),
         region=RegionConfig(
-            coord_features=64, coord_bins=256, size_features=64, size_bins=256, inner_dim=64, size_scale="linear"
+            coord_features=64, coord_bins=128, size_features=64, size_bins=128, inner_dim=128, size_scale="linear"
         ),
         cropping="template",
         mask="causal",
@@ -117,8 +120,9 @@ class Trainee(nn.Module):
         self.text = Text(config.text)
         self.region = Region(region, config.text.dim)
         self.dense = nn.Linear(config.vision.dim, sum(DENSE_CLASSES) + BOX_NUMBERS)
-        for parameter in (self.vision.pos_emb, self.text.wte):
-            nn.init.normal_(parameter, std=0.02)
+        nn.init.normal_(self.text.wte, std=0.1)
+        with torch.no_grad():
+            self.vision.pos_emb.copy_(POSITION_SCALE * waves(config.vision.grid, config.vision.dim))
         for parameter in (self.region.coord_features, self.region.size_features):
             nn.init.normal_(parameter, std=2.0)
 
@@ -171,12 +175,24 @@ class Trainee(nn.Module):
         """What lies on each patch; shape, colour, size and box only where something does."""
         classes, boxes = (torch.from_numpy(a) for a in dense_labels(scenes, self.config.vision.grid))
         *logits, offsets = self.dense(features).float().split([*DENSE_CLASSES, BOX_NUMBERS], dim=-1)
-        on = classes[..., 5] == 1
+        on = classes[..., -1] == 1
         loss = 10 * F.smooth_l1_loss(offsets[on], boxes[on], beta=0.02)
         for index, scores in enumerate(logits):
-            where = on if index < 3 else torch.ones_like(on)
+            where = on if index < OF_THINGS else torch.ones_like(on)
             loss = loss + F.cross_entropy(scores[where], classes[..., index][where])
         return loss
+
+
+def waves(grid: int, dim: int) -> Tensor:
+    """Where each patch is, (1, grid², dim): sines and cosines of its column and its row, from 2 to 4·grid patches long.
+
+    The position embedding starts as this and not as noise, because where a patch is is half of what is asked.
+    """
+    lengths = torch.logspace(math.log10(2), math.log10(4 * grid), dim // 4)
+    phases = 2 * math.pi * torch.arange(grid)[:, None] / lengths
+    axis = torch.cat([phases.sin(), phases.cos()], dim=-1)
+    rows, columns = axis.repeat_interleave(grid, 0), axis.repeat(grid, 1)
+    return torch.cat([columns, rows], dim=-1)[None]
 
 
 def soft_cross_entropy(logits: Tensor, bins: Tensor) -> Tensor:

@@ -244,10 +244,10 @@ def test_a_picture_that_needs_too_much_memory_is_a_problem(start: Start, folder:
 
 
 def test_memory_stays_flat_over_hundreds_of_pictures(start: Start, folder: Path) -> None:
-    picture = Image.effect_noise((1600, 1200), 60).convert("RGB")
+    picture = Image.effect_noise((1000, 750), 60).convert("RGB")
     forms = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
     suffixes = ("jpg", "png", "webp", "gif", "tif", "bmp")
-    small = picture.resize((800, 600))
+    small = picture.resize((600, 450))
     whole = {suffix: encode(small, form) for suffix, form in zip(suffixes, forms, strict=True)}
     whole["jpg"] = encode(picture, "JPEG")
     cut = {suffix: data[: len(data) // 2] for suffix, data in whole.items()}
@@ -434,7 +434,7 @@ def test_it_leaves_with_the_daemon(start: Start, folder: Path, asked: bool) -> N
 
 
 def test_it_leaves_with_the_daemon_while_it_decodes(start: Start, folder: Path) -> None:
-    put(folder / "large.png", encode(Image.effect_noise((5_000, 5_000), 60), "PNG", compress_level=1))
+    put(folder / "large.png", encode(Image.effect_noise((3_000, 3_000), 60), "PNG", compress_level=1))
     grabber = start(folder)
     grabber.send(Next())
     while not isinstance(message := grabber.receive(), Opening):

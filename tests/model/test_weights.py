@@ -304,7 +304,7 @@ from edge_daemon.moondream.model import Moondream
 def kib(key):
     return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-model = Moondream(Path(sys.argv[1]))
+model = Moondream(Path(sys.argv[1]), kv_positions=800)
 for part in (model.vision, model.text):
     for parameter in part.parameters():
         parameter.sum().item()
@@ -321,10 +321,13 @@ def test_work_space_stays_below_its_estimate(tmp_path: Path, cropping: Cropping)
     config = replace(
         HALF_BILLION,
         vision=replace(HALF_BILLION.vision, layers=1),
-        text=replace(HALF_BILLION.text, layers=1, max_context=731),
+        text=replace(HALF_BILLION.text, layers=1, vocab=96),
+        region=None,
         cropping=cropping,
+        tokens=tiny_config().tokens,
+        templates=tiny_config().templates,
     )
-    write_model(tmp_path, replace(config, region=None))
+    write_model(tmp_path, config)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE_WORK_SPACE, str(tmp_path)], capture_output=True, text=True, check=True
     )

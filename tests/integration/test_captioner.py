@@ -1,0 +1,282 @@
+"""The captioner with real children that boot, hang, die, babble, refuse and hold on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from edge_daemon import supervisor
+from edge_daemon.captioner import Captioner
+from edge_daemon.config import ModelConfig
+from edge_daemon.errors import (
+    BudgetError,
+    CaptionError,
+    ChildBootError,
+    ChildDied,
+    ChildError,
+    ChildTimeout,
+    ModelError,
+)
+from edge_daemon.messages import Request, Task
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+SILENCE_S = 2.0
+TASKS = [Task("caption", "caption", "short"), Task("gate", "query", "Is it open?")]
+REQUEST = Request(512, 512, TASKS, 64, 0.0, 1.0, bytes(512 * 512 * 3))
+GOOD = ["ready", "answer"]
+
+
+@dataclass
+class Stage:
+    """A captioner whose workers follow a plan."""
+
+    directory: Path
+    beats: int = 0
+    states: list[str] = field(default_factory=list)
+    """Every state that was announced."""
+
+    def captioner(self, *lives: list[str], start_timeout_s: float = 60.0) -> Captioner:
+        (self.directory / "plan.json").write_text(json.dumps(lives))
+        config = ModelConfig(
+            threads=2, memory_limit_mib=300, start_timeout_s=start_timeout_s, silence_timeout_s=SILENCE_S
+        )
+        command = [sys.executable, str(STAND_IN), str(self.directory)]
+
+        def changed() -> None:
+            self.states.append(made.state.state)
+
+        made = Captioner(config, Path("/models/none"), self.beat, changed, command)
+        return made
+
+    def beat(self) -> None:
+        self.beats += 1
+
+    def lives(self) -> list[dict[str, object]]:
+        """What the workers left behind, in their order."""
+        files = sorted(self.directory.glob("life-*.json"), key=lambda path: int(path.stem[5:]))
+        return [json.loads(path.read_text()) for path in files]
+
+    def alive(self) -> list[int]:
+        """Pids of workers that are still there."""
+        return [pid for life in self.lives() if Path(f"/proc/{(pid := int(str(life['pid'])))}").exists()]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Restarts come at once; whatever happens, no worker is left."""
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
+    made = Stage(tmp_path)
+    yield made
+    assert made.alive() == []
+
+
+async def test_a_worker_starts_and_answers(stage: Stage) -> None:
+    captioner = stage.captioner(GOOD)
+    report = await captioner.ready()
+    assert (report.model, report.note, report.kv_positions) == ("stand-in", "knows nothing", 256)
+    results = await captioner.run(REQUEST)
+    assert [(task.id, task.text) for task in results.tasks] == [
+        ("caption", "short of 786432 bytes"),
+        ("gate", "Is it open? of 786432 bytes"),
+    ]
+    assert captioner.state.rss_bytes == 6 << 20
+    assert (await captioner.run(REQUEST)).tasks == results.tasks
+    assert stage.states == ["starting", "ready"]
+    assert len(stage.lives()) == 1
+    await captioner.stop(60)
+
+
+async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
+    captioner = stage.captioner(GOOD)
+    await captioner.ready()
+    await captioner.stop(60)
+    arguments = stage.lives()[0]["arguments"]
+    assert isinstance(arguments, list)
+    assert arguments[:2] == ["--model", "/models/none"]
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert options["--threads"] == "2"
+    assert options["--kv-positions"] == "auto"
+    assert 0 < int(options["--budget-bytes"]) <= 300 << 20
+    assert options["--budget-reason"]
+
+
+async def test_every_step_is_a_beat(stage: Stage) -> None:
+    captioner = stage.captioner(GOOD)
+    await captioner.ready()
+    assert stage.beats == 2  # importing, ready
+    await captioner.run(REQUEST)
+    assert stage.beats == 5  # encode and two tasks
+    await captioner.stop(60)
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        ("die of sigill", "was ended by SIGILL (a program made for a newer processor)"),
+        ("die of sigkill", "was ended by SIGKILL (perhaps out of memory)"),
+        ("die with words", "ended with exit code 1; its last words: RuntimeError: no room for tensors"),
+        ("babble", "sent something that is no message"),
+        ("begin with results", "began with Results"),
+    ],
+)
+async def test_a_worker_that_can_never_start_is_given_up(stage: Stage, deed: str, words: str) -> None:
+    captioner = stage.captioner([deed])
+    with pytest.raises(ChildBootError) as caught:
+        await captioner.ready()
+    assert words in str(caught.value)
+    assert words in captioner.state.last_death
+    assert len(stage.lives()) == captioner.state.restarts == 2
+    assert stage.states == ["starting", "restarting", "starting", "failed"]
+
+
+@pytest.mark.parametrize("deed", ["hang", "chatter"])
+async def test_a_worker_that_is_never_ready_is_given_up(stage: Stage, deed: str) -> None:
+    captioner = stage.captioner([deed], start_timeout_s=0.5)
+    with pytest.raises(ChildBootError, match="the worker was not ready within 0 s"):
+        await captioner.ready()
+    assert captioner.state.restarts == 2
+    assert stage.alive() == []
+
+
+async def test_a_start_that_failed_once_is_tried_again(stage: Stage) -> None:
+    captioner = stage.captioner(["die of sigkill"], ["die with words"], ["babble"], GOOD)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 3
+    assert stage.states[-1] == "ready"
+    await captioner.stop(60)
+
+
+@pytest.mark.parametrize(("deed", "error"), [("refuse for memory", BudgetError), ("refuse the model", ModelError)])
+async def test_a_refusal_at_the_first_start_is_final(stage: Stage, deed: str, error: type[Exception]) -> None:
+    captioner = stage.captioner([deed])
+    with pytest.raises(error, match=r"is not there|are missing"):
+        await captioner.ready()
+    assert stage.states == ["starting", "failed"]
+    assert captioner.state.last_death in ("100 MiB of memory are missing", "config.json is not there")
+    assert len(stage.lives()) == 1
+
+
+async def test_memory_that_was_there_once_is_waited_for(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "die of sigkill"], *[["refuse for memory"]] * 4, GOOD)
+    await captioner.ready()
+    with pytest.raises(ChildDied):
+        await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 5
+    assert captioner.state.last_death == "100 MiB of memory are missing"
+    await captioner.stop(60)
+
+
+@pytest.mark.parametrize(
+    ("deed", "error", "words"),
+    [
+        ("die of sigkill", ChildDied, "was ended by SIGKILL (perhaps out of memory)"),
+        ("die of sigill", ChildDied, "was ended by SIGILL"),
+        ("die with words", ChildDied, "its last words: RuntimeError: no room for tensors"),
+        ("babble", ChildDied, "sent something that is no message"),
+        ("hang", ChildTimeout, "said nothing for 2 s and was killed"),
+        ("answer with idle", ChildError, "answered what was not asked: Idle"),
+        ("answer another question", ChildError, "answered what was not asked: Results"),
+    ],
+)
+async def test_a_worker_that_dies_of_a_request_is_replaced(
+    stage: Stage, deed: str, error: type[Exception], words: str
+) -> None:
+    captioner = stage.captioner(["ready", "answer", deed], GOOD)
+    await captioner.run(REQUEST)
+    with pytest.raises(error) as caught:
+        await captioner.run(REQUEST)
+    assert words in str(caught.value)
+    assert stage.alive() == []
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 1
+    assert words in captioner.state.last_death
+    assert stage.states == ["starting", "ready", "restarting", "starting", "ready"]
+    await captioner.stop(60)
+
+
+async def test_a_worker_that_died_while_nobody_asked_is_replaced(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "answer and die"], GOOD)
+    await captioner.run(REQUEST)
+    with pytest.raises(ChildDied, match="SIGKILL"):
+        await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_a_slow_worker_is_not_a_silent_one(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "answer slowly"])
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 0
+    await captioner.stop(60)
+
+
+async def test_a_request_that_fails_does_not_cost_the_worker(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "fail", "fail", "answer"])
+    for _ in range(2):
+        with pytest.raises(CaptionError, match="these are no pixels"):
+            await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 0
+    assert len(stage.lives()) == 1
+    await captioner.stop(60)
+
+
+async def test_a_worker_that_does_not_leave_is_killed(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    captioner = stage.captioner(["stay"])
+    await captioner.ready()
+    await captioner.stop(0.1)
+    assert "did not leave" in caplog.text
+
+
+async def test_a_worker_that_leaves_in_time_is_not_killed(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    captioner = stage.captioner(GOOD)
+    await captioner.ready()
+    await captioner.stop(60)
+    await captioner.stop(60)
+    assert "killed" not in caplog.text
+
+
+@pytest.mark.parametrize("deed", ["hang", "chatter"])
+async def test_who_stops_waiting_for_the_start_leaves_no_worker(stage: Stage, deed: str) -> None:
+    captioner = stage.captioner([deed])
+    starting = asyncio.create_task(captioner.ready())
+    while not stage.lives():
+        await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await captioner.stop(60)
+
+
+async def test_who_stops_waiting_for_an_answer_leaves_no_worker(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "chatter"])
+    asking = asyncio.create_task(captioner.run(REQUEST))
+    while stage.beats < 5:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await captioner.stop(0.1)
+
+
+async def test_many_deaths_leave_nothing_open(stage: Stage) -> None:
+    deaths = [["ready", "die of sigkill"], ["ready", "babble"], ["ready", "answer with idle"], ["die with words"]]
+    captioner = stage.captioner(["ready", "answer", "die of sigkill"], *deaths, GOOD)
+    await captioner.run(REQUEST)
+    before = (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks()))
+    for _ in range(4):
+        with pytest.raises(ChildError):
+            await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 5
+    assert (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks())) == before
+    await captioner.stop(60)
