@@ -8,6 +8,7 @@ import faulthandler
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -128,6 +129,7 @@ def _add_demo(commands: Commands) -> None:
         "  edge-daemon demo\n  edge-daemon demo --pictures 3 --json",
     )
     command.add_argument("--pictures", type=int, default=6, metavar="N", help="sample pictures (default: 6)")
+    command.add_argument("--seed", type=int, default=time.time_ns(), metavar="N", help="the same pictures again")
     command.add_argument("--json", action="store_true", help="print only what was received, one JSON document a line")
     command.add_argument("--embedded", action="store_true", help="use the Python broker even if mosquitto is here")
     command.set_defaults(command=demo)
@@ -196,4 +198,5 @@ def demo(arguments: argparse.Namespace) -> int:
     """`edge-daemon demo`."""
     from edge_daemon.demo import show
 
-    return OK if show.run(arguments.pictures, as_json=arguments.json, embedded=arguments.embedded) else UNEXPECTED
+    options = {"as_json": arguments.json, "embedded": arguments.embedded}
+    return OK if show.run(arguments.pictures, arguments.seed, **options) else UNEXPECTED

@@ -1,7 +1,7 @@
 """How right `demo-shapes` is: `python -m edge_daemon.demo.evaluate`.
 
-Held-out scenes are drawn, go through the same `Moondream` as everything else, and are compared with what
-`language` and `questions` say. Knows nothing of training.
+Held-out scenes are drawn and shrunk to 512 px as the service does it, go through the same `Moondream` as
+everything else, and are compared with what `language` and `questions` say. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Figures:
     """Intersection over union; a missing or an unasked box counts as 0."""
     objects_counted_right: float
     """Detections that found as many as there are, none included."""
-    shrunk_short_captions: float
-    """Exactly right after shrinking to 512 px on the longer side and JPEG quality 75."""
+    jpeg_short_captions: float
+    """Exactly right when the shrunk picture also went through JPEG at quality 75."""
     questions_per_scene: int
 
 
@@ -58,9 +58,9 @@ def evaluate(directory: Path, scenes: int, questions: int = 4) -> Figures:
     rng = random.Random(HELD_OUT)
     for _ in range(scenes):
         scene = random_scene(rng)
-        picture = draw(scene)
-        model.encode(shrunk(picture))
-        tally.add("shrunk", model.caption("short", SAMPLING).text == short_caption(scene))
+        picture = shrunk(draw(scene))
+        model.encode(jpeg(picture))
+        tally.add("jpeg", model.caption("short", SAMPLING).text == short_caption(scene))
         model.encode(picture)
         tally.add("short", model.caption("short", SAMPLING).text == short_caption(scene))
         tally.add("normal", model.caption("normal", SAMPLING).text == normal_caption(scene))
@@ -83,7 +83,7 @@ def evaluate(directory: Path, scenes: int, questions: int = 4) -> Figures:
         },
         boxes_mean_iou=tally.share("iou"),
         objects_counted_right=tally.share("found"),
-        shrunk_short_captions=tally.share("shrunk"),
+        jpeg_short_captions=tally.share("jpeg"),
         questions_per_scene=questions,
     )
 
@@ -106,11 +106,16 @@ class Tally:
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
-    """The picture as a camera's small JPEG: longer side 512 px, quality 75."""
+    """The picture as the service hands it to the model: at most 512 px on the longer side."""
     small = picture.copy()
     small.thumbnail((LONGER_SIDE_PX, LONGER_SIDE_PX), Image.Resampling.LANCZOS)
+    return small
+
+
+def jpeg(picture: Image.Image) -> Image.Image:
+    """The picture after JPEG at quality 75."""
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=JPEG_QUALITY)
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
     return Image.open(file).convert("RGB")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_daemon.demo.scenes import Scene, Thing
+from edge_daemon.demo.scenes import Scene, Thing, row_of
 
 COLUMNS = ("left", "", "right")
 ROWS = ("top", "", "bottom")
@@ -71,11 +71,11 @@ def place(thing: Thing) -> str:
 
 def relation(first: Thing, second: Thing) -> str:
     """How the first of two things in reading order stands to the second."""
-    return "left of" if abs(first.x - second.x) > abs(first.y - second.y) else "above"
+    return "left of" if row_of(first) == row_of(second) else "above"
 
 
 def short_caption(scene: Scene) -> str:
-    """One thing with its size; two with their relation; more from left to right."""
+    """One thing with its size; two with their relation; more in reading order."""
     things = scene.objects
     names = [with_article(f"{thing.colour} {thing.shape}") for thing in things]
     if len(things) == 1:

@@ -22,7 +22,7 @@ from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, SHAPES, Sce
 from edge_daemon.demo.vocabulary import BOX, build_tokenizer, pieces
 from edge_daemon.moondream.config import ModelConfig
 
-ROW = 128
+ROW = 112
 """Positions for the tails of one picture."""
 IGNORED = -100
 """Target of a position without a loss (the default of `cross_entropy`)."""
@@ -81,10 +81,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Batch:
-    """B pictures; tensors of B rows, except `crops`."""
+    """B pictures; tensors of B rows."""
 
     crops: Tensor
-    """(N ≥ B, S, S, 3) bytes: the whole pictures first, then four tiles of each of the first (N − B) / 4."""
+    """(B, S, S, 3) bytes."""
     rows: dict[str, Tensor]
     """The fields of Row."""
     scenes: list[Scene]
@@ -102,11 +102,12 @@ class Packer:
         self.ids = self.tokenizer.get_vocab()
 
     def row(self, scene: Scene, rng: random.Random) -> Row:
-        """A row of ROW positions: a caption, boxes or points, then questions while there is room."""
-        length = "normal" if rng.random() < 0.4 else "short"
+        """A row of ROW positions: captions, boxes or points, then questions while there is room."""
         row = Row()
-        for tail in (self.caption(scene, length), self.finding(scene, rng)):
-            row.add(tail)
+        row.add(self.caption(scene, "short"))
+        if rng.random() < 0.3:
+            row.add(self.caption(scene, "normal"))
+        row.add(self.finding(scene, rng))
         misses = 0
         while misses < 3:
             tail = self.question(scene, rng) if rng.random() < 0.85 else self.finding(scene, rng)
@@ -170,27 +171,18 @@ class Packer:
         return steps
 
 
-def looks(scene: Scene, tiled: bool, side: int) -> list[NDArray[np.uint8]]:
-    """The scene as one crop of `side` × `side` cells, and as four tiles behind it if it is `tiled`.
+def batch(packer: Packer, rng: random.Random, pictures: int) -> Batch:
+    """The next batch of a random stream.
 
-    Drawing it small is what squeezing a large picture to one crop and averaging its cells comes to.
+    Scenes are drawn as small as the config's crop: that is what squeezing a large picture to one crop and
+    averaging its cells comes to.
     """
-    whole = np.asarray(draw(scene, (side, side)))
-    if not tiled:
-        return [whole]
-    double = np.asarray(draw(scene, (2 * side, 2 * side)))
-    return [whole, *(double[y : y + side, x : x + side] for y in (0, side) for x in (0, side))]
-
-
-def batch(packer: Packer, rng: random.Random, pictures: int, tiled: int) -> Batch:
-    """The next batch of a random stream; its first `tiled` pictures have tiles."""
     side = packer.config.vision.crop_px
     scenes = [random_scene(rng) for _ in range(pictures)]
-    seen = [looks(scene, index < tiled, side) for index, scene in enumerate(scenes)]
-    crops = [look[0] for look in seen] + [tile for look in seen for tile in look[1:]]
+    crops = torch.from_numpy(np.stack([np.asarray(draw(scene, (side, side))) for scene in scenes]))
     rows = [packer.row(scene, rng) for scene in scenes]
     columns = {name: torch.tensor([getattr(row, name) for row in rows]) for name in vars(rows[0])}
-    return Batch(torch.from_numpy(np.stack(crops)), columns, scenes)
+    return Batch(crops, columns, scenes)
 
 
 def dense_labels(scenes: list[Scene], grid: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -37,7 +36,7 @@ DIAMETERS = {"small": (0.11, 0.14), "large": (0.28, 0.36)}
 """Sides of the square around a shape, as fractions of the picture's shorter side; a wide gap between them."""
 PICTURE_SIZES = ((512, 384), (512, 512), (384, 512), (640, 480), (800, 600), (1024, 768))
 """Width × height in pixels."""
-COUNT_WEIGHTS = {1: 2, 2: 4, 3: 5}
+COUNT_WEIGHTS = {1: 2, 2: 8, 3: 5}
 """How often so many shapes are tried; crowded scenes fail more often and so end up about as frequent."""
 
 LATTICE = 9
@@ -52,9 +51,9 @@ EDGE_MARGIN = 0.01
 GAP = 0.025
 """Free space between the boxes of two shapes, relative, in at least one direction."""
 ORDER_MARGIN = 0.06
-"""What "left of" and "above" take: centres differ by at least this."""
-DIAGONAL_MARGIN = 0.08
-"""For two shapes, horizontal and vertical distance differ by at least this: one of them is plainly greater."""
+"""What "left of" and "above" take in a question: centres differ by at least this."""
+DIAGONAL_MARGIN = 0.03
+"""By how much the vertical distance exceeds the horizontal one when one thing is above the other."""
 TWIN_CHANCE = 0.3
 """How often a shape repeats the shape or the colour of the one before it."""
 SUPERSAMPLING = 3
@@ -89,7 +88,7 @@ class Scene:
     """A picture before it is drawn."""
 
     objects: tuple[Thing, ...]
-    """In reading order: left to right, but two shapes of which one is above the other, top to bottom."""
+    """In reading order."""
     background: str
     background_rgb: Rgb
     width_px: int
@@ -157,16 +156,22 @@ def _touch(a: Thing, b: Thing) -> bool:
 
 
 def reading_order(things: list[Thing]) -> list[Thing] | None:
-    """The order in which shapes are named, or None when it is not plain to see."""
-    if len(things) == 2:
-        a, b = things
-        across, down = abs(a.x - b.x), abs(a.y - b.y)
-        if abs(across - down) < DIAGONAL_MARGIN:
+    """As one reads: row of the lattice by row, from left to right; None when two things stand slantwise.
+
+    Two things are told by their relation, so one must plainly be above the other or stand in the same row.
+    The patches come to the model in this order, and one that sees only what came before can count along.
+    """
+    ordered = sorted(things, key=lambda thing: (row_of(thing), thing.x))
+    if len(ordered) == 2 and row_of(ordered[0]) != row_of(ordered[1]):
+        across, down = abs(ordered[0].x - ordered[1].x), abs(ordered[0].y - ordered[1].y)
+        if down < across + DIAGONAL_MARGIN:
             return None
-        return sorted(things, key=lambda thing: thing.x if across > down else thing.y)
-    ordered = sorted(things, key=lambda thing: thing.x)
-    plain = all(b.x - a.x >= ORDER_MARGIN for a, b in pairwise(ordered))
-    return ordered if plain else None
+    return ordered
+
+
+def row_of(thing: Thing) -> int:
+    """The lattice row that the centre lies in."""
+    return int(thing.y * LATTICE)
 
 
 def draw(scene: Scene, size_px: tuple[int, int] | None = None) -> Image.Image:

@@ -42,14 +42,14 @@ sources:
 Messages = queue.Queue[tuple[str, bytes]]
 
 
-def run(pictures: int, *, as_json: bool, embedded: bool) -> bool:
+def run(pictures: int, seed: int, *, as_json: bool, embedded: bool) -> bool:
     """Show it; True when every picture was captioned. Raises UnavailableError when something is missing."""
     with tempfile.TemporaryDirectory(prefix="edge-daemon-demo-") as name:
         directory = Path(name)
         inbox = directory / "inbox"
         inbox.mkdir()
         (directory / "broker").mkdir()
-        samples = scenes.sample_pictures(directory / "samples", pictures, seed=time.time_ns())
+        samples = scenes.sample_pictures(directory / "samples", pictures, seed)
         with Broker(directory / "broker", embedded=embedded) as broker:
             say = (lambda text: None) if as_json else print
             say(f"broker: {broker.name} on 127.0.0.1:{broker.port}")

@@ -30,7 +30,6 @@ from edge_daemon.demo.samples import Batch, Packer, batch, dense_labels
 from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, LATTICE, SHAPES, Scene
 from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
-from edge_daemon.moondream.image import reassemble
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
@@ -60,15 +59,16 @@ class Settings:
     """What a training run depends on; goes into report.json."""
 
     seed: int = 1
-    dense_steps: int = 1500
+    dense_steps: int = 1000
     """First, with the dense loss alone: the vision encoder learns to see before anyone speaks of it."""
-    steps: int = 6000
+    restart: int = 5000
+    """Here the learning rate has come down, and a second, lower cycle begins: words alone, with a new optimizer."""
+    steps: int = 7000
     """In all."""
     pictures: int = 16
     """Pictures in one step."""
-    tiled: int = 1
-    """Of these, so many with tiles."""
     learning_rate: float = 1.5e-3
+    restart_learning_rate: float = 8e-4
     warm_up: int = 200
     weight_decay: float = 0.02
 
@@ -132,22 +132,15 @@ class Trainee(nn.Module):
         state["vision.patch_emb.weight"] = unfold(state["vision.patch_emb.weight"], self.target.vision.patch_px)
         return {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith("dense.")}
 
-    def losses(self, samples: Batch, spoken: bool = True) -> dict[str, Tensor]:
-        """The terms of the loss, each a mean over its own positions; only the dense one if nothing is spoken."""
+    def losses(self, samples: Batch, *, dense: bool, spoken: bool) -> dict[str, Tensor]:
+        """The terms of the loss that are asked for, each a mean over its own positions."""
         with sdpa_kernel(SDPBackend.MATH):  # on short sequences its gradient is twice as fast as flash attention's
             features = self.vision.encode(samples.crops.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0)
-        losses = {"dense": self._dense_loss(features[: len(samples.scenes)], samples.scenes)}
+        losses = {"dense": self._dense_loss(features, samples.scenes)} if dense else {}
         if spoken:
-            image = self._project(features, len(samples.scenes))
+            image = self.vision.project(features, features)
             losses |= self._language_losses(self.hidden(image, samples.rows), samples.rows)
         return losses
-
-    def _project(self, features: Tensor, pictures: int) -> Tensor:
-        """(N, P, D) → (B, P, T), by the same reassembling as at inference."""
-        whole, tiles = features[:pictures], features[pictures:].reshape(-1, 4, *features.shape[1:])
-        tiled = zip(whole[: len(tiles)], tiles, strict=True)
-        local = [reassemble(torch.cat([one[None], four]), (2, 2), self.config) for one, four in tiled]
-        return self.vision.project(whole, torch.cat([*(one[None] for one in local), whole[len(tiles) :]]))
 
     def hidden(self, image: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """Hidden states (B, ROW, T) of the tails."""
@@ -222,7 +215,7 @@ class Stream(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         rng = random.Random(f"train {self.settings.seed} {index}")
-        return batch(self.packer, rng, self.settings.pictures, self.settings.tiled)
+        return batch(self.packer, rng, self.settings.pictures)
 
 
 def batches(settings: Settings, config: ModelConfig) -> Iterator[Batch]:
@@ -232,11 +225,14 @@ def batches(settings: Settings, config: ModelConfig) -> Iterator[Batch]:
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, once for the vision encoder alone and once for all; and half a cosine down to 1 %."""
-    spoken = step - settings.dense_steps
-    warmth = min(1.0, ((step if spoken < 0 else spoken) + 1) / settings.warm_up)
-    done = max(0, spoken) / (settings.steps - settings.dense_steps)
-    return settings.learning_rate * warmth * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    """Linear warm-up at the start of each of three parts; half a cosine down to 1 % in the second and the third."""
+    if step < settings.dense_steps:
+        return settings.learning_rate * min(1.0, (step + 1) / settings.warm_up)
+    first, last, peak = settings.dense_steps, settings.restart, settings.learning_rate
+    if step >= settings.restart:
+        first, last, peak = settings.restart, settings.steps, settings.restart_learning_rate
+    warmth = min(1.0, (step - first + 1) / settings.warm_up)
+    return peak * warmth * (0.01 + 0.99 * (1 + math.cos(math.pi * (step - first) / (last - first))) / 2)
 
 
 def optimizer_for(trainee: Trainee, settings: Settings) -> torch.optim.Optimizer:
@@ -259,6 +255,8 @@ def train(settings: Settings, out: Path, log_every: int = 50, save_every: int = 
     start = time.perf_counter()
     sums: dict[str, float] = {}
     for step, samples in enumerate(batches(settings, trainee.config)):
+        if step == settings.restart:
+            optimizer = optimizer_for(trainee, settings)
         losses = training_step(trainee, optimizer, samples, step, settings)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value / log_every
@@ -279,7 +277,7 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = trainee.losses(samples, spoken=step >= settings.dense_steps)
+        losses = trainee.losses(samples, dense=step < settings.restart, spoken=step >= settings.dense_steps)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()])
     nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)

@@ -216,7 +216,7 @@ def test_a_model_that_is_not_there_is_a_configuration_error(tmp_path: Path, brok
 @pytest.mark.parametrize("options", [[], ["--embedded"]], ids=["mosquitto", "embedded"])
 def test_the_demo_captions_all_its_pictures(options: list[str]) -> None:
     demo = subprocess.run(
-        [sys.executable, "-m", "edge_daemon", "demo", "--pictures", "3", *options],
+        [sys.executable, "-m", "edge_daemon", "demo", "--pictures", "3", "--seed", "1", *options],
         capture_output=True,
         text=True,
         timeout=120,
