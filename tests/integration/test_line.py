@@ -126,12 +126,14 @@ def test_a_killed_grabber_comes_back(tmp_path: Path, broker: Broker, subscriber:
         wait_ready(subscriber)
         grabber = wait_for("a grabber", lambda: service.child("edge_daemon.grabber"))
         grabber.send_signal(signal.SIGSEGV)
-        wait_for(
-            "the source is offline", lambda: any(m.payload == b"offline" for m in subscriber.on("inbox/availability"))
-        )
         dropped = drop(service, 1, seed=4)
         assert wait_results(subscriber, 1)[0]["file"] == dropped[0][0]
-        assert subscriber.on("inbox/availability")[-1].payload == b"online"
+        source = wait_for(
+            "the source is back",
+            lambda: (h := subscriber.last_health()) and h["sources"]["inbox"]["problems"] and h["sources"]["inbox"],
+        )
+        assert "SIGSEGV" in source["last_problem"]["reason"]
+        wait_for("online", lambda: subscriber.on("inbox/availability")[-1].payload == b"online")
 
 
 def test_the_will_is_sent_and_no_child_is_left_when_the_daemon_is_killed(
