@@ -20,6 +20,7 @@ Cropping = Literal["template", "overlap"]
 Mask = Literal["causal", "prefix"]
 SizeScale = Literal["linear", "log2"]
 BosState = Literal["stored", "computed"]
+Engine = Literal["torch", "onnx"]
 
 MOST_CROPS = {"template": 5, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""
@@ -122,6 +123,8 @@ class ModelConfig:
     `computed`: BOS goes through the decoder together with the image."""
     tokens: Tokens
     templates: Templates
+    engine: Engine = "torch"
+    """What the directory holds: `torch` tensors (`model.safetensors`), or `onnx` graphs as published (`graphs/`)."""
     note: str = ""
     """What a user must be told with every answer (the demo model's honesty)."""
     provenance: dict[str, Any] = field(default_factory=dict)
