@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.parts import Step, TextPart
 
 FinishReason = Literal["eos", "length", "memory", "repetition"]
 
@@ -47,35 +47,20 @@ def ignore(token: int) -> None:
     """The OnToken that does nothing."""
 
 
-def causal_mask(new: int, past: int) -> Tensor | None:
-    """(new, past + new), True where allowed; None where one new position may see everything."""
-    if new == 1:
-        return None
-    return torch.ones(new, past + new, dtype=torch.bool).tril(past)
-
-
-def extend(text: Text, cache: KVCache, embeddings: Tensor, mask: Tensor | None) -> Tensor:
-    """Put embeddings (1, S, T) behind the cache's sequence; hidden states (1, S, T)."""
-    start = cache.length
-    hidden: Tensor = text(embeddings, torch.arange(start, start + embeddings.shape[1]), mask, cache)
-    return hidden
-
-
-def prefill(text: Text, cache: KVCache, tokens: list[int]) -> Tensor:
-    """Put a prompt behind the cache's sequence; hidden state (1, 1, T) of its last token."""
-    embeddings = text.embed(torch.tensor([tokens]))
-    return extend(text, cache, embeddings, causal_mask(len(tokens), cache.length))[:, -1:]
+def prefill(text: TextPart, cache: KVCache, tokens: list[int]) -> Step:
+    """Put token ids behind the cache's sequence."""
+    return text.extend(cache, text.embed(torch.tensor([tokens], device=cache.device)))
 
 
 def decode(
-    text: Text,
+    text: TextPart,
     cache: KVCache,
-    hidden: Tensor,
+    step: Step,
     sampling: Sampling,
     end_tokens: frozenset[int],
     on_token: OnToken = ignore,
 ) -> Decoded:
-    """Generate behind a prefilled prompt, whose last hidden state (1, 1, T) is given.
+    """Generate behind a prefilled prompt, whose last step is given.
 
     Ends at an end token (`eos`), at `max_tokens` (`length`), when the cache is full (`memory`) or when the
     answer runs in circles (`repetition`; the repeats are cut off).
@@ -83,7 +68,7 @@ def decode(
     choose = chooser(sampling)
     tokens: list[int] = []
     while True:
-        token = choose(text.logits(hidden)[0, -1])
+        token = choose(step.logits)
         if token in end_tokens:
             return Decoded(tokens, "eos")
         tokens.append(token)
@@ -95,7 +80,7 @@ def decode(
             return Decoded(tokens, "length")
         if not cache.free:
             return Decoded(tokens, "memory")
-        hidden = prefill(text, cache, [token])
+        step = prefill(text, cache, [token])
 
 
 def chooser(sampling: Sampling) -> Callable[[Tensor], int]:

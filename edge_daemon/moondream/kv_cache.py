@@ -14,10 +14,16 @@ from edge_daemon.moondream.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of all layers, float32, shape (layers, 2, heads, positions, head_dim)."""
+    """Keys and values of all layers, shape (layers, 2, heads, positions, head_dim)."""
 
-    def __init__(self, config: ModelConfig, positions: int) -> None:
-        """Allocate `positions` positions.
+    def __init__(
+        self,
+        config: ModelConfig,
+        positions: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Allocate `positions` positions, on the CPU if nothing else is said.
 
         Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
         """
@@ -29,7 +35,13 @@ class KVCache:
         text = config.text
         self.positions = positions
         self.length = 0
-        self._kv = torch.zeros(text.layers, 2, text.heads, positions, text.head_dim)
+        shape = (text.layers, 2, text.heads, positions, text.head_dim)
+        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the buffer lies."""
+        return self._kv.device
 
     @property
     def size_bytes(self) -> int:
@@ -65,8 +77,17 @@ class KVCache:
             raise IndexError(f"cannot rewind to {length} positions: only {self.length} are written")
         self.length = length
 
-    def store(self, kv: Tensor) -> None:
-        """Begin with ready-made positions: `kv` has shape (layers, 2, heads, n, head_dim)."""
-        n = kv.shape[3]
-        self._kv[:, :, :, :n] = kv
-        self.length = n
+    def filled(self) -> Tensor:
+        """The sequence so far, a view of shape (layers, 2, heads, length, head_dim)."""
+        return self._kv[:, :, :, : self.length]
+
+    def append(self, kv: Tensor) -> None:
+        """Put ready-made positions behind the sequence: `kv` has shape (layers, 2, heads, n, head_dim).
+
+        Raises IndexError when n positions are not free.
+        """
+        end = self.length + kv.shape[3]
+        if end > self.positions:
+            raise IndexError(f"{kv.shape[3]} positions do not fit: {self.free} of {self.positions} are free")
+        self._kv[:, :, :, self.length : end] = kv
+        self.length = end

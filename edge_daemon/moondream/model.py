@@ -21,14 +21,11 @@ from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.generate import FinishReason, OnToken, Sampling, ignore
 from edge_daemon.moondream.image import crop, reassemble, scale
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.region import Region
-from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.parts import Parts, RegionPart, Step, TextPart, VisionPart
 from edge_daemon.moondream.tokenizer import Tokenizer
-from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import Weights
+from edge_daemon.moondream.torch_parts import TorchParts
+from edge_daemon.moondream.weights import BOS_KV as BOS_KV
 
-BOS_KV = "text.bos_kv"
-"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 MAX_OBJECTS = 50
 """Upstream's and the moondream client's limit."""
 
@@ -76,10 +73,18 @@ class EncodeTimes:
 class Moondream:
     """One checkpoint and one KV cache. Not for use from several threads."""
 
-    def __init__(self, directory: Path, kv_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        kv_positions: int | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Open a model directory; `kv_positions` defaults to the model's context, which it may not exceed.
 
-        Raises ModelError for an unusable directory and BudgetError for a cache that cannot hold a picture.
+        `dtype` is what torch computes in, float32 if nothing else is said; the graphs of an `engine: onnx` have
+        their own. Raises ModelError for an unusable directory, UnavailableError for a device or a library that
+        is not there, and BudgetError for a cache that cannot hold a picture.
         """
         self.config: ModelConfig = load_config(directory / "config.json")
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
@@ -88,37 +93,35 @@ class Moondream:
                 f"{directory}: tokenizer.json has {self.tokenizer.size} tokens, "
                 f"config.json has a vocab of {self.config.text.vocab} only"
             )
-        self.weights = Weights(directory)
-        self.weights.refuse_others(frozenset({"vision", "text"} | ({"region"} if self.config.region else set())))
-        self.cache = KVCache(self.config, self.config.text.max_context if kv_positions is None else kv_positions)
+        self.parts = open_parts(directory, self.config, device, dtype)
+        positions = self.config.text.max_context if kv_positions is None else kv_positions
+        self.cache = KVCache(self.config, positions, self.parts.device, self.parts.dtype)
 
     @cached_property
-    def vision(self) -> Vision:
+    def vision(self) -> VisionPart:
         """The vision encoder and projection."""
-        return self.weights.part("vision", lambda: Vision(self.config.vision, self.config.text.dim))
+        return self.parts.vision()
 
     @cached_property
-    def text(self) -> Text:
+    def text(self) -> TextPart:
         """The decoder."""
-        text = self.config.text
-        stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
-        extra = stored if self.config.bos_state == "stored" else None
-        return self.weights.part("text", lambda: Text(text), extra)
+        return self.parts.text()
 
     @cached_property
-    def region(self) -> Region:
+    def region(self) -> RegionPart:
         """The region head. Raises CaptionError when the checkpoint has none."""
-        region = self.config.region
-        if region is None:
+        if self.config.region is None:
             raise CaptionError(f"{self.config.name} cannot find objects: the model has no region head")
-        return self.weights.part("region", lambda: Region(region, self.config.text.dim))
+        return self.parts.region()
 
     @torch.inference_mode()
     def image_embeddings(self, picture: Image.Image) -> Tensor:
         """RGB picture → (1, P, T)."""
         crops = crop(picture, self.config)
-        features = self.vision.encode(scale(crops.pixels))
-        return self.vision.project(features[0], reassemble(features, crops.tiling, self.config))[None]
+        features = self.vision.encode(scale(crops.pixels).to(self.parts.device, self.parts.dtype))
+        # put together in float32 on the CPU: not every device can pool, and it is done in a moment
+        local = reassemble(features.to("cpu", torch.float32), crops.tiling, self.config)
+        return self.vision.project(features[0], local.to(features.device, features.dtype))[None]
 
     @torch.inference_mode()
     def encode(self, picture: Image.Image) -> EncodeTimes:
@@ -131,16 +134,14 @@ class Moondream:
         return EncodeTimes(encoded - start, time.perf_counter() - encoded)
 
     def _fill_prefix(self, embeddings: Tensor) -> None:
-        """BOS and the picture, by the checkpoint's mask and kind of BOS state."""
+        """BOS and the picture, by the checkpoint's kind of BOS state."""
         text = self.text  # checks the stored BOS as well
         if self.config.bos_state == "stored":
-            self.cache.store(self.weights.tensor(BOS_KV))
+            self.cache.append(self.parts.bos_kv())
         else:
-            bos = text.embed(torch.tensor([[self.config.tokens.bos]]))
+            bos = text.embed(torch.tensor([[self.config.tokens.bos]], device=embeddings.device))
             embeddings = torch.cat([bos, embeddings], dim=1)
-        new, past = embeddings.shape[1], self.cache.length
-        mask = None if self.config.mask == "prefix" else generate.causal_mask(new, past)
-        generate.extend(text, self.cache, embeddings, mask)
+        text.extend(self.cache, embeddings)
 
     def load(self) -> None:
         """Map what every caption needs now, so that a damaged file is refused before the first picture."""
@@ -169,18 +170,18 @@ class Moondream:
     @torch.inference_mode()
     def _answer(self, prompt: list[int], sampling: Sampling, on_token: OnToken) -> Answer:
         start = time.perf_counter()
-        hidden = self._prompt(prompt)
+        step = self._prompt(prompt)
         prefilled = time.perf_counter()
         ends = frozenset(t for t in (self.config.tokens.eos, self.config.tokens.answer) if t is not None)
-        decoded = generate.decode(self.text, self.cache, hidden, sampling, ends, on_token)
+        decoded = generate.decode(self.text, self.cache, step, sampling, ends, on_token)
         text = self.tokenizer.decode(decoded.tokens).strip()
         if decoded.finish_reason == "memory":
             text = text.rpartition(" ")[0].rstrip() or text
         done = time.perf_counter()
         return Answer(text, len(decoded.tokens), decoded.finish_reason, prefilled - start, done - prefilled)
 
-    def _prompt(self, prompt: list[int]) -> Tensor:
-        """Rewind to the picture and prefill; hidden state (1, 1, T).
+    def _prompt(self, prompt: list[int]) -> Step:
+        """Rewind to the picture and prefill.
 
         Raises CaptionError when there is no picture or the prompt does not fit.
         """
@@ -198,12 +199,12 @@ class Moondream:
     def detect(self, target: str) -> list[Box]:
         """Boxes of all `target` in the encoded picture, 50 at most."""
         boxes: list[Box] = []
-        hidden = self._find("detect", target)
-        while self._more(hidden, needed=3, found=len(boxes)):
-            x, hidden = self._coordinate(hidden)
-            y, hidden = self._coordinate(hidden)
-            size = self.region.size_of(self.region.size_logits(hidden).argmax(-1).to(torch.float32))
-            hidden = self._feed(self.region.encode_size(size))
+        step = self._find("detect", target)
+        while self._more(step, needed=3, found=len(boxes)):
+            x, step = self._coordinate(step)
+            y, step = self._coordinate(step)
+            size = self.region.size_of(self.region.size_logits(step.hidden).argmax(-1).to(torch.float32))
+            step = self._feed(self.region.encode_size(size))
             w, h = size[0, 0].tolist()
             boxes.append(Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
         return boxes
@@ -212,31 +213,43 @@ class Moondream:
     def point(self, target: str) -> list[Point]:
         """Centres of all `target` in the encoded picture, 50 at most."""
         points: list[Point] = []
-        hidden = self._find("point", target)
-        while self._more(hidden, needed=2, found=len(points)):
-            x, hidden = self._coordinate(hidden)
-            y, hidden = self._coordinate(hidden)
+        step = self._find("point", target)
+        while self._more(step, needed=2, found=len(points)):
+            x, step = self._coordinate(step)
+            y, step = self._coordinate(step)
             points.append(Point(x, y))
         return points
 
-    def _find(self, task: str, target: str) -> Tensor:
+    def _find(self, task: str, target: str) -> Step:
         template = self._template(task)
         self.region  # noqa: B018  a checkpoint without the head is told so before any work is done
         return self._prompt(template["prefix"] + self.tokenizer.encode(" " + target) + template["suffix"])
 
-    def _more(self, hidden: Tensor, needed: int, found: int) -> bool:
+    def _more(self, step: Step, needed: int, found: int) -> bool:
         """Whether the model sees one more and the cache holds it."""
         if found >= MAX_OBJECTS or self.cache.free < needed:
             return False
-        return int(self.text.logits(hidden)[0, -1].argmax()) != self.config.tokens.eos
+        return int(step.logits.argmax()) != self.config.tokens.eos
 
-    def _coordinate(self, hidden: Tensor) -> tuple[float, Tensor]:
-        """Read one coordinate from (1, 1, T) and feed it back; the coordinate and the next hidden state."""
-        coord = self.region.coord_of(self.region.coord_logits(hidden).argmax(-1, keepdim=True).to(torch.float32))
+    def _coordinate(self, step: Step) -> tuple[float, Step]:
+        """Read one coordinate and feed it back; the coordinate and the next step."""
+        logits = self.region.coord_logits(step.hidden)
+        coord = self.region.coord_of(logits.argmax(-1, keepdim=True).to(torch.float32))
         return float(coord), self._feed(self.region.encode_coord(coord))
 
-    def _feed(self, embedding: Tensor) -> Tensor:
-        return generate.extend(self.text, self.cache, embedding, None)
+    def _feed(self, embedding: Tensor) -> Step:
+        return self.text.extend(self.cache, embedding)
+
+
+def open_parts(directory: Path, config: ModelConfig, device: str, dtype: torch.dtype | None) -> Parts:
+    """The parts of a model directory, by its engine."""
+    if config.engine == "torch":
+        return TorchParts(directory, config, torch.device(device), dtype or torch.float32)
+    if device != "cpu" or dtype is not None:
+        raise ModelError(f"{directory}: ONNX graphs run on the CPU and in the precision that they hold")
+    from edge_daemon.moondream.onnx_parts import OnnxParts  # late: it needs a library of the extra `models`
+
+    return OnnxParts(directory, config)
 
 
 def clipped(box: Box) -> Box:

@@ -63,6 +63,6 @@ class Region(nn.Module):
 
 
 def fourier(x: Tensor, w: Tensor) -> Tensor:
-    """(…, n) and (n, F/2) → (…, F)."""
-    f = 2 * math.pi * x @ w
-    return torch.cat([f.cos(), f.sin()], dim=-1)
+    """(…, n) and (n, F/2) → (…, F), in the dtype of `w`; in float32 up to then, as a coordinate has 1024 bins."""
+    f = 2 * math.pi * x.to(torch.float32) @ w.to(torch.float32)
+    return torch.cat([f.cos(), f.sin()], dim=-1).to(w.dtype)

@@ -6,12 +6,15 @@ It knows neither prompts nor pictures: embeddings go in, hidden states come out.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_daemon.moondream.config import TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
+from edge_daemon.moondream.parts import Step
 from edge_daemon.moondream.vision import LAYER_NORM_EPS, Mlp
 
 ROTARY_THETA = 10000.0
@@ -58,9 +61,11 @@ class TextBlock(nn.Module):
 class Text(nn.Module):
     """Embedding table, blocks and head, with upstream's names."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, prefix: int = 0) -> None:
+        """The first `prefix` positions see each other, both ways; all others see what is behind them."""
         super().__init__()
         self.config = config
+        self.prefix = prefix
         self.wte = nn.Parameter(torch.empty(config.vocab, config.dim))
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.layers))
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
@@ -83,15 +88,35 @@ class Text(nn.Module):
             cache.advance(x.shape[1])
         return x
 
+    def extend(self, cache: KVCache, embeddings: Tensor) -> Step:
+        """Put embeddings (1, S, T) behind the cache's sequence."""
+        new, past = embeddings.shape[1], cache.length
+        positions = torch.arange(past, past + new, device=embeddings.device)
+        mask = attention_mask(new, past, self.prefix, embeddings.device)
+        hidden = self(embeddings, positions, mask, cache)[:, -1:]
+        return Step(hidden, partial(self.logits, hidden))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, T) → logits (…, V)."""
         logits: Tensor = self.lm_head(self.post_ln(hidden))
         return logits
 
 
+def attention_mask(new: int, past: int, prefix: int = 0, device: torch.device | None = None) -> Tensor | None:
+    """(new, past + new), True where allowed; None where the new positions may see everything.
+
+    Position q sees position k when k ≤ q, or when both are among the first `prefix`.
+    """
+    if new == 1 or past + new <= prefix:
+        return None
+    mask = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)
+    mask[: max(0, prefix - past), :prefix] = True
+    return mask
+
+
 def rotary_table(positions: Tensor, rotary_dim: int) -> Tensor:
     """Positions (S) or (B, S) → (2, …, S, rotary_dim/2): cosines and sines, with room for the heads."""
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
     angles = positions.to(torch.float32)[..., None] * ROTARY_THETA**-exponents
     table = torch.stack([angles.cos(), angles.sin()])
     return table[:, :, None] if positions.dim() == 2 else table
@@ -106,4 +131,5 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     cos, sin = rotary
     half = cos.shape[-1]
     real, imag, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([real * cos - imag * sin, real * sin + imag * cos, rest], dim=-1)
+    rotated = torch.cat([real * cos - imag * sin, real * sin + imag * cos, rest], dim=-1)
+    return rotated.to(x.dtype)  # the table is float32: positions beyond 256 have no name of their own in bfloat16

@@ -1,4 +1,4 @@
-"""Weights of a model directory: mapped, never copied when they are float32, and checked by name and shape.
+"""Weights of a model directory: mapped, never copied where they fit as they are, and checked by name and shape.
 
 Modules are made on the meta device and take the mapped tensors as their parameters (`assign=True`), so
 resident memory grows only with the pages that are read. Only safetensors: nothing is ever unpickled.
@@ -17,17 +17,24 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 
 FILE_NAME = "model.safetensors"
+BOS_KV = "text.bos_kv"
+"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 DTYPES = ("F32", "F16", "BF16")
-"""What may be in the file; everything is computed in float32."""
+"""What may be in the file, whatever it is computed in."""
+CPU = torch.device("cpu")
 M = TypeVar("M", bound=nn.Module)
 
 
 class Weights:
     """One open `model.safetensors`."""
 
-    def __init__(self, directory: Path) -> None:
-        """Map the file. Raises ModelError when it is missing or no safetensors file."""
+    def __init__(self, directory: Path, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
+        """Map the file; tensors are handed out on `device` in `dtype`.
+
+        Raises ModelError when the file is missing or no safetensors file.
+        """
         self.path = directory / FILE_NAME
+        self._device, self._dtype = device, dtype
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such file")
         try:
@@ -47,11 +54,11 @@ class Weights:
         self._file = None
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in float32."""
+        """One tensor."""
         if name not in self.names:
             raise ModelError(f"{self.path}: missing tensor {name}")
         tensor: Tensor = self._file.get_tensor(name)
-        return tensor.to(torch.float32)
+        return tensor.to(self._device, self._dtype)
 
     def refuse_others(self, prefixes: frozenset[str]) -> None:
         """Raise ModelError that lists every tensor that is of no part in `prefixes`."""

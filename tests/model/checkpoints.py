@@ -29,12 +29,12 @@ from edge_daemon.moondream.config import (
     Tokens,
     VisionConfig,
 )
-from edge_daemon.moondream.generate import extend
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.model import BOS_KV
+from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
+from edge_daemon.moondream.weights import BOS_KV
 
 EOS, ANSWER, UNKNOWN = 0, 1, 2
 ATTENTION_GAIN = 2.0
@@ -165,7 +165,7 @@ def bos_kv(text: Text, config: ModelConfig) -> Tensor:
     """Keys and values of BOS alone, (layers, 2, heads, 1, head_dim)."""
     cache = KVCache(config, config.prefix_positions + 1)
     with torch.inference_mode():
-        extend(text, cache, text.embed(torch.tensor([[config.tokens.bos]])), None)
+        text.extend(cache, text.embed(torch.tensor([[config.tokens.bos]])))
         return cache._kv[:, :, :, :1].clone()
 
 
@@ -179,6 +179,19 @@ def write_model(
         tensors[name] = tensors[name].to(dtype)
     write_tensors(directory, config, tensors)
     return directory
+
+
+def text_of(model: Moondream) -> Text:
+    """The decoder of a model that torch computes."""
+    assert isinstance(model.text, Text)
+    return model.text
+
+
+def modules_of(model: Moondream) -> tuple[Vision, Text, Region]:
+    """The parts of a model that torch computes."""
+    assert isinstance(model.vision, Vision)
+    assert isinstance(model.region, Region)
+    return model.vision, text_of(model), model.region
 
 
 def write_tensors(directory: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> None:

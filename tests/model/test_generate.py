@@ -18,13 +18,15 @@ from edge_daemon.moondream.generate import (
     LONGEST_PERIOD,
     Decoded,
     Sampling,
-    causal_mask,
     chooser,
     decode,
     repetition,
     without_repeats,
 )
 from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.parts import Step
+from edge_daemon.moondream.text import attention_mask
+from tests.model.checkpoints import text_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,15 +124,18 @@ def test_choosing_leaves_the_logits_alone() -> None:
 # -- masks
 
 
-@given(st.integers(1, 12), st.integers(0, 12))
-def test_the_causal_mask_allows_the_past_and_oneself(new: int, past: int) -> None:
-    mask = causal_mask(new, past)
-    if new == 1:
-        assert mask is None
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 20))
+def test_the_mask_allows_the_past_oneself_and_the_prefix_itself(new: int, past: int, prefix: int) -> None:
+    """A single new position that is inside the prefix sees what there is: the others are not there yet."""
+    mask = attention_mask(new, past, prefix)
+    wanted = [
+        [key <= past + query or max(key, past + query) < prefix for key in range(past + new)] for query in range(new)
+    ]
+    if mask is None:
+        assert all(map(all, wanted))
         return
-    assert mask is not None
     assert mask.dtype == torch.bool
-    assert mask.tolist() == [[key <= past + query for key in range(past + new)] for query in range(new)]
+    assert mask.tolist() == wanted
 
 
 # -- repetition
@@ -194,12 +199,11 @@ class Script:
         self.heard += ids[0].tolist()
         return torch.zeros(1, ids.shape[1], 1)
 
-    def __call__(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Room) -> Tensor:
-        assert positions.tolist() == list(range(cache.length, cache.length + x.shape[1]))
+    def extend(self, cache: Room, x: Tensor) -> Step:
         cache.length += x.shape[1]
-        return x
+        return Step(x[:, -1:], self.logits)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self) -> Tensor:
         row = torch.zeros(1, 1, 1000)
         row[0, 0, self.said[len(self.heard)]] = 1
         return row
@@ -209,6 +213,7 @@ class Room:
     """A cache that only counts."""
 
     def __init__(self, free: int) -> None:
+        self.device = torch.device("cpu")
         self.length = 5
         self.positions = 5 + free
 
@@ -220,8 +225,8 @@ class Room:
 def run(said: list[int], free: int = 1000, max_tokens: int = 1000, ends: frozenset[int] = frozenset({0})) -> Decoded:
     script = Script(said)
     seen: list[int] = []
-    hidden = torch.zeros(1, 1, 1)
-    decoded = decode(script, Room(free), hidden, Sampling(max_tokens), ends, seen.append)  # type: ignore[arg-type]
+    first = Step(torch.zeros(1, 1, 1), script.logits)
+    decoded = decode(script, Room(free), first, Sampling(max_tokens), ends, seen.append)  # type: ignore[arg-type]
     assert seen[: len(decoded.tokens)] == decoded.tokens
     assert len(script.heard) <= free
     assert not ends & set(seen)
@@ -253,7 +258,7 @@ def test_a_loop_ends_and_is_said_once() -> None:
 
 def test_a_real_decoder_that_loops_is_stopped(tiny: TinyFactory, noise: PictureFactory) -> None:
     model = Moondream(tiny())
-    model.text.lm_head.bias[40] += 1000
+    text_of(model).lm_head.bias[40] += 1000
     model.encode(noise(30, 30))
     answer = model.caption("short", Sampling(max_tokens=60))
     assert (answer.finish_reason, answer.tokens) == ("repetition", 1)
@@ -277,10 +282,12 @@ def test_prefill_gives_the_last_position(tiny: TinyFactory, noise: PictureFactor
     model.encode(noise(30, 30))
     start = model.cache.length
     with torch.inference_mode():
-        hidden = generate.prefill(model.text, model.cache, [9, 10, 11])
-        assert hidden.shape == (1, 1, 32)
+        step = generate.prefill(model.text, model.cache, [9, 10, 11])
+        assert step.hidden.shape == (1, 1, 32)
+        assert step.logits.shape == (96,)
         assert model.cache.length == start + 3
         model.cache.rewind(start)
         for token in (9, 10, 11):
             last = generate.prefill(model.text, model.cache, [token])
-    assert float((last - hidden).abs().max()) < 1e-5
+    assert float((last.hidden - step.hidden).abs().max()) < 1e-5
+    assert float((last.logits - step.logits).abs().max()) < 1e-5

@@ -19,6 +19,8 @@ from edge_daemon.moondream.config import BosState, Cropping, Mask, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.parts import Step
+from tests.model.checkpoints import modules_of, text_of
 from tests.model.naive import Naive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,17 +48,17 @@ def step_by_step(model: Moondream, image: Tensor, prompt: list[int], tokens: lis
         model.cache.rewind(0)
         model._fill_prefix(image)
         assert model.cache.length == model.config.prefix_positions
-        rows = [model.text.logits(model._prompt(prompt))]
-        rows += [model.text.logits(generate.prefill(model.text, model.cache, [token])) for token in tokens]
-        return torch.cat(rows, dim=1)[0]
+        rows = [model._prompt(prompt).logits]
+        rows += [generate.prefill(model.text, model.cache, [token]).logits for token in tokens]
+        return torch.stack(rows)
 
 
 def one_pass(model: Moondream, image: Tensor, prompt: list[int], tokens: list[int]) -> Tensor:
     """The same logits from one call on the whole sequence without a cache."""
-    config = model.config
+    config, decoder = model.config, text_of(model)
     with torch.inference_mode():
-        bos = model.text.embed(torch.tensor([[config.tokens.bos]]))
-        said = model.text.embed(torch.tensor([[*prompt, *tokens]]))
+        bos = decoder.embed(torch.tensor([[config.tokens.bos]]))
+        said = decoder.embed(torch.tensor([[*prompt, *tokens]]))
         sequence = torch.cat([bos, image, said], dim=1)
         length, prefix = sequence.shape[1], config.prefix_positions
         query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
@@ -65,8 +67,14 @@ def one_pass(model: Moondream, image: Tensor, prompt: list[int], tokens: list[in
             allowed |= (query < prefix) & (key < prefix)
         if config.bos_state == "stored":
             allowed[0] = key[0] == 0  # BOS was computed alone
-        hidden = model.text(sequence, torch.arange(length), allowed)
-        return model.text.logits(hidden[:, -1 - len(tokens) :])[0]
+        hidden = decoder(sequence, torch.arange(length), allowed)
+        return decoder.logits(hidden[:, -1 - len(tokens) :])[0]
+
+
+def switch(model: Moondream, mask: Mask, bos_state: BosState) -> None:
+    """The same weights with another mask and kind of BOS state."""
+    model.config = replace(model.config, mask=mask, bos_state=bos_state)
+    text_of(model).prefix = model.config.prefix_positions if mask == "prefix" else 0
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -102,14 +110,14 @@ def test_half_a_billion_has_730_prefix_positions_and_logits_of_unit_size(
 @pytest.mark.parametrize("bos_state", BOS_STATES)
 def test_half_a_billion_causal(full: tuple[Moondream, Tensor], full_causal: Tensor, bos_state: BosState) -> None:
     model, image = full
-    model.config = replace(model.config, mask="causal", bos_state=bos_state)
+    switch(model, "causal", bos_state)
     assert difference(step_by_step(model, image, PROMPT, TOKENS), full_causal) < STEP_TOLERANCE
 
 
 def test_half_a_billion_prefix(full: tuple[Moondream, Tensor], full_causal: Tensor) -> None:
     """As the checkpoints of 2025 are; this mask with a stored BOS is tried in the tiny shape."""
     model, image = full
-    model.config = replace(model.config, mask="prefix", bos_state="computed")
+    switch(model, "prefix", "computed")
     steps = step_by_step(model, image, PROMPT, TOKENS)
     assert difference(steps, one_pass(model, image, PROMPT, TOKENS)) < STEP_TOLERANCE
     assert difference(steps, full_causal) > 0.1  # the mask matters, so the comparison means something
@@ -134,29 +142,40 @@ def parity(model: Moondream, noise: PictureFactory) -> float:
 # -- mutations that the comparison above must see
 
 
-def mask_sees_one_ahead(new: int, past: int) -> Tensor | None:
-    return None if new == 1 else torch.ones(new, past + new, dtype=torch.bool).tril(past + 1)
+def moved_mask(new: int, past: int, prefix: int, diagonal: int) -> Tensor | None:
+    everything = new == 1 or past + new <= prefix
+    return None if everything else torch.ones(new, past + new, dtype=torch.bool).tril(diagonal)
 
 
-def mask_misses_itself(new: int, past: int) -> Tensor | None:
-    return None if new == 1 else torch.ones(new, past + new, dtype=torch.bool).tril(past - 1)
+def mask_sees_one_ahead(new: int, past: int, prefix: int, _: object) -> Tensor | None:
+    return moved_mask(new, past, prefix, past + 1)
 
 
-def mask_forgets_the_past(new: int, past: int) -> Tensor | None:
-    return None if new == 1 else torch.ones(new, past + new, dtype=torch.bool).tril(0)
+def mask_misses_itself(new: int, past: int, prefix: int, _: object) -> Tensor | None:
+    return moved_mask(new, past, prefix, past - 1)
 
 
-def no_mask(new: int, past: int) -> Tensor | None:
+def mask_forgets_the_past(new: int, past: int, prefix: int, _: object) -> Tensor | None:
+    return moved_mask(new, past, prefix, 0)
+
+
+def no_mask(*_: object) -> Tensor | None:
     return None
 
 
-def positions_one_too_many(decoder: text.Text, cache: KVCache, x: Tensor, mask: Tensor | None) -> Tensor:
-    start = cache.length + (cache.length > 1)  # behind the prefix only: a shift of everything changes nothing
-    return cast("Tensor", decoder(x, torch.arange(start, start + x.shape[1]), mask, cache))
+def positions_one_too_many(decoder: text.Text, cache: KVCache, x: Tensor) -> Step:
+    # behind the prefix only: a shift of everything changes nothing
+    return extended_at(cache.length + (cache.length > 1), decoder, cache, x)
 
 
-def positions_from_zero(decoder: text.Text, cache: KVCache, x: Tensor, mask: Tensor | None) -> Tensor:
-    return cast("Tensor", decoder(x, torch.arange(x.shape[1]), mask, cache))
+def positions_from_zero(decoder: text.Text, cache: KVCache, x: Tensor) -> Step:
+    return extended_at(0, decoder, cache, x)
+
+
+def extended_at(start: int, decoder: text.Text, cache: KVCache, x: Tensor) -> Step:
+    mask = text.attention_mask(x.shape[1], cache.length, decoder.prefix)
+    hidden = decoder(x, torch.arange(start, start + x.shape[1]), mask, cache)[:, -1:]
+    return Step(hidden, lambda: decoder.logits(hidden))
 
 
 def write_one_too_early(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,12 +197,12 @@ text_rotate = text.rotate
 @pytest.mark.parametrize(
     ("where", "name", "wrong"),
     [
-        (generate, "causal_mask", mask_sees_one_ahead),
-        (generate, "causal_mask", mask_misses_itself),
-        (generate, "causal_mask", mask_forgets_the_past),
-        (generate, "causal_mask", no_mask),
-        (generate, "extend", positions_one_too_many),
-        (generate, "extend", positions_from_zero),
+        (text, "attention_mask", mask_sees_one_ahead),
+        (text, "attention_mask", mask_misses_itself),
+        (text, "attention_mask", mask_forgets_the_past),
+        (text, "attention_mask", no_mask),
+        (text.Text, "extend", positions_one_too_many),
+        (text.Text, "extend", positions_from_zero),
         (KVCache, "update", write_one_too_early),
         (text, "rotate", keys_unrotated),
     ],
@@ -206,7 +225,7 @@ def test_parity_breaks_when_the_mask_is_the_other_one(tiny: TinyFactory, noise: 
     model = Moondream(tiny())
     image = model.image_embeddings(noise(30, 30))
     causal = one_pass(model, image, [9], [20, 21])
-    model.config = replace(model.config, mask="prefix")
+    switch(model, "prefix", "computed")
     assert difference(step_by_step(model, image, [9], [20, 21]), causal) > 10 * STEP_TOLERANCE
 
 
@@ -350,6 +369,6 @@ def test_the_rotary_layout_shows_only_in_a_stored_state(
 
 def test_every_layer_norm_has_the_published_epsilon(tiny: TinyFactory) -> None:
     model = Moondream(tiny())
-    norms = [m for part in (model.vision, model.text) for m in part.modules() if isinstance(m, torch.nn.LayerNorm)]
+    norms = [m for part in modules_of(model)[:2] for m in part.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert len(norms) == 2 * 2 + 1 + 3 + 1
     assert {norm.eps for norm in norms} == {1e-5}

@@ -17,7 +17,7 @@ from edge_daemon.moondream.config import RegionConfig, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped
 from edge_daemon.moondream.region import Region
-from tests.model.checkpoints import tiny_config, write_model
+from tests.model.checkpoints import text_of, tiny_config, write_model
 from tests.model.naive import Naive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,7 +103,7 @@ def test_both_end_tokens_end_an_answer(tiny: TinyFactory, noise: PictureFactory,
 
 def test_an_answer_may_be_empty(tiny: TinyFactory, noise: PictureFactory) -> None:
     model = encoded(tiny(), noise)
-    model.text.lm_head.bias[model.config.tokens.eos] += 1000
+    text_of(model).lm_head.bias[model.config.tokens.eos] += 1000
     answer = model.caption("short", Sampling(6))
     assert (answer.text, answer.tokens, answer.finish_reason) == ("", 0, "eos")
     assert model.detect("star") == []
@@ -116,14 +116,15 @@ def test_eos_ends_a_search(tiny: TinyFactory, noise: PictureFactory) -> None:
     everything = model.detect("star")
     assert len(everything) > 3
     said: list[int] = []
-    logits = model.text.logits
+    decoder = text_of(model)
+    logits = decoder.logits
 
     def listening(hidden: torch.Tensor) -> torch.Tensor:
         row = logits(hidden)
         said.append(int(row[0, -1].argmax()))
         return row
 
-    model.text.logits = listening  # type: ignore[method-assign]
+    decoder.logits = listening  # type: ignore[method-assign]
     model.detect("star")
     last = next(n for n, token in enumerate(said) if n and token not in said[:n])
     model.config = replace(model.config, tokens=replace(model.config.tokens, eos=said[last]))
@@ -138,7 +139,7 @@ def test_a_search_ends_at_fifty_objects(tmp_path: Path, noise: PictureFactory) -
     config = tiny_config()
     config = replace(config, text=replace(config.text, max_context=300))
     model = encoded(write_model(tmp_path, config, 1), noise)
-    model.text.lm_head.bias[model.config.tokens.eos] -= 1000
+    text_of(model).lm_head.bias[model.config.tokens.eos] -= 1000
     assert len(model.detect("star")) == len(model.point("star")) == MAX_OBJECTS == 50
 
 

@@ -19,9 +19,18 @@ from torch import Tensor
 from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream.config import Cropping, ModelConfig
 from edge_daemon.moondream.generate import Sampling
-from edge_daemon.moondream.model import BOS_KV, Moondream
-from edge_daemon.moondream.weights import Weights
-from tests.model.checkpoints import HALF_BILLION, random_tensors, tiny_config, tokenizer, write_model, write_tensors
+from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.weights import BOS_KV, Weights
+from tests.model.checkpoints import (
+    HALF_BILLION,
+    modules_of,
+    random_tensors,
+    text_of,
+    tiny_config,
+    tokenizer,
+    write_model,
+    write_tensors,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,7 +108,7 @@ def load_sizes(directory: Path) -> dict[str, int]:
 def test_every_parameter_lies_in_the_mapped_file(tiny: TinyFactory) -> None:
     directory = tiny()
     model = Moondream(directory)
-    parameters = [p for part in (model.vision, model.text, model.region) for p in part.parameters()]
+    parameters = [p for part in modules_of(model) for p in part.parameters()]
     mapped = []
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(str(directory / "model.safetensors")):
@@ -112,7 +121,7 @@ def test_every_parameter_lies_in_the_mapped_file(tiny: TinyFactory) -> None:
 def test_writing_to_a_parameter_does_not_reach_the_file(tiny: TinyFactory) -> None:
     directory = tiny()
     before = (directory / "model.safetensors").read_bytes()
-    Moondream(directory).text.lm_head.bias.add_(100)
+    text_of(Moondream(directory)).lm_head.bias.add_(100)
     assert (directory / "model.safetensors").read_bytes() == before
 
 
