@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,13 +21,13 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edge_daemon.errors import ConfigError, ModelError
 from edge_daemon.models.container import BOS_STATE, CHUNK_BYTES, CONFIG, GRAPHS, TOKENIZER, Record, write_records
 from edge_daemon.models.graphs import Graphs, Precision
 from edge_daemon.models.store import Progress, silent
+from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
 from edge_daemon.moondream.weights import BOS_KV, FILE_NAME, Weights
@@ -208,10 +208,18 @@ def _to_safetensors(directory: Path, config: ModelConfig, out: Path, precision: 
         raise ModelError(f"{config.name} is made of graphs and has no tensors: --format moonfile or onnx holds it")
     if precision == "int8":
         raise ConfigError("safetensors are written in float32 or float16; int8 goes with --format moonfile or onnx")
-    dtype = torch.float32 if precision == "float32" else torch.float16
-    with Weights(directory) as weights, _directory(out) as partial:
-        names: Iterable[str] = sorted(weights.names)
-        save_file({UPSTREAM_PREFIX + name: weights.tensor(name).to(dtype) for name in names}, partial / FILE_NAME)
-        progress(FILE_NAME, 1.0)
+    dtype, word = (torch.float32, "F32") if precision == "float32" else (torch.float16, "F16")
+    with Weights(directory, dtype=dtype) as weights, _directory(out) as partial:
+        names = sorted(weights.names)
+        shapes = {name: tuple(weights.tensor(name).shape) for name in names}
+        with TensorFile.create(
+            partial / FILE_NAME, {UPSTREAM_PREFIX + name: (word, shape) for name, shape in shapes.items()}
+        ) as file:
+            for done, name in enumerate(names, 1):
+                tensor = weights.tensor(name)
+                if not tensor.isfinite().all():
+                    raise ModelError(f"{weights.path}: {name} has values that {precision} cannot hold")
+                file.write(UPSTREAM_PREFIX + name, tensor)
+                progress(FILE_NAME, done / len(names))
         for name in (CONFIG, TOKENIZER):
             shutil.copyfile(directory / name, partial / name)

@@ -238,7 +238,8 @@ class Drawing(GraphFile):
         """A matrix in float16."""
 
         def read() -> tuple[Array, ...]:
-            values = self._read(tensor, dims).astype(np.float16)
+            with np.errstate(over="ignore"):  # it is said better below
+                values = self._read(tensor, dims).astype(np.float16)
             if not np.isfinite(values).all():
                 raise ModelError(f"{self._stored.path}: {tensor} has values that float16 cannot hold: use float32")
             return (values.T if transposed else values,)
