@@ -3,7 +3,9 @@
 Two schemes, a property of the checkpoint (`ModelConfig.cropping`):
 
 * template: the whole picture squeezed to one crop; pictures of 1.4 crops or more also give 1×2, 2×1 or
-  2×2 tiles. Bicubic (the scheme the 0.5B was published with).
+  2×2 tiles. Bicubic (the scheme the 0.5B was published with). Its only client, moondream 0.0.6, puts the tiles
+  together from the first crop on, so that the whole picture stands where the first tile would, and the last tile
+  is never looked at. Whoever runs those weights must do the same; so the last tile is not even cut here.
 * overlap: tiles of 19 patches with a margin of 4 patches on each side, 12 at most. Lanczos (upstream's
   torch code since 2025).
 
@@ -38,7 +40,7 @@ class Crops:
     """What the vision encoder is given for one picture."""
 
     pixels: Pixels
-    """(n, crop_px, crop_px, 3); the whole picture first, then the tiles row by row."""
+    """(n, crop_px, crop_px, 3); the whole picture first, then the tiles row by row that the scheme looks at."""
     tiling: tuple[int, int]
     """Rows and columns of tiles; (1, 1) when there are none besides the whole picture."""
 
@@ -57,10 +59,10 @@ def template_crops(picture: Image.Image, size_px: int) -> Crops:
     rows, columns = tiling = template_tiling(picture.width, picture.height, size_px)
     if tiling != (1, 1):
         tile_w, tile_h = picture.width // columns, picture.height // rows
-        for row in range(rows):
-            for column in range(columns):
-                box = (column * tile_w, row * tile_h, (column + 1) * tile_w, (row + 1) * tile_h)
-                crops.append(resize(picture.crop(box), size_px, size_px, Image.Resampling.BICUBIC))
+        for tile in range(rows * columns - 1):
+            row, column = divmod(tile, columns)
+            box = (column * tile_w, row * tile_h, (column + 1) * tile_w, (row + 1) * tile_h)
+            crops.append(resize(picture.crop(box), size_px, size_px, Image.Resampling.BICUBIC))
     return Crops(np.stack([np.asarray(c) for c in crops]), tiling)
 
 
@@ -122,12 +124,12 @@ def scale(pixels: Pixels) -> Tensor:
 
 
 def reassemble(features: Tensor, tiling: tuple[int, int], config: ModelConfig) -> Tensor:
-    """Features (1 + tiles, P, D) → the tiles' features, put together and pooled to one crop's grid, (P, D)."""
+    """Features of all crops (N, P, D) → those of the tiles, put together and pooled to one crop's grid, (P, D)."""
     if tiling == (1, 1):
         return features[0]
     grid = config.vision.grid
-    tiles = features[1:].reshape(-1, grid, grid, features.shape[-1])
-    margin = OVERLAP_MARGIN if config.cropping == "overlap" else 0
+    first, margin = (1, OVERLAP_MARGIN) if config.cropping == "overlap" else (0, 0)
+    tiles = features[first:].reshape(-1, grid, grid, features.shape[-1])
     whole = stitch(tiles, tiling, margin).permute(2, 0, 1)
     return F.adaptive_avg_pool2d(whole, grid).flatten(1).T
 

@@ -123,6 +123,8 @@ class Naive:
     def image_embeddings(self, picture: Image.Image, tiling: tuple[int, int]) -> Array:
         """(P, T)."""
         whole, *tiles = [self.features(crop) for crop in self.crops(picture, tiling)]
+        if self.config["cropping"] == "template":  # as the client does: the whole picture counts as the first tile
+            tiles = tiles and [whole, *tiles]
         local = self.reassembled(tiles, tiling) if tiles else whole
         return self.mlp("vision.proj_mlp", np.concatenate([whole, local], axis=1))
 
