@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_daemon.models.folding import Array, Graph
+from edge_daemon.models.folding import Array, Graph, refusal
 from edge_daemon.models.matrices import Floats
 from edge_daemon.models.recover import RegionEncoder, Tensors, VisionEncoder
 from edge_daemon.models.structure import Structure
@@ -40,6 +40,8 @@ PROBE_STD = 0.5
 """Of probe embeddings: small, so that attention weighs in the residual sum; far above the norms' epsilon."""
 FIRST_ROWS = 32
 """Positions in which the mask is looked for: the earliest, where causal attention sees the least."""
+TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+"""What a decoder may take, in ONNX Runtime's words."""
 LOGS_ERRORS = 3
 """ONNX Runtime's severity: its warnings about foreign graphs are no news."""
 
@@ -113,7 +115,7 @@ def run(graph: Graph, outputs: list[str], feeds: Mapping[str, Array]) -> list[Ar
 
 def input_type(value: onnx.ValueInfoProto) -> np.dtype[Any]:
     """The type of the numbers that an input takes."""
-    return cast("np.dtype[Any]", onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
 
 
 def relative(found: Array, wanted: Array) -> float:
@@ -200,18 +202,18 @@ def waves(structure: Structure, encoder: RegionEncoder) -> tuple[Floats, Indices
         errors |= {
             f"{name}, factor {factor_name}": relative(found.reshape(-1)[order], ours) for name, order in orders.items()
         }
-    name = _settled(graph, "Fourier features", errors)
+    name = _settled(graph.name, "Fourier features", errors)
     order = orders[name.rpartition(", factor")[0]]
     return (features if name.endswith("2π") else (features / (2 * math.pi)).astype(np.float32)), order
 
 
-def _settled(graph: Graph, what: str, errors: Mapping[str, float]) -> str:
+def _settled(graph: str, what: str, errors: Mapping[str, float]) -> str:
     """The one hypothesis that fits."""
     first, *others = sorted(errors, key=lambda name: errors[name])
     near = [name for name in others if errors[name] < LEAST_DISTANCE * errors[first]]
     if errors[first] > MOST_ERROR or near:
         listed = ", ".join(f"{name}: {errors[name]:.2g}" for name in [first, *others][:8])
-        raise graph.refuse(f"{what} cannot be settled by comparison; relative error of each possibility: {listed}")
+        raise refusal(graph, f"{what} cannot be settled by comparison; relative error of each possibility: {listed}")
     return first
 
 
@@ -235,7 +237,8 @@ class _Recorder:
 class Decoder:
     """A decoder's graph, run once over a whole image prefix of probe embeddings."""
 
-    graph: Graph = field(repr=False)
+    name: str
+    """Of the graph."""
     embeddings: Floats = field(repr=False)
     """(1, s, T)."""
     kv: Floats = field(repr=False)
@@ -246,22 +249,23 @@ class Decoder:
     """(1, s, T)."""
 
 
-def decoder_run(graph: Graph, path: Path, kv: Array, positions: int, dim: int) -> Decoder:
-    """Run the graph in `path` behind `kv`. Raises ModelError when it does not have the moonfile's interface."""
-    inputs = {value.name: input_type(value) for value in graph.model.graph.input if value.name in graph.inputs}
-    if inputs.keys() != {"input_embeds", "kv_cache"} or not {"hidden", "new_kv_cache"} <= set(graph.outputs):
-        raise graph.refuse(f"takes {sorted(inputs)} and gives {graph.outputs}; that is not a moonfile's decoder")
-    x = np.random.default_rng(0).normal(0, PROBE_STD, (1, positions, dim)).astype(inputs["input_embeds"])
-    feeds = {"input_embeds": x, "kv_cache": kv.astype(inputs["kv_cache"])}
-    try:
-        hidden, new = session(path).run(["hidden", "new_kv_cache"], feeds)
-    except Exception as error:  # onnxruntime's own errors have no common class
-        raise graph.refuse(f"ONNX Runtime does not run it: {error}") from error
+def decoder_run(path: Path, kv: Array, positions: int) -> Decoder:
+    """Run a decoder's graph behind `kv` (L, 2, 1, H, 1, E). Raises ModelError when it is none."""
     layers, _, _, heads, _, head_dim = kv.shape
+    random = np.random.default_rng(0)
+    try:
+        decoder = session(path)
+        types = {value.name: TYPES[value.type] for value in decoder.get_inputs()}
+        x = random.normal(0, PROBE_STD, (1, positions, heads * head_dim)).astype(types["input_embeds"])
+        feeds = {"input_embeds": x, "kv_cache": kv.astype(types["kv_cache"])}
+        hidden, new = decoder.run(["hidden", "new_kv_cache"], feeds)
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise refusal(path.name, f"it does not run as a moonfile's decoder: {type(error).__name__}: {error}") from error
     if new.shape != (layers, 2, 1, heads, positions, head_dim) or hidden.shape != x.shape:
-        raise graph.refuse(f"hidden {hidden.shape} and new_kv_cache {new.shape} do not fit kv_cache {kv.shape}")
+        what = f"hidden {hidden.shape} and new_kv_cache {new.shape} do not fit {x.shape} behind kv_cache {kv.shape}"
+        raise refusal(path.name, what)
     x, kv, new, hidden = (array.astype(np.float32) for array in (x, kv, new, hidden))
-    return Decoder(graph, x, kv[:, :, 0], new[:, :, 0], hidden)
+    return Decoder(path.name, x, kv[:, :, 0], new[:, :, 0], hidden)
 
 
 @torch.inference_mode()
@@ -271,7 +275,7 @@ def layout(probe: Decoder, tensors: Tensors) -> Layout:
     raw = _first_keys_and_values(probe, tensors).view(positions, 2, heads, head_dim).permute(1, 2, 0, 3)
     wrong = relative(raw[1].numpy(), probe.new[0, 1])
     if wrong > MOST_ERROR:
-        raise probe.graph.refuse(f"the values of block 0 are not the last third of qkv (relative error {wrong:.2g})")
+        raise refusal(probe.name, f"the values of block 0 are not the last third of qkv (relative error {wrong:.2g})")
     past = probe.kv.shape[3]
     where = torch.arange(past, past + positions)
     errors: dict[str, float] = {}
@@ -285,14 +289,14 @@ def layout(probe: Decoder, tensors: Tensors) -> Layout:
             ours = rotate(raw[0][..., torch.from_numpy(candidate.rows(1, head_dim)[:head_dim])], table).numpy()
             possible[str(candidate)] = candidate
             errors[str(candidate)] = relative(probe.new[0, 0][..., candidate.keys(head_dim)], ours)
-    return possible[_settled(probe.graph, "the rotary layout", errors)]
+    return possible[_settled(probe.name, "the rotary layout", errors)]
 
 
 def _first_keys_and_values(probe: Decoder, tensors: Tensors) -> Tensor:
     """(s, 2T): keys and values of block 0, not rotated."""
 
     def read(name: str) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(tensors[f"text.blocks.0.{name}"].read()))
+        return torch.from_numpy(tensors[f"text.blocks.0.{name}"].read().copy())
 
     x = torch.from_numpy(probe.embeddings[0])
     y = torch.nn.functional.layer_norm(x, x.shape[1:], read("ln.weight"), read("ln.bias"))
@@ -323,4 +327,4 @@ def mask(probe: Decoder, tensors: Tensors, config: TextConfig, bos_kv: Floats, p
         hidden = text(x, positions, attention_mask(x.shape[1], past, seen), cast("KVCache", recorder))
         ours, theirs = (recorder.new[1][1].numpy(), probe.new[1, 1]) if layers == 2 else (hidden.numpy(), probe.hidden)
         errors[kind] = relative(ours[:, :FIRST_ROWS], theirs[:, :FIRST_ROWS])
-    return cast("Mask", _settled(probe.graph, "the attention mask", errors))
+    return cast("Mask", _settled(probe.name, "the attention mask", errors))

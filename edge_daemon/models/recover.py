@@ -102,7 +102,7 @@ def vision_encoder(structure: Structure) -> VisionEncoder:
         return structure.graph.constant(constant).astype(np.float32).reshape(1, patches, dim)
 
     tensors = {
-        **_linear("vision.patch_emb", first),
+        **linear("vision.patch_emb", first),
         "vision.pos_emb": Source((1, patches, dim), pos_emb),
         **{f"vision.{name}": source for name, source in blocks.tensors.items()},
         **_norm("vision.post_ln", blocks.last),
@@ -127,7 +127,7 @@ def text_decoder(structure: Structure) -> TextDecoder:
     tensors = {
         **{f"text.{name}": source for name, source in blocks.tensors.items()},
         **_norm("text.post_ln", blocks.last),
-        **_linear("text.lm_head", head),
+        **linear("text.lm_head", head),
     }
     return TextDecoder(blocks, layer.rows, tensors)
 
@@ -151,7 +151,7 @@ def mlp(structure: Structure, prefix: str) -> Tensors:
         raise structure.graph.refuse(f"{second} is expected behind GELU and {first}")
     if _layer(first).rows != _layer(second).columns:
         raise structure.graph.refuse(f"{first} gives {_layer(first).rows}, {second} takes {_layer(second).columns}")
-    return {**_linear(f"{prefix}.fc1", first), **_linear(f"{prefix}.fc2", second)}
+    return {**linear(f"{prefix}.fc1", first), **linear(f"{prefix}.fc2", second)}
 
 
 def region_encoder(structure: Structure, inputs: int) -> RegionEncoder:
@@ -175,6 +175,37 @@ def region_encoder(structure: Structure, inputs: int) -> RegionEncoder:
             f"Fourier features {features.shape} before {last} of {width} inputs; ({inputs}, {width // 2}) is expected"
         )
     return RegionEncoder(np.ascontiguousarray(features), last)
+
+
+def linear(prefix: str, element: Element) -> Tensors:
+    """Weight and bias of a layer under our names."""
+    layer = _layer(element)
+
+    def bias() -> Floats:  # none in the graph is a bias of zero
+        return np.zeros(layer.rows, np.float32) if layer.bias is None else layer.bias
+
+    weight = Source((layer.rows, layer.columns), layer.weight)
+    return {f"{prefix}.weight": weight, f"{prefix}.bias": Source((layer.rows,), bias)}
+
+
+def context(structure: Structure, least: int) -> int | None:
+    """Positions that the graph's own tables (rotary, mask) hold; None where it has no table of positions.
+
+    A table is a constant that is cut by values which are computed, and no shorter than `least`, the image prefix.
+    """
+    graph, lengths = structure.graph, []
+    for node in graph.nodes:
+        if node.op not in ("Slice", "Gather") or not graph.is_constant(node.inputs[0]):
+            continue
+        shape = graph.shape(node.inputs[0])
+        if node.op == "Gather":
+            axes = [int(node.attributes.get("axis", 0))]
+        elif node.input(3) and graph.is_constant(node.input(3)):
+            axes = [int(axis) for axis in graph.constant(node.input(3)).reshape(-1)]
+        else:
+            axes = []
+        lengths += [shape[axis] for axis in axes if shape[axis] >= least]
+    return min(lengths, default=None)
 
 
 def _blocks(structure: Structure, entrance: Element, parallel: bool) -> Blocks:
@@ -235,10 +266,10 @@ def _block_tensors(index: int, block: _Block, parallel: bool) -> Tensors:
     )
     return {
         **norms,
-        **_linear(f"{prefix}.attn.qkv", block.qkv),
-        **_linear(f"{prefix}.attn.proj", block.proj),
-        **_linear(f"{prefix}.mlp.fc1", block.fc1),
-        **_linear(f"{prefix}.mlp.fc2", block.fc2),
+        **linear(f"{prefix}.attn.qkv", block.qkv),
+        **linear(f"{prefix}.attn.proj", block.proj),
+        **linear(f"{prefix}.mlp.fc1", block.fc1),
+        **linear(f"{prefix}.mlp.fc2", block.fc2),
     }
 
 
@@ -311,16 +342,6 @@ def _listed(structure: Structure) -> str:
 def _layer(element: Element) -> Layer:
     assert element.layer is not None  # its kind is "linear"
     return element.layer
-
-
-def _linear(prefix: str, element: Element) -> Tensors:
-    layer = _layer(element)
-
-    def bias() -> Floats:  # none in the graph is a bias of zero
-        return np.zeros(layer.rows, np.float32) if layer.bias is None else layer.bias
-
-    weight = Source((layer.rows, layer.columns), layer.weight)
-    return {f"{prefix}.weight": weight, f"{prefix}.bias": Source((layer.rows,), bias)}
 
 
 def _norm(prefix: str, element: Element) -> Tensors:
