@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from edge_daemon import __version__
+from edge_daemon import __version__, model_commands
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
 
 OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
@@ -28,8 +28,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run the command, turn errors into exit codes."""
-    arguments = parser().parse_args(argv)
+    """Parse and run the command."""
+    return perform(parser().parse_args(argv))
+
+
+def perform(arguments: argparse.Namespace) -> int:
+    """Run the command of parsed arguments; turn errors into exit codes."""
     try:
         return int(arguments.command(arguments))
     except (ConfigError, ChildBootError) as error:
@@ -63,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_check_config(commands)
     _add_caption(commands)
+    model_commands.add(commands)
     _add_demo(commands)
     return top
 

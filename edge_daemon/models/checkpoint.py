@@ -54,12 +54,11 @@ def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress
     load_config(staging / CONFIG)  # the strict reader's checks, before the long work
     if len(vocabulary) > config.text.vocab:
         raise ModelError(f"{source}: the tokenizer has {len(vocabulary)} tokens, the weights {config.text.vocab} only")
-    digest = _write_weights(staging / WEIGHTS, _wanted(config), found, headers, progress)
+    _write_weights(staging / WEIGHTS, _wanted(config), found, headers, progress)
     provenance = {
         "source": source.name,
         "format": "safetensors",
         "sha256": {file.name: _sha256(file, progress) for file in files},
-        "files": {WEIGHTS: digest, TOKENIZER: _sha256(staging / TOKENIZER, silent)},
     }
     (staging / CONFIG).write_text(replace(config, provenance=provenance).to_json(), encoding="utf-8")
 
@@ -138,8 +137,8 @@ def _write_weights(
     found: Mapping[str, Place],
     headers: Mapping[str, Header],
     progress: Progress,
-) -> str:
-    """All tensors under our names; the sha256 of the file. Raises ModelError for a number that is not finite."""
+) -> None:
+    """All tensors under our names. Raises ModelError for a number that is not finite."""
     dtypes = {name: headers[found.get(name, found[TABLE]).key].dtype for name in wanted}
     specs = {name: (dtypes[name], shape) for name, shape in wanted.items()}
     total, done = sum(math.prod(shape) for shape in wanted.values()), 0
@@ -154,7 +153,6 @@ def _write_weights(
             out.write(name, tensor)
             done += math.prod(shape)
             progress(path.name, done / total)
-        return out.close()
 
 
 def _read(place: Place, headers: Mapping[str, Header]) -> Tensor:
