@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_daemon.errors import ConfigError, ModelError
+from edge_daemon.errors import ConfigError, ModelError, UnavailableError
 from edge_daemon.models.container import BOS_STATE, CHUNK_BYTES, CONFIG, GRAPHS, TOKENIZER, Record, write_records
 from edge_daemon.models.graphs import Graphs, Precision
 from edge_daemon.models.store import Progress, silent
@@ -51,23 +51,30 @@ def export(
     """Write the model in `directory` to `out`: a file for `moonfile` (packed if it ends in .gz), else a directory.
 
     `precision` is what matrices are stored in, float32 unless given; the graphs of an engine-onnx directory go out
-    as they are. Raises ConfigError when `out` is there or the precision does not go with the format, and ModelError
-    when the model cannot be written in that format or is damaged.
+    as they are. Raises ConfigError when `out` is there or the precision does not go with the format, ModelError when
+    the model cannot be written in that format or is damaged, and UnavailableError when the disk does not take it.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already: remove it or give another name")
     config = load_config(directory / CONFIG)
-    if format == "safetensors":
-        _to_safetensors(directory, config, out, precision or "float32", progress)
+    try:
+        if format == "safetensors":
+            _to_safetensors(directory, config, out, precision or "float32", progress)
+        else:
+            with _records(directory, config, precision) as records:
+                _write(records, out, format, progress)
+    except OSError as error:
+        raise UnavailableError(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+def _write(records: list[Record], out: Path, format: Format, progress: Progress) -> None:
+    counted = _counted(records, progress)
+    if format == "moonfile":
+        write_records(out, counted)
         return
-    with _records(directory, config, precision) as records:
-        counted = _counted(records, progress)
-        if format == "moonfile":
-            write_records(out, counted)
-            return
-        with _directory(out) as partial:
-            for record in counted:
-                record.copy(partial / record.name)
+    with _directory(out) as partial:
+        for record in counted:
+            record.copy(partial / record.name)
 
 
 @contextmanager

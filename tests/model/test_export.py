@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edge_daemon.demo import MODEL_DIR
-from edge_daemon.errors import ConfigError, ModelError
+from edge_daemon.errors import ConfigError, ModelError, UnavailableError
 from edge_daemon.models.container import BOS_STATE, CONFIG, GRAPHS, REQUIRED, TOKENIZER, read_records
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision, quantized
@@ -348,6 +348,19 @@ def test_nothing_is_overwritten(tmp_path: Path, form: Any) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         export(MODEL_DIR, tmp_path / "mine", form)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize("form", ["moonfile", "onnx", "safetensors"])
+def test_a_place_that_is_none_is_named(tmp_path: Path, form: Any) -> None:
+    with pytest.raises(UnavailableError, match="nowhere/out cannot be written: No such file or directory"):
+        export(MODEL_DIR, tmp_path / "nowhere" / "out", form)
+
+
+def test_a_full_disk_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / ".out.mf.partial").symlink_to("/dev/full")
+    with pytest.raises(UnavailableError, match=r"out\.mf cannot be written: No space left on device"):
+        export(MODEL_DIR, tmp_path / "out.mf", "moonfile")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
