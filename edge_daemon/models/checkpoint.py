@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 from edge_daemon.models.checkpoint_files import Header, files_of, headers_of, refuse_pickle
 from edge_daemon.models.layouts import Place, architecture, is_older, places, shape_of
-from edge_daemon.models.store import CONFIG, TOKENIZER, WEIGHTS, Progress, silent
+from edge_daemon.models.store import CONFIG, WEIGHTS, Progress, silent
 from edge_daemon.models.tensor_file import ITEM_BYTES, TensorFile
 from edge_daemon.models.tokenizer_file import write_tokenizer
 from edge_daemon.models.upstream import conventions, read_json
