@@ -22,7 +22,7 @@ SizeScale = Literal["linear", "log2"]
 BosState = Literal["stored", "computed"]
 Engine = Literal["torch", "onnx"]
 
-MOST_CROPS = {"template": 5, "overlap": 13}
+MOST_CROPS = {"template": 4, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""
 
 OVERLAP_MARGIN = 4
@@ -136,9 +136,14 @@ class ModelConfig:
         return 1 + self.vision.patches
 
     @property
+    def kv_values_per_position(self) -> int:
+        """Keys and values of one position (49 152 for 0.5B)."""
+        return self.text.layers * 2 * self.text.dim
+
+    @property
     def kv_bytes_per_position(self) -> int:
         """Bytes of float32 keys and values for one position (196 608 for 0.5B)."""
-        return self.text.layers * 2 * self.text.dim * 4
+        return self.kv_values_per_position * 4
 
     @property
     def activation_bytes(self) -> int:

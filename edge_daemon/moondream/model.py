@@ -24,7 +24,6 @@ from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.parts import Parts, RegionPart, Step, TextPart, VisionPart
 from edge_daemon.moondream.tokenizer import Tokenizer
 from edge_daemon.moondream.torch_parts import TorchParts
-from edge_daemon.moondream.weights import BOS_KV as BOS_KV
 
 MAX_OBJECTS = 50
 """Upstream's and the moondream client's limit."""
@@ -203,7 +202,7 @@ class Moondream:
         while self._more(step, needed=3, found=len(boxes)):
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
-            size = self.region.size_of(self.region.size_logits(step.hidden).argmax(-1).to(torch.float32))
+            size = self.region.size(step.hidden)
             step = self._feed(self.region.encode_size(size))
             w, h = size[0, 0].tolist()
             boxes.append(Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
@@ -233,8 +232,7 @@ class Moondream:
 
     def _coordinate(self, step: Step) -> tuple[float, Step]:
         """Read one coordinate and feed it back; the coordinate and the next step."""
-        logits = self.region.coord_logits(step.hidden)
-        coord = self.region.coord_of(logits.argmax(-1, keepdim=True).to(torch.float32))
+        coord = self.region.coord(step.hidden)
         return float(coord), self._feed(self.region.encode_coord(coord))
 
     def _feed(self, embedding: Tensor) -> Step:

@@ -51,15 +51,26 @@ class Region(nn.Module):
         logits: Tensor = self.size_decoder(hidden)
         return logits.view(*hidden.shape[:-1], 2, self.config.size_bins)
 
-    def coord_of(self, bin_index: Tensor) -> Tensor:
-        """Bin → relative coordinate."""
-        return bin_index / self.config.coord_bins
+    def coord(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, T) → the likeliest coordinates (…, 1)."""
+        return coord_of(self.coord_logits(hidden).argmax(-1, keepdim=True), self.config)
 
-    def size_of(self, bin_index: Tensor) -> Tensor:
-        """Bin → relative size, on the scale that the checkpoint was trained with."""
-        if self.config.size_scale == "linear":
-            return bin_index / self.config.size_bins
-        return torch.exp2(bin_index / (self.config.size_bins - 1) * SIZE_LOG2_SPAN - SIZE_LOG2_SPAN)
+    def size(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, T) → the likeliest sizes (…, 2)."""
+        return size_of(self.size_logits(hidden).argmax(-1), self.config)
+
+
+def coord_of(bin_index: Tensor, config: RegionConfig) -> Tensor:
+    """Bins → relative coordinates, float32."""
+    return bin_index.to(torch.float32) / config.coord_bins
+
+
+def size_of(bin_index: Tensor, config: RegionConfig) -> Tensor:
+    """Bins → relative sizes, float32, on the scale that the checkpoint was trained with."""
+    bins = bin_index.to(torch.float32)
+    if config.size_scale == "linear":
+        return bins / config.size_bins
+    return torch.exp2(bins / (config.size_bins - 1) * SIZE_LOG2_SPAN - SIZE_LOG2_SPAN)
 
 
 def fourier(x: Tensor, w: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from edge_daemon.errors import CaptionError
 from edge_daemon.moondream.config import RegionConfig, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped
-from edge_daemon.moondream.region import Region
+from edge_daemon.moondream.region import coord_of, size_of
 from tests.model.checkpoints import text_of, tiny_config, write_model
 from tests.model.naive import Naive
 
@@ -173,22 +173,19 @@ def test_a_task_without_a_template_is_refused(tmp_path: Path, noise: PictureFact
 # -- coordinates and sizes
 
 
-def region(size_scale: SizeScale) -> Region:
-    return Region(
-        RegionConfig(
-            coord_features=4, coord_bins=1024, size_features=4, size_bins=1024, inner_dim=4, size_scale=size_scale
-        ),
-        text_dim=4,
+def region(size_scale: SizeScale) -> RegionConfig:
+    return RegionConfig(
+        coord_features=4, coord_bins=1024, size_features=4, size_bins=1024, inner_dim=4, size_scale=size_scale
     )
 
 
 def test_bins_become_the_published_coordinates_and_sizes() -> None:
-    bins = torch.tensor([0.0, 1.0, 512.0, 1023.0])
-    assert region("linear").coord_of(bins).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
-    assert region("log2").coord_of(bins).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
-    assert region("linear").size_of(bins).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
+    bins = torch.tensor([0, 1, 512, 1023])
+    assert coord_of(bins, region("linear")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
+    assert coord_of(bins, region("log2")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
+    assert size_of(bins, region("linear")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
     wanted = [2.0 ** (b / 1023 * 10 - 10) for b in (0, 1, 512, 1023)]
-    assert region("log2").size_of(bins).tolist() == pytest.approx(wanted, rel=1e-5)
+    assert size_of(bins, region("log2")).tolist() == pytest.approx(wanted, rel=1e-5)
     assert wanted[0] == 1 / 1024
     assert wanted[-1] == 1
 
