@@ -34,6 +34,8 @@ class Layer:
     """The value behind the bias."""
     absorbed: tuple[str, ...] = field(repr=False)
     """Values between the product and `output`, both included."""
+    scales: frozenset[str] = field(repr=False)
+    """Values that the scale of an integer product is computed by."""
 
 
 def layer_of(graph: Graph, node: Node) -> Layer | None:
@@ -56,6 +58,7 @@ def layer_of(graph: Graph, node: Node) -> Layer | None:
         tail.bias,
         tail.output,
         tuple(tail.absorbed),
+        frozenset(tail.scales),
     )
 
 
@@ -66,6 +69,7 @@ class _Tail:
         self.graph, self.node, self.weight = graph, node, weight
         self.output = node.outputs[0]
         self.absorbed = [self.output]
+        self.scales: set[str] = set()
         self.scale: Array | None = None
         self.bias: Floats | None = None
         self._factors = 0 if weight.activation_scale else 1
@@ -154,4 +158,5 @@ class _Tail:
         found = [part for part in parts if part is not None]
         if len(found) < len(parts):
             return None
+        self.scales.add(value)
         return sum(count for count, _ in found), [name for _, names in found for name in names]

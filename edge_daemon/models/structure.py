@@ -89,11 +89,13 @@ class Structure:
         """In order of dependence."""
         self.loose: list[Loose] = []
         self._origins: dict[str, frozenset[Element]] = {}
+        self._scales: set[str] = set()
         for name in graph.inputs:
             self._origins[name] = frozenset({self._add(Element("input", None, frozenset(), name))})
         for node in graph.nodes:
             if node.outputs[0] not in self._origins:
                 self._visit(node)
+        self.loose = [loose for loose in self.loose if loose.node.outputs[0] not in self._scales]
         self.users: dict[Element, list[Element]] = {element: [] for element in self.elements}
         for element in self.elements:
             for source in element.origin:
@@ -143,6 +145,7 @@ class Structure:
             return False
         element = self._add(Element("linear", node, self.origin(layer.source), layer.output, layer=layer))
         self._set(layer.absorbed, frozenset({element}))
+        self._scales |= layer.scales
         return True
 
     def _other(self, node: Node, origin: frozenset[Element]) -> None:
