@@ -50,11 +50,11 @@ def pull(
     Raises ConfigError or ModelError for a name that is taken, UnavailableError when the disk is too full, the
     network or the hub does not answer as it should, and ModelError for a file that is not what it should be.
     """
-    from edge_daemon.models.importing import import_source
-
     store.refuse_name(artefact.name, replace)
     store.check_space(artefact.importing_bytes)
     paths = [fetch(file, artefact.importing_bytes, store, progress) for file in artefact.files]
+    from edge_daemon.models.importing import import_source  # torch and ONNX, which fetching does not need
+
     first = artefact.files[0]
     with _together(artefact.files, paths) as source:
         return import_source(
@@ -111,9 +111,11 @@ def _hub() -> Any:
         os.environ.setdefault(name, value)
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.file_download
     except ImportError as error:
         raise UnavailableError("fetching a model needs the hub's client: pip install 'edge-daemon[models]'") from error
+    huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES  # what a cut loses, and how often the bar moves
     return huggingface_hub
 
 
