@@ -17,11 +17,12 @@ from torch import Tensor
 
 from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream import generate
-from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.config import ModelConfig, RegionConfig, load_config
 from edge_daemon.moondream.generate import FinishReason, OnToken, Sampling, ignore
 from edge_daemon.moondream.image import crop, reassemble, scale
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.parts import Parts, RegionPart, Step, TextPart, VisionPart
+from edge_daemon.moondream.region import coord_of, size_of
 from edge_daemon.moondream.tokenizer import Tokenizer
 from edge_daemon.moondream.torch_parts import TorchParts
 
@@ -109,9 +110,14 @@ class Moondream:
     @cached_property
     def region(self) -> RegionPart:
         """The region head. Raises CaptionError when the checkpoint has none."""
+        _ = self._region_config
+        return self.parts.region()
+
+    @property
+    def _region_config(self) -> RegionConfig:
         if self.config.region is None:
             raise CaptionError(f"{self.config.name} cannot find objects: the model has no region head")
-        return self.parts.region()
+        return self.config.region
 
     @torch.inference_mode()
     def image_embeddings(self, picture: Image.Image) -> Tensor:
@@ -199,10 +205,11 @@ class Moondream:
         """Boxes of all `target` in the encoded picture, 50 at most."""
         boxes: list[Box] = []
         step = self._find("detect", target)
+        size_scale = self._region_config.size_scale
         while self._more(step, needed=3, found=len(boxes)):
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
-            size = self.region.size(step.hidden)
+            size = size_of(self.region.size_logits(step.hidden), size_scale)
             step = self._feed(self.region.encode_size(size))
             w, h = size[0, 0].tolist()
             boxes.append(Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
@@ -232,7 +239,7 @@ class Moondream:
 
     def _coordinate(self, step: Step) -> tuple[float, Step]:
         """Read one coordinate and feed it back; the coordinate and the next step."""
-        coord = self.region.coord(step.hidden)
+        coord = coord_of(self.region.coord_logits(step.hidden))
         return float(coord), self._feed(self.region.encode_coord(coord))
 
     def _feed(self, embedding: Tensor) -> Step:

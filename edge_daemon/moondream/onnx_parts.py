@@ -24,7 +24,6 @@ from edge_daemon.moondream.config import ModelConfig, RegionConfig
 from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV, precision_of
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.parts import Step
-from edge_daemon.moondream.region import coord_of, size_of
 
 Dims = tuple[int | str, ...]
 """A shape; a word stands for a length that is free, and the same one wherever the word is."""
@@ -136,7 +135,6 @@ class OnnxRegion:
     """The region head."""
 
     def __init__(self, directory: Path, config: RegionConfig, width: int) -> None:
-        self._config = config
         one, two, hidden = (1,), (2,), (width,)
         self._coord_encoder = Graph(directory / "coord_encoder.onnx", {"input": one}, {"": hidden})
         self._coord_decoder = Graph(directory / "coord_decoder.onnx", {"input": hidden}, {"": (config.coord_bins,)})
@@ -151,15 +149,13 @@ class OnnxRegion:
         """Width and height (1, 1, 2) → embedding (1, 1, T)."""
         return self._size_encoder.run(size.flatten())[0][None, None]
 
-    def coord(self, hidden: Tensor) -> Tensor:
-        """Hidden state (1, 1, T) → the likeliest coordinate (1, 1, 1)."""
-        logits = self._coord_decoder.run(hidden.flatten())[0]
-        return coord_of(logits.argmax(-1)[None, None, None], self._config)
+    def coord_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden state (1, 1, T) → (1, 1, coord_bins)."""
+        return self._coord_decoder.run(hidden.flatten())[0][None, None]
 
-    def size(self, hidden: Tensor) -> Tensor:
-        """Hidden state (1, 1, T) → the likeliest width and height (1, 1, 2)."""
-        logits = self._size_decoder.run(hidden.flatten())[0]
-        return size_of(logits.argmax(-1)[None, None], self._config)
+    def size_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden state (1, 1, T) → (1, 1, 2, size_bins): width, height."""
+        return self._size_decoder.run(hidden.flatten())[0][None, None]
 
 
 class OnnxParts:
@@ -239,9 +235,8 @@ def _problems(kind: str, wanted: Mapping[str, Dims], found: Mapping[str, Any]) -
     ]
     if kind == "input":  # nobody would feed it; an output more is nobody's harm
         problems += [f"unexpected {kind} {name}" for name in sorted(found.keys() - wanted.keys())]
-    for name in wanted.keys() & found.keys():
-        shape: Sequence[Any] = found[name].shape or wanted[name]  # a graph need not say the shape of an output
-        dims = wanted[name]
+    for name, dims in ((name, dims) for name, dims in wanted.items() if name in found):
+        shape: Sequence[Any] = found[name].shape or dims  # a graph need not say the shape of an output
         fits = len(shape) == len(dims) and all(d == w for d, w in zip(shape, dims, strict=True) if isinstance(d, int))
         if not fits:
             problems.append(f"{kind} {name} has shape {tuple(shape)}, expected {dims}")

@@ -62,11 +62,11 @@ class RegionPart(Protocol):
     def encode_size(self, size: Tensor) -> Tensor:
         """Width and height (1, 1, 2) → embedding (1, 1, T)."""
 
-    def coord(self, hidden: Tensor) -> Tensor:
-        """The likeliest coordinate, (1, 1, 1), that a hidden state (1, 1, T) tells."""
+    def coord_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden state (1, 1, T) → (1, 1, coord_bins)."""
 
-    def size(self, hidden: Tensor) -> Tensor:
-        """The likeliest width and height, (1, 1, 2), that a hidden state (1, 1, T) tells."""
+    def size_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden state (1, 1, T) → (1, 1, 2, size_bins): width, height."""
 
 
 class Parts(Protocol):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edge_daemon.moondream.config import RegionConfig
+from edge_daemon.moondream.config import RegionConfig, SizeScale
 from edge_daemon.moondream.vision import Mlp
 
 SIZE_LOG2_SPAN = 10.0
@@ -51,26 +51,18 @@ class Region(nn.Module):
         logits: Tensor = self.size_decoder(hidden)
         return logits.view(*hidden.shape[:-1], 2, self.config.size_bins)
 
-    def coord(self, hidden: Tensor) -> Tensor:
-        """Hidden states (…, T) → the likeliest coordinates (…, 1)."""
-        return coord_of(self.coord_logits(hidden).argmax(-1, keepdim=True), self.config)
 
-    def size(self, hidden: Tensor) -> Tensor:
-        """Hidden states (…, T) → the likeliest sizes (…, 2)."""
-        return size_of(self.size_logits(hidden).argmax(-1), self.config)
+def coord_of(logits: Tensor) -> Tensor:
+    """(…, coord_bins) → the likeliest relative coordinate (…, 1), float32."""
+    return logits.argmax(-1, keepdim=True).to(torch.float32) / logits.shape[-1]
 
 
-def coord_of(bin_index: Tensor, config: RegionConfig) -> Tensor:
-    """Bins → relative coordinates, float32."""
-    return bin_index.to(torch.float32) / config.coord_bins
-
-
-def size_of(bin_index: Tensor, config: RegionConfig) -> Tensor:
-    """Bins → relative sizes, float32, on the scale that the checkpoint was trained with."""
-    bins = bin_index.to(torch.float32)
-    if config.size_scale == "linear":
-        return bins / config.size_bins
-    return torch.exp2(bins / (config.size_bins - 1) * SIZE_LOG2_SPAN - SIZE_LOG2_SPAN)
+def size_of(logits: Tensor, scale: SizeScale) -> Tensor:
+    """(…, 2, size_bins) → the likeliest relative width and height (…, 2), float32, on the checkpoint's scale."""
+    bins, count = logits.argmax(-1).to(torch.float32), logits.shape[-1]
+    if scale == "linear":
+        return bins / count
+    return torch.exp2(bins / (count - 1) * SIZE_LOG2_SPAN - SIZE_LOG2_SPAN)
 
 
 def fourier(x: Tensor, w: Tensor) -> Tensor:

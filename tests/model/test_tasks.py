@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_daemon.errors import CaptionError
-from edge_daemon.moondream.config import RegionConfig, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped
 from edge_daemon.moondream.region import coord_of, size_of
@@ -173,19 +172,14 @@ def test_a_task_without_a_template_is_refused(tmp_path: Path, noise: PictureFact
 # -- coordinates and sizes
 
 
-def region(size_scale: SizeScale) -> RegionConfig:
-    return RegionConfig(
-        coord_features=4, coord_bins=1024, size_features=4, size_bins=1024, inner_dim=4, size_scale=size_scale
-    )
-
-
 def test_bins_become_the_published_coordinates_and_sizes() -> None:
-    bins = torch.tensor([0, 1, 512, 1023])
-    assert coord_of(bins, region("linear")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
-    assert coord_of(bins, region("log2")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
-    assert size_of(bins, region("linear")).tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
-    wanted = [2.0 ** (b / 1023 * 10 - 10) for b in (0, 1, 512, 1023)]
-    assert size_of(bins, region("log2")).tolist() == pytest.approx(wanted, rel=1e-5)
+    bins = [0, 1, 512, 1023]
+    logits = torch.nn.functional.one_hot(torch.tensor(bins), 1024).float()
+    assert coord_of(logits).flatten().tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
+    assert coord_of(logits[None, None, 1]).shape == (1, 1, 1)
+    assert size_of(logits, "linear").tolist() == [0, 1 / 1024, 0.5, 1023 / 1024]
+    wanted = [2.0 ** (b / 1023 * 10 - 10) for b in bins]
+    assert size_of(logits, "log2").tolist() == pytest.approx(wanted, rel=1e-5)
     assert wanted[0] == 1 / 1024
     assert wanted[-1] == 1
 

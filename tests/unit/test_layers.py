@@ -56,15 +56,22 @@ IMPORTERS: dict[str, set[str]] = {
     "yaml": {"yaml_file"},
     "pydantic": {"config"},
     "torch": {"moondream", "worker", "demo", "models"},
+    "onnx": {"models"},
+    "onnxruntime": {"models", "moondream"},
+    "huggingface_hub": {"models"},
+    "transformers": {"models"},
     "pyvips": {"decoders"},
     "watchfiles": {"sources"},
-    "argparse": {"cli", "worker", "grabber", "demo"},
+    "argparse": {"cli", "model_commands", "worker", "grabber", "demo"},
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
-NEVER_IN_THE_DAEMON = ("torch", "numpy", "PIL", "pyvips", "transformers", "tokenizers", "safetensors", "watchfiles")
+NEVER_IN_THE_DAEMON = (
+    *("torch", "numpy", "PIL", "pyvips", "transformers", "tokenizers", "safetensors", "watchfiles"),
+    *("onnx", "onnxruntime", "huggingface_hub"),
+)
 PARENT_RSS_MIB = 60
 BAD_NAMES = ("util", "common", "helper", "manager", "misc", "stuff", "base")
-MAY_PRINT = {"cli", "demo", "bench", "doctor", "grabber", "decoders"}
+MAY_PRINT = {"cli", "model_commands", "demo", "bench", "doctor", "grabber", "decoders"}
 """The commands; and the grabber, whose stderr is its log."""
 FUNCTION_LINES, FILE_LINES, MAIN_LINES = 50, 400, 40
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,0 +1,161 @@
+"""Any source of a model into the store: told apart by what it is, converted, proven, and only then given its name.
+
+A moonfile becomes float32 weights, which are compared with its graphs (`proof`), or is kept as it is, for ONNX Runtime
+to run. A safetensors checkpoint becomes a model directory. Whatever goes wrong, the store is as it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any, Literal
+
+from edge_daemon.errors import ConfigError, ModelError
+from edge_daemon.models.checkpoint import import_checkpoint
+from edge_daemon.models.checkpoint_files import refuse_pickle
+from edge_daemon.models.container import GZIP_MAGIC, MAGIC, Digest, digest_of
+from edge_daemon.models.interface import unpack
+from edge_daemon.models.moonfile import import_moonfile
+from edge_daemon.models.proof import Proof, prove, refuse_unproven
+from edge_daemon.models.store import CONFIG, Progress, Store, silent
+from edge_daemon.moondream.config import ModelConfig, load_config
+
+Engine = Literal["torch", "onnx"]
+SCRATCH = ".moonfile"
+"""Folder in the staging directory with the graphs, as long as they are needed for the proof."""
+CHUNK_BYTES = 1 << 20
+
+
+def import_source(
+    source: Path,
+    store: Store,
+    name: str,
+    *,
+    engine: Engine = "torch",
+    origin: dict[str, str] | None = None,
+    expected_sha256: str | None = None,
+    replace: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """Make the model `name` of the store from a moonfile or a safetensors checkpoint; its directory.
+
+    `origin` (repository, commit) goes into the provenance; `expected_sha256` is that of an unpacked moonfile. Raises
+    ConfigError and ModelError for a name, a source or an engine that does not fit, for damage, and for a conversion
+    that is not equal to its source; UnavailableError for a disk that is too full or a library that is not there.
+    """
+    packed = is_moonfile(source)
+    if not packed and engine == "onnx":
+        raise ConfigError(f"{source}: only a moonfile has graphs for engine onnx; safetensors are run by torch")
+    with store.staging(name, _size(source), replace) as staging:
+        if not packed:
+            import_checkpoint(source, staging, name, progress)
+            told: dict[str, Any] = {}
+        elif engine == "onnx":
+            told = _identity(source, unpack(source, staging, name, expected_sha256, progress))
+        else:
+            told = _convert(source, staging, name, expected_sha256, progress)
+        _add_provenance(staging, {**(origin or {}), **told, "path": str(source.absolute())})
+    return store.directory(name)
+
+
+def is_moonfile(source: Path) -> bool:
+    """Whether it is one, packed or not, rather than a checkpoint. Raises ModelError for anything else."""
+    if source.is_dir() or source.suffix == ".safetensors":
+        return False
+    refuse_pickle(source)
+    try:
+        with source.open("rb") as file:
+            first = file.read(len(MAGIC))
+    except OSError as error:
+        raise ModelError(f"{source}: {error.strerror or error}") from error
+    if first != MAGIC and not first.startswith(GZIP_MAGIC):
+        raise ModelError(
+            f"{source}: it begins with {first!r}, which is no moonfile (.mf or .mf.gz); weights come as .safetensors, "
+            f"or as a directory with them"
+        )
+    return True
+
+
+def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> dict[str, Any]:
+    """A moonfile as float32 weights, and the proof that they say the same."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=staging) as scratch:
+        digest = unpack(source, Path(scratch), name, expected_sha256, progress)
+        import_moonfile(source, staging, name, progress)
+        proof = _proven(Path(scratch), staging, progress)
+    return _identity(source, digest) | {"proof": proof.report()}
+
+
+def _proven(graphs: Path, directory: Path, progress: Progress) -> Proof:
+    """The proof that passed. Raises ModelError for one that did not."""
+    proof = prove(graphs, directory, progress)
+    refuse_unproven(proof, str(load_config(directory / CONFIG).name))
+    return proof
+
+
+def _identity(source: Path, digest: Digest) -> dict[str, Any]:
+    return {"source": source.name, "format": "moonfile", "sha256": digest.sha256, "size": digest.size}
+
+
+def _add_provenance(directory: Path, told: dict[str, Any]) -> None:
+    """Where it came from, and what was written, file by file."""
+    config = load_config(directory / CONFIG)
+    files = {
+        str(path.relative_to(directory)): sha256_of(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != CONFIG
+    }
+    provenance = config.provenance | told | {"files": files}
+    (directory / CONFIG).write_text(changed(config, provenance=provenance).to_json(), encoding="utf-8")
+
+
+def verify(directory: Path, source: Path | None, progress: Progress = silent) -> dict[str, Any]:
+    """Check a model's files against its provenance, and repeat the proof where the moonfile is still there.
+
+    `source` says where it is now. Raises ModelError for a file that changed, for another moonfile, and for a proof
+    that does not pass; what is returned has passed, and `note` says what could not be repeated.
+    """
+    config = load_config(directory / CONFIG)
+    _refuse_changed(directory, config)
+    checked: dict[str, Any] = {"model": config.name, "files": sorted(config.provenance["files"]), "proof": None}
+    moonfile = source or Path(config.provenance.get("path", ""))
+    if config.provenance.get("format") != "moonfile" or config.engine == "onnx":
+        return checked | {"note": "nothing was converted: its files are those that were imported"}
+    if not moonfile.is_file():
+        return checked | {"note": f"the comparison needs the moonfile, which is no longer {moonfile}: --source FILE"}
+    digest = digest_of(moonfile)
+    if digest.sha256 != config.provenance["sha256"]:
+        raise ModelError(
+            f"{moonfile} is not what {config.name} came from: its sha256 is {digest.sha256}, not "
+            f"{config.provenance['sha256']}"
+        )
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory.parent) as scratch:
+        unpack(moonfile, Path(scratch), config.name, None, progress)
+        return checked | {"proof": _proven(Path(scratch), directory, progress).report(), "note": ""}
+
+
+def _refuse_changed(directory: Path, config: ModelConfig) -> None:
+    files = config.provenance.get("files")
+    if not files:
+        raise ModelError(f"{directory / CONFIG}: no provenance: it was not imported, there is nothing to compare with")
+    problems = []
+    for name, wanted in files.items():
+        path = directory / name
+        found = sha256_of(path) if path.is_file() else "no such file"
+        if found != wanted:
+            problems.append(f"{path}: sha256 {found}, at its import it was {wanted}")
+    if problems:
+        raise ModelError("\n".join(problems))
+
+
+def sha256_of(path: Path) -> str:
+    """In hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(source: Path) -> int:
+    """Bytes that the import will take at the very least; how many more is known only on the way."""
+    paths = source.rglob("*.safetensors") if source.is_dir() else [source]
+    return sum(path.stat().st_size for path in paths if path.is_file())

@@ -1,0 +1,194 @@
+"""A moonfile unpacked as it is: its graphs, its BOS state, its tokenizer, and a config.json for `engine: onnx`.
+
+What ONNX Runtime needs to be told of a model is what goes in and out of the graphs; that is measured by running each
+of them once, on zeros. Of what lies inside only the memory budget asks, and gets what transformers usually have: an
+inner layer four times as wide, heads of about 64. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from edge_daemon.errors import ModelError
+from edge_daemon.models.container import BOS_STATE, Digest, Moonfile
+from edge_daemon.models.measure import session
+from edge_daemon.models.store import CONFIG, GRAPHS, Progress, silent
+from edge_daemon.moondream.config import ModelConfig, RegionConfig, Templates, TextConfig, Tokens, VisionConfig
+
+CLIENT_CROP_PX = 378
+CLIENT_POSITIONS = 2048
+"""Side of a crop and length of the cache, where the graphs leave them open (moondream 0.0.6, onnx_vl.py)."""
+UNSEEN = 1
+"""For sizes inside the graphs that nobody asks for."""
+USUAL_WIDENING, USUAL_HEAD_DIM = 4, 64
+"""Of published transformers, Moondream's among them (0.5B: 3.7 and 4; 72 and 64)."""
+TOKEN_KEYS = ("bos", "eos", "answer")
+TASKS = ("caption", "query", "detect", "point")
+NUMBERS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+"""Types that an input may have, as ONNX Runtime calls them."""
+Numbers = NDArray[Any]
+
+
+def unpack(
+    source: Path, directory: Path, name: str, expected_sha256: str | None, progress: Progress = silent
+) -> Digest:
+    """Write the records of a moonfile and a config.json into `directory`, one record at a time; what identifies it.
+
+    Raises ModelError for a damaged file, a wrong sha256, and graphs that are none of a moonfile's.
+    """
+    (directory / GRAPHS).mkdir()
+    client: Any = None
+    with Moonfile(source) as moonfile:
+        for number, record in enumerate(moonfile.records()):
+            progress(f"unpacking {record.name}", number / 11)
+            if record.name == CONFIG:
+                client = _parsed(source, record.read())
+            else:
+                record.copy(directory / (GRAPHS if record.name.endswith(".onnx") else ".") / record.name)
+        digest = moonfile.digest()
+    if expected_sha256 not in (None, digest.sha256):
+        raise ModelError(f"{source}: unpacked, its sha256 is {digest.sha256}; the right one is {expected_sha256}")
+    config = measured(directory, name, client)
+    (directory / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    return digest
+
+
+def _parsed(source: Path, content: bytes) -> dict[str, Any]:
+    try:
+        client = json.loads(content)
+        return {"special_tokens": dict(client["special_tokens"]), "templates": dict(client["templates"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{source}: its config.json is not a moonfile's: special_tokens and templates are expected ({error!r})"
+        ) from error
+
+
+def measured(directory: Path, name: str, client: dict[str, Any]) -> ModelConfig:
+    """The configuration of unpacked graphs, each of which is run once."""
+    graphs = directory / GRAPHS
+    kv = _bos_state(directory / BOS_STATE)
+    vision, features = _vision(graphs)
+    width = run_once(graphs / "vision_projection.onnx", input=np.concatenate([features, features], axis=-1))[0].shape[
+        -1
+    ]
+    layers, _, _, heads, _, head_dim = kv.shape
+    if width != heads * head_dim:
+        raise ModelError(f"{directory}: {heads} heads of {head_dim} in {BOS_STATE}, but a decoder {width} wide")
+    embedding = run_once(graphs / "text_encoder.onnx", input_ids=np.zeros((1, 1)))[0]
+    outputs = run_once(graphs / "text_decoder.onnx", input_embeds=embedding, kv_cache=kv)
+    vocab = min(outputs, key=lambda array: array.ndim).shape[-1]  # the only output of two dimensions
+    return ModelConfig(
+        name=name,
+        vision=vision,
+        text=TextConfig(
+            dim=width,
+            ff_dim=USUAL_WIDENING * width,
+            layers=layers,
+            heads=heads,
+            vocab=vocab,
+            max_context=CLIENT_POSITIONS,
+            rotary_dim=2 * UNSEEN,
+        ),
+        region=_region(graphs, width),
+        cropping="template",
+        mask="causal",
+        bos_state="stored",
+        tokens=Tokens(**{key: client["special_tokens"].get(key) for key in TOKEN_KEYS}),
+        templates=Templates(**{task: client["templates"].get(task) for task in TASKS}),
+        engine="onnx",
+        provenance={"precision": precision_of(graphs / "text_decoder.onnx")},
+    )
+
+
+def _vision(graphs: Path) -> tuple[VisionConfig, Numbers]:
+    """The vision encoder as seen from outside, and the features (1, P, D) of a grey picture."""
+    crop_px = _crop_px(graphs / "vision_encoder.onnx")
+    features = run_once(graphs / "vision_encoder.onnx", input=np.zeros((1, 3, crop_px, crop_px)))[0]
+    grid = math.isqrt(features.shape[1])
+    if not grid or grid**2 != features.shape[1] or crop_px % grid:
+        raise ModelError(f"{graphs}: {features.shape[1]} patches are no square grid over {crop_px} pixels")
+    dim = features.shape[2]
+    return VisionConfig(
+        dim=dim,
+        ff_dim=USUAL_WIDENING * dim,
+        layers=UNSEEN,
+        heads=next(heads for heads in range(max(1, dim // USUAL_HEAD_DIM), 0, -1) if dim % heads == 0),
+        patch_px=crop_px // grid,
+        crop_px=crop_px,
+        projection_dim=UNSEEN,
+    ), features
+
+
+def _region(graphs: Path, width: int) -> RegionConfig:
+    """The region head as seen from outside."""
+    coord, size = (run_once(graphs / f"{kind}_decoder.onnx", input=np.zeros(width))[0] for kind in ("coord", "size"))
+    inside = {"coord_features": 2 * UNSEEN, "size_features": 2 * UNSEEN, "inner_dim": UNSEEN}
+    return RegionConfig(coord_bins=coord.shape[-1], size_bins=size.shape[-1], size_scale="linear", **inside)
+
+
+def run_once(path: Path, **inputs: Numbers) -> list[Numbers]:
+    """The outputs of a graph, each input in the type that it takes. Raises ModelError when it cannot be run so."""
+    graph = opened(path)
+    wanted = {given.name: given.type for given in graph.get_inputs()}
+    if wanted.keys() != inputs.keys():
+        raise ModelError(f"{path}: its inputs are {', '.join(sorted(wanted))}; a moonfile's are {', '.join(inputs)}")
+    unknown = {name: kind for name, kind in wanted.items() if kind not in NUMBERS}
+    if unknown:
+        raise ModelError(f"{path}: inputs of a type that is not known: {unknown}")
+    feeds = {name: np.ascontiguousarray(values, NUMBERS[wanted[name]]) for name, values in inputs.items()}
+    try:
+        results: list[Numbers] = graph.run(None, feeds)
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise ModelError(f"{path}: ONNX Runtime cannot run it: {error}") from error
+    return results
+
+
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    """A graph of the moonfile. Raises ModelError when it is missing or no graph."""
+    if not path.is_file():
+        raise ModelError(f"{path.name} is not in the moonfile")
+    try:
+        return session(path)
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise ModelError(f"{path}: not a graph that ONNX Runtime can run: {error}") from error
+
+
+def _crop_px(path: Path) -> int:
+    """Side of a crop, by the encoder's declared input, or the client's where it is left open."""
+    side = opened(path).get_inputs()[0].shape[-1]
+    return side if isinstance(side, int) else CLIENT_CROP_PX
+
+
+def _bos_state(path: Path) -> Numbers:
+    """Keys and values of BOS, (L, 2, 1, H, 1, E)."""
+    try:
+        kv: Numbers = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ModelError(f"{path}: not a usable .npy file: {error}") from error
+    if kv.ndim != 6 or kv.shape[1:3] != (2, 1) or kv.shape[4] != 1:
+        raise ModelError(f"{path}: shape {kv.shape}; (layers, 2, 1, heads, 1, head_dim) is right")
+    return kv
+
+
+def precision_of(path: Path) -> str:
+    """What a graph holds most of its bytes in: float32, float16, int8 or int4."""
+    graph = onnx.load(path, load_external_data=False).graph
+    bytes_of: Counter[int] = Counter()
+    for tensor in graph.initializer:
+        item_bytes = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bytes_of[tensor.data_type] += math.prod(tensor.dims) * item_bytes
+    if any(node.op_type == "MatMulNBits" for node in graph.node):
+        return "int4"
+    kind = bytes_of.most_common(1)[0][0] if bytes_of else onnx.TensorProto.FLOAT
+    if kind == onnx.TensorProto.FLOAT:
+        return "float32"
+    return "float16" if kind == onnx.TensorProto.FLOAT16 else "int8"

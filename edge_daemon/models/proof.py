@@ -1,0 +1,305 @@
+"""The proof of an import: a moonfile's graphs, run by ONNX Runtime, and our model, run by torch, on the same inputs.
+
+Every component gets what the graphs before it gave, so that an error stays where it arises. Then the graphs write on
+from three pictures, our model reads along, and at every step the likeliest next token is compared. A model that was
+put together wrongly (a transposed matrix, two layers swapped, another mask, another order of the rotary pairs) is
+wrong by tens of percent at the first component it touches; what the thresholds leave room for is rounding alone.
+
+One component is open at a time. It knows nothing of containers, stores or how the weights were found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from edge_daemon.errors import ModelError
+from edge_daemon.models.store import Progress, silent
+from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.image import crop, scale
+from edge_daemon.moondream.kv_cache import KVCache
+from edge_daemon.moondream.onnx_parts import OnnxParts
+from edge_daemon.moondream.parts import Parts, RegionPart, TextPart
+from edge_daemon.moondream.torch_parts import TorchParts
+
+PICTURES = 3
+STEPS = 64
+"""Tokens that are written on from each picture."""
+TOKENS = 256
+"""Ids, spread over the vocabulary, that are looked up in the embedding table."""
+SAMPLES = 17
+"""Coordinates and sizes that the region encoders are tried with: 0, 1/16, … 1."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The worst that passes."""
+
+    relative_error: float
+    """‖ours − theirs‖ / ‖theirs‖ of one component."""
+    agreement: float
+    """Share of the greedy tokens that are the same."""
+
+
+BOUNDS = {
+    "float32": Bounds(relative_error=0.01, agreement=0.97),
+    "float16": Bounds(relative_error=0.03, agreement=0.95),
+    "int8": Bounds(relative_error=0.1, agreement=0.85),
+    "int4": Bounds(relative_error=0.1, agreement=0.85),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One component's outputs, ours against the graph's, over all probes."""
+
+    component: str
+    values: int
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared and what came out."""
+
+    precision: str
+    """What the graphs hold their matrices in: int8, int4, float16 or float32."""
+    bounds: Bounds
+    components: list[Comparison]
+    greedy_steps: int
+    greedy_agreement: float
+
+    def report(self) -> dict[str, Any]:
+        """For `provenance` and for `--json`."""
+        return asdict(self) | {"passed": not self.problems()}
+
+    def problems(self) -> list[str]:
+        """What does not pass, in words."""
+        most, least = self.bounds.relative_error, self.bounds.agreement
+        found = [
+            f"{c.component}: relative error {c.relative_error:.2g}, at most {most:g} passes"
+            for c in self.components
+            if not c.relative_error <= most  # a NaN does not pass either
+        ]
+        if not self.greedy_agreement >= least:
+            same = f"{self.greedy_agreement:.1%} of {self.greedy_steps} are the same, {least:.0%} are needed"
+            found.append(f"greedy tokens: {same}")
+        return found
+
+
+def prove(graphs: Path, directory: Path, progress: Progress = silent) -> Proof:
+    """Compare the engine-onnx model in `graphs` with the engine-torch model in `directory`, its conversion.
+
+    Raises ModelError when one of them cannot be opened or run; whether it passes is for `Proof.problems` to say.
+    """
+    config = load_config(directory / "config.json")
+    theirs = OnnxParts(graphs, config)
+    ours = TorchParts(directory, config, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        heard = hear(theirs, config, progress)
+        return examine(heard, ours, config, progress).proof(theirs.precision)
+
+
+def refuse_unproven(proof: Proof, name: str) -> None:
+    """Raise ModelError that lists what does not pass."""
+    if problems := proof.problems():
+        listed = "\n  ".join(problems)
+        raise ModelError(
+            f"{name}: converted, but not equal to the graphs it came from:\n  {listed}\n"
+            f"the moonfile itself can still be run: edge-daemon model import FILE --engine onnx"
+        )
+
+
+@dataclass
+class Continuation:
+    """What the graphs made of one picture."""
+
+    crop: Tensor
+    """(1, 3, crop_px, crop_px), scaled."""
+    features: Tensor
+    """(P, D)."""
+    image: Tensor
+    """(1, P, T)."""
+    inputs: list[Tensor] = field(default_factory=list)
+    """What went into the decoder, (1, S, T): the picture, the prompt, then one token after the other."""
+    keys_values: list[Tensor] = field(default_factory=list)
+    """What each added to the cache, in float16."""
+    hidden: list[Tensor] = field(default_factory=list)
+    """(1, 1, T), after each."""
+    logits: list[Tensor] = field(default_factory=list)
+    """(V), after each."""
+
+
+@dataclass
+class Testimony:
+    """What the graphs said."""
+
+    tokens: Tensor
+    """(1, TOKENS)."""
+    embedded: Tensor
+    """(1, TOKENS, T)."""
+    continuations: list[Continuation]
+    region: dict[str, Tensor]
+    """By component."""
+
+
+def hear(theirs: Parts, config: ModelConfig, progress: Progress) -> Testimony:
+    """Run the graphs, one component after the other."""
+    vision = theirs.vision()
+    found: list[Continuation] = []
+    for picture in pictures(config.vision.crop_px):
+        progress("comparing: the graphs' vision", len(found) / PICTURES)
+        pixels = scale(crop(picture, config).pixels)
+        features = vision.encode(pixels)[0].float()
+        found.append(Continuation(pixels, features, vision.project(features, features)[None].float()))
+    del vision
+    text = theirs.text()
+    tokens = torch.linspace(0, config.text.vocab - 1, TOKENS).long()[None]
+    embedded = text.embed(tokens).float()
+    for number, continuation in enumerate(found):
+        progress("comparing: the graphs' text", number / PICTURES)
+        _write_on(text, theirs, config, continuation)
+    del text
+    region = _region(theirs.region(), found) if config.region else {}
+    return Testimony(tokens, embedded, found, region)
+
+
+def _write_on(text: TextPart, theirs: Parts, config: ModelConfig, picture: Continuation) -> None:
+    """Picture, prompt and STEPS greedy tokens through the decoder's graph; an end token does not end it."""
+    cache = _cache(theirs, config)
+    prompt = next(iter(config.templates.caption.values()))
+    following = picture.image
+    for step in range(STEPS + 2):
+        before = cache.length
+        said = text.extend(cache, following)
+        picture.inputs.append(following)
+        picture.keys_values.append(cache.filled()[:, :, :, before:].to(torch.float16, copy=True))
+        picture.hidden.append(said.hidden.float())
+        picture.logits.append(said.logits)
+        tokens = [int(said.logits.argmax())] if step else prompt
+        following = text.embed(torch.tensor([tokens])).float()
+
+
+def _cache(parts: Parts, config: ModelConfig) -> KVCache:
+    """Room for a picture, a prompt and STEPS tokens, with BOS in it. Raises ModelError when the context is shorter."""
+    prompt = next(iter(config.templates.caption.values()))
+    positions = config.prefix_positions + len(prompt) + STEPS
+    if positions > config.text.max_context:
+        raise ModelError(f"{config.name}: {positions} positions are needed, its context has {config.text.max_context}")
+    cache = KVCache(config, positions, dtype=parts.dtype)
+    cache.append(parts.bos_kv())
+    return cache
+
+
+def _region(region: RegionPart, continuations: list[Continuation]) -> dict[str, Tensor]:
+    """What the region head makes of a row of coordinates and sizes, and of every hidden state there is."""
+    steps = torch.linspace(0, 1, SAMPLES)
+    sizes = [torch.stack([w, 1 - w * w]).view(1, 1, 2) for w in steps]
+    hidden = [state for continuation in continuations for state in continuation.hidden]
+    return {
+        "coord_encoder": torch.cat([region.encode_coord(x.view(1, 1, 1)).float() for x in steps]),
+        "size_encoder": torch.cat([region.encode_size(size).float() for size in sizes]),
+        "coord_decoder": torch.cat([region.coord_logits(state).float() for state in hidden]),
+        "size_decoder": torch.cat([region.size_logits(state).float() for state in hidden]),
+    }
+
+
+def examine(heard: Testimony, ours: Parts, config: ModelConfig, progress: Progress) -> Findings:
+    """Run our model on what the graphs were given, and compare."""
+    findings = Findings()
+    vision = ours.vision()
+    for number, picture in enumerate(heard.continuations):
+        progress("comparing: our vision", number / PICTURES)
+        findings.compare("vision_encoder", vision.encode(picture.crop)[0], picture.features)
+        findings.compare("vision_projection", vision.project(picture.features, picture.features), picture.image)
+    del vision
+    text = ours.text()
+    findings.compare("text_encoder", text.embed(heard.tokens), heard.embedded)
+    for number, picture in enumerate(heard.continuations):
+        progress("comparing: our text", number / PICTURES)
+        _read_along(text, _cache(ours, config), picture, findings)
+    del text
+    if config.region is not None:
+        read = _region(ours.region(), heard.continuations)
+        for component, theirs in heard.region.items():
+            findings.compare(component, read[component], theirs)
+    return findings
+
+
+def _read_along(text: TextPart, cache: KVCache, picture: Continuation, findings: Findings) -> None:
+    """The decoder on the graphs' own words: an error at one step is not carried into what the next one reads."""
+    for step, following in enumerate(picture.inputs):
+        before = cache.length
+        said = text.extend(cache, following)
+        new, theirs = cache.filled()[:, :, :, before:].float(), picture.keys_values[step].float()
+        # a graph may lay the dimensions of its keys out in another order; which is whose, the logits show
+        findings.compare("text_decoder keys", new[:, 0].sort(-1).values, theirs[:, 0].sort(-1).values)
+        findings.compare("text_decoder values", new[:, 1], theirs[:, 1])
+        findings.compare("text_decoder hidden", said.hidden, picture.hidden[step])
+        findings.compare("text_decoder logits", said.logits, picture.logits[step])
+        if step:  # behind a picture alone there is nothing to be said yet
+            findings.steps += 1
+            findings.same += int(said.logits.argmax() == picture.logits[step].argmax())
+
+
+@dataclass
+class Sums:
+    """Running sums of one comparison."""
+
+    values: int = 0
+    difference: float = 0.0
+    ours: float = 0.0
+    theirs: float = 0.0
+    product: float = 0.0
+
+    def add(self, ours: Tensor, theirs: Tensor) -> None:
+        """One more pair of tensors with as many values."""
+        a, b = ours.flatten().to(torch.float64), theirs.flatten().to(torch.float64)
+        self.values += a.numel()
+        self.difference += float((a - b).square().sum())
+        self.ours += float(a.square().sum())
+        self.theirs += float(b.square().sum())
+        self.product += float((a * b).sum())
+
+    def comparison(self, component: str) -> Comparison:
+        """The figures; what is nothing but zeros is equal to zeros only."""
+        both = (self.ours * self.theirs) ** 0.5
+        error = (self.difference / self.theirs) ** 0.5 if self.theirs else float(self.difference > 0)
+        return Comparison(component, self.values, error, self.product / both if both else float(not self.difference))
+
+
+class Findings:
+    """All comparisons so far."""
+
+    def __init__(self) -> None:
+        self.steps, self.same = 0, 0
+        self._sums: dict[str, Sums] = {}
+
+    def compare(self, component: str, ours: Tensor, theirs: Tensor) -> None:
+        """Add one probe to a component's figures."""
+        self._sums.setdefault(component, Sums()).add(ours, theirs)
+
+    def proof(self, precision: str) -> Proof:
+        """The report."""
+        components = [sums.comparison(name) for name, sums in self._sums.items()]
+        return Proof(precision, BOUNDS[precision], components, self.steps, self.same / max(1, self.steps))
+
+
+def pictures(side_px: int) -> list[Image.Image]:
+    """PICTURES made-up pictures: soft colours, a few edges and some grain, always the same."""
+    made = []
+    for seed in range(PICTURES):
+        random = np.random.default_rng(seed)
+        coarse = Image.fromarray(random.integers(0, 256, (4 + 3 * seed, 5, 3), np.uint8))
+        soft = np.asarray(coarse.resize((side_px, side_px), Image.Resampling.BICUBIC)).astype(np.int16)
+        soft[side_px // 3 : side_px // 2, side_px // 4 : side_px // 2] += 60 * (seed - 1)
+        grain = random.integers(-12, 13, soft.shape, np.int16)
+        made.append(Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8)))
+    return made
