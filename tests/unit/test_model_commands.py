@@ -1,0 +1,296 @@
+"""The `edge-daemon model …` commands: what they print, what they leave, and with which exit code they end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_daemon import cli, memory
+from edge_daemon.model_commands import Bar, name_of
+from edge_daemon.models.catalogue import CATALOGUE, RemoteFile, artefact
+from edge_daemon.models.inventory import inventory
+from edge_daemon.models.store import Store
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+COMMANDS = ["list", "pull", "import", "verify", "remove", "export"]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory that the commands use."""
+    monkeypatch.setenv("EDGE_DAEMON_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def weights(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The built-in model as safetensors in upstream's layout."""
+    out = tmp_path / "weights"
+    assert cli.main(["model", "export", "demo-shapes", str(out), "--format", "safetensors"]) == cli.OK
+    assert capsys.readouterr().out == f"{out}: demo-shapes as safetensors\n"
+    return out
+
+
+def board(mib: int) -> memory.Budget:
+    """A board with so much free memory."""
+    return memory.budget(memory.Limits(None, None, mib * MIB + memory.RESERVE_BYTES))
+
+
+# ---- list -----------------------------------------------------------------------------------------------
+
+
+def test_an_empty_store(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", "list"]) == cli.OK
+    output = capsys.readouterr().out
+    assert output.startswith(f"in {state}/models:\n  nothing yet\nbuilt in:\n  demo-shapes: 9 MiB, engine torch\n")
+    for known in CATALOGUE:
+        assert f"\n  {known.name}: {known.summary} (" in output
+    assert not state.exists()  # looking makes nothing
+
+
+def test_the_list_as_json(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", "list", "--json"]) == cli.OK
+    document = json.loads(capsys.readouterr().out)
+    assert document["installed"] == []
+    assert [model["name"] for model in document["built_in"]] == ["demo-shapes"]
+    small = next(known for known in document["catalogue"] if known["name"] == "moondream-0.5b")
+    assert small["download_bytes"] == 621_619_051
+    assert small["licence"] == "Apache-2.0"
+    assert small["files"][0]["commit"] == "9dddae84d54db4ac56fe37817aeaeb502ed083e2"
+    assert small["installed"] is False
+
+
+@pytest.mark.parametrize(
+    ("mib", "fitting"),
+    [
+        (2048, []),
+        (3700, ["moondream-0.5b", "moondream-0.5b-int4"]),
+        (7700, ["moondream-0.5b", "moondream-0.5b-int4"]),
+        (12_000, ["moondream-0.5b", "moondream-0.5b-int4", "moondream-2b"]),
+    ],
+)
+def test_what_fits_a_board(state: Path, mib: int, fitting: list[str]) -> None:
+    """A Pi 4 with 4 GB holds the 0.5B in float32, a board with 8 GB does not hold the 2B."""
+    document = inventory(Store(state), CATALOGUE, board(mib))
+    assert [known["name"] for known in document["catalogue"] if known["memory"]["fits"]] == fitting
+    for known in document["catalogue"]:
+        why = known["memory"]["why"]
+        assert f"the budget is {mib} MiB (what the board has free, less a reserve)" in why
+        words = r"needs \d+ MiB at least, .*: \d+ of 2048 KV positions"
+        assert re.search(words if known["memory"]["fits"] else r"\d+ MiB of memory are missing", why)
+
+
+def test_the_memory_of_the_half_billion() -> None:
+    """Weights in float32: 632 million of them; the smallest cache holds the picture and a short answer."""
+    known = artefact("moondream-0.5b")
+    assert known.weights * 4 == pytest.approx(2.53e9, rel=0.01)
+    document = inventory(Store(Path("/nowhere")), (known,), board(20_000))
+    least = int(re.findall(r"needs (\d+) MiB", document["catalogue"][0]["memory"]["why"])[0])
+    cache_mib = (730 + 48) * 196_608 / MIB
+    assert 2410 + cache_mib < least < 2410 + cache_mib + 600
+
+
+def test_a_disk_that_is_too_small_is_told(state: Path) -> None:
+    known = artefact("moondream-2b")
+    vast = replace(known, name="vast", files=(RemoteFile("a/b", "c", "d", 1 << 50, None),))
+    (told,) = inventory(Store(state), (vast,), board(20_000))["catalogue"]
+    assert told["disk"]["fits"] is False
+    assert re.search(r"\d+ MiB while it is imported \(3684 of them stay\), \d+ MiB are free", told["disk"]["why"])
+
+
+def test_an_unknown_size_is_not_made_up(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = replace(CATALOGUE[0], files=(RemoteFile("a/b", "c", "d", None, None),))
+    (told,) = inventory(Store(state), (known,), board(20_000))["catalogue"]
+    assert told["download_bytes"] is None
+    assert "and the download, whose size is not known" in told["disk"]["why"]
+
+
+def test_a_damaged_model_is_listed_with_the_reason(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (state / "models" / "broken").mkdir(parents=True)
+    (state / "models" / "broken" / "config.json").write_text('{"name": "broken"}')
+    assert cli.main(["model", "list"]) == cli.OK
+    output = capsys.readouterr().out
+    assert "  broken: 0 MiB, engine torch\n    memory: DOES NOT FIT: it cannot be used: " in output
+    assert "missing key 'vision'" in output
+
+
+# ---- import, verify, remove, export ---------------------------------------------------------------------
+
+
+def test_from_import_to_removal(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = state / "models" / "mine"
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.OK
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"mine: 9 MiB in {directory}, engine torch\n")
+    assert captured.out.endswith("try it: edge-daemon caption PICTURE --model mine\n")
+    assert captured.err == ""  # no bar where nobody looks
+
+    assert cli.main(["model", "list"]) == cli.OK
+    assert "  mine: 9 MiB, engine torch, from weights\n" in capsys.readouterr().out
+
+    assert cli.main(["model", "verify", "mine", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["files"] == ["model.safetensors", "tokenizer.json"]
+
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.UNAVAILABLE
+    assert "mine exists: choose another name (--name), or say --replace" in capsys.readouterr().err
+    assert cli.main(["model", "import", str(weights), "--name", "mine", "--replace", "--json"]) == cli.OK
+    assert json.loads(capsys.readouterr().out)["directory"] == str(directory)
+
+    assert cli.main(["model", "remove", "mine"]) == cli.OK
+    assert capsys.readouterr().out == "mine: removed, 9 MiB are free again\n"
+    assert cli.main(["model", "remove", "mine"]) == cli.UNAVAILABLE
+    assert "no model 'mine'" in capsys.readouterr().err
+
+
+def test_import_to_a_directory(state: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "there" / "my-model"
+    assert cli.main(["model", "import", str(weights / "model.safetensors"), "--to", str(target)]) == cli.OK
+    assert f"try it: edge-daemon caption PICTURE --model {target}\n" in capsys.readouterr().out
+    assert sorted(path.name for path in target.parent.iterdir()) == ["my-model"]
+    assert json.loads((target / "config.json").read_text())["name"] == "my-model"
+    assert not state.exists()
+    assert cli.main(["model", "verify", str(target)]) == cli.OK
+    assert capsys.readouterr().out.startswith(f"{target}: 2 files are as they were at the import\n")
+
+
+def test_verify_finds_a_changed_file(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.OK
+    changed = state / "models" / "mine" / "model.safetensors"
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    capsys.readouterr()
+    assert cli.main(["model", "verify", "mine"]) == cli.UNAVAILABLE
+    assert f"{changed}: sha256 " in capsys.readouterr().err
+
+
+def test_the_default_name_is_the_files(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", "import", str(weights)]) == cli.OK
+    assert Store(state).names() == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/tmp/moondream-0_5b-int8.mf.gz", "moondream-0_5b-int8"),
+        ("a.mf", "a"),
+        ("/srv/mine/model.safetensors", "mine"),
+        ("/srv/other.safetensors", "other"),
+        ("/srv/moondream2-2025-06-21/", "moondream2-2025-06-21"),
+    ],
+)
+def test_names_of_sources(source: str, name: str) -> None:
+    assert name_of(Path(source)) == name
+
+
+@pytest.mark.parametrize("arguments", [["verify", "nothing"], ["export", "nothing", "out", "--format", "onnx"]])
+def test_a_model_that_is_not_there(state: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", *arguments]) == cli.UNAVAILABLE
+    assert "model 'nothing': " in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_there(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["model", "import", str(tmp_path / "none.safetensors")]) == cli.UNAVAILABLE
+    assert f"{tmp_path}/none.safetensors: no such file or directory" in capsys.readouterr().err
+    assert cli.main(["model", "import", str(tmp_path / "none.safetensors"), "--name", "a/b"]) == cli.CONFIG
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["pull"], ["import"], ["export", "a", "b"], ["import", "a", "--name", "b", "--to", "c"]],
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["model", *arguments])
+    assert caught.value.code == cli.USAGE
+    assert "usage: edge-daemon model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], [command, "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["model", *arguments])
+        assert caught.value.code == cli.OK
+    output = capsys.readouterr().out
+    assert re.search(rf"^    {command}\b", output, re.MULTILINE)
+    assert f"usage: edge-daemon model {command}" in output
+    assert f"examples:\n  edge-daemon model {command}" in output
+
+
+# ---- the library that is not there, the bar that is seen ------------------------------------------------
+
+WITHOUT = """\
+import sys
+sys.modules[sys.argv[1]] = None  # what the interpreter itself takes for "cannot be imported"
+from edge_daemon import cli
+sys.exit(cli.main(["model", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "arguments"),
+    [
+        ("huggingface_hub", ["pull", "moondream-0.5b"]),
+        ("onnx", ["import", "a.mf"]),
+        ("onnxruntime", ["import", "a.mf"]),
+    ],
+)
+def test_a_missing_extra_says_the_pip_line(tmp_path: Path, library: str, arguments: list[str]) -> None:
+    argv = [sys.executable, "-c", WITHOUT, library, *arguments]
+    environment = os.environ | {"EDGE_DAEMON_STATE_DIR": str(tmp_path)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+    assert done.returncode == cli.UNAVAILABLE
+    assert "pip install 'edge-daemon[models]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "edge_daemon", "model", "export", "demo-shapes", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [*argv, "--format", "safetensors"], stdout=subprocess.PIPE, stderr=theirs, text=True, cwd=ROOT
+    ) as started:
+        os.close(theirs)
+        shown = read_terminal(ours)
+        assert started.stdout is not None
+        assert started.stdout.read() == f"{tmp_path}/out: demo-shapes as safetensors\n"
+    assert started.returncode == cli.OK
+    assert re.search(r"\r\[#{30}\] 100 % model\.safetensors", shown)
+    assert shown.endswith("\r")
+
+
+def read_terminal(descriptor: int) -> str:
+    """All that is written on the other side of a pseudo-terminal until it is closed."""
+    shown = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as ours:
+        try:
+            while piece := ours.read(4096):
+                shown += piece
+        except OSError as error:
+            if error.errno != errno.EIO:  # Linux's end of file of a terminal
+                raise
+    return shown.decode()
+
+
+def test_the_bar_draws_what_changed_and_wipes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar()
+    bar.show("a long name", 0.5)
+    bar.show("a long name", 0.501)
+    bar.show("short", 7.0)
+    bar.clear()
+    first, second, wiped, rest = capsys.readouterr().err.removeprefix("\r").split("\r")
+    assert first == f"[{'#' * 15}{' ' * 15}]  50 % a long name"
+    assert second.rstrip() == f"[{'#' * 30}] 100 % short"
+    assert len(second) == len(first)
+    assert (wiped.strip(), rest) == ("", "")
