@@ -6,6 +6,7 @@ the command. What was asked is counted at the hub.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from edge_daemon.demo import MODEL_DIR
+from edge_daemon.models.export import export
 from edge_daemon.models.store import Store
 from edge_daemon.moondream.config import load_config
 from tests.integration.hub import COMMIT, REPOSITORY, Hub
@@ -165,10 +167,19 @@ def test_a_download_that_gave_up_goes_on_in_the_next_process(pull: Pull) -> None
     assert last.sent_bytes == size - got
 
 
-def test_offline_mode_uses_the_cache(pull: Pull) -> None:
+def test_offline_mode_uses_the_cache_and_still_checks_it(pull: Pull) -> None:
     assert pull().returncode == OK
     before = len(pull.hub.asked)
     assert pull("--replace", HF_HUB_OFFLINE="1").returncode == OK
+    blob = max(pull.cache.rglob("blobs/*"), key=lambda path: path.stat().st_size)
+    with blob.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0\1\2\3")
+    done = pull("--replace", HF_HUB_OFFLINE="1")
+    assert done.returncode == UNAVAILABLE
+    assert "the sha256 of model.safetensors should be" in done.stderr
+    assert "remove that file and pull again" in done.stderr
+    assert pull.store.names() == ["small"]
     assert len(pull.hub.asked) == before
 
 
@@ -231,8 +242,6 @@ def test_content_with_a_wrong_hash_is_refused_with_both_values(pull: Pull) -> No
     )
     assert_nothing_installed(pull)
     assert not [path for path in pull.cache.rglob("*") if path.is_file() and path.stat().st_size > 1_000_000]
-    pull.hub.answers.damage = False
-    assert pull().returncode == OK
 
 
 def test_a_hash_that_the_catalogue_does_not_know_is_the_hubs(pull: Pull) -> None:
@@ -243,18 +252,6 @@ def test_a_hash_that_the_catalogue_does_not_know_is_the_hubs(pull: Pull) -> None
     done = pull()
     assert done.returncode == UNAVAILABLE
     assert "the sha256 of model.safetensors should be" in done.stderr
-
-
-def test_a_cached_file_that_was_damaged_since(pull: Pull) -> None:
-    assert pull().returncode == OK
-    blob = max((path for path in pull.cache.rglob("blobs/*")), key=lambda path: path.stat().st_size)
-    with blob.open("r+b") as file:
-        file.seek(5000)
-        file.write(b"\0\1\2\3")
-    done = pull("--replace")
-    assert done.returncode == UNAVAILABLE
-    assert "remove that file and pull again" in done.stderr
-    assert pull.store.names() == ["small"]
 
 
 @pytest.mark.parametrize(
@@ -279,12 +276,11 @@ def test_an_endpoint_that_is_not_there(pull: Pull) -> None:
 
 
 def test_a_name_that_is_taken_is_told_before_anything_is_asked(pull: Pull) -> None:
-    assert pull().returncode == OK
-    before = len(pull.hub.asked)
+    (pull.store.root / "small").mkdir(parents=True)
     done = pull()
     assert done.returncode == UNAVAILABLE
     assert "small exists: choose another name (--name), or say --replace" in done.stderr
-    assert len(pull.hub.asked) == before
+    assert pull.hub.asked == []
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_asked(pull: Pull) -> None:
@@ -313,3 +309,52 @@ def test_an_unknown_name_is_a_wrong_argument(pull: Pull) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == CONFIG
     assert "nothing named 'moondream-9b' can be fetched; there are: moondream-0.5b, moondream-0.5b-int4" in done.stderr
+
+
+# ---- a moonfile -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moonfile(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The built-in model as a packed int8 moonfile."""
+    out = tmp_path_factory.mktemp("moonfile") / "demo.mf.gz"
+    export(MODEL_DIR, out, "moonfile", "int8")
+    return out.read_bytes()
+
+
+def serve_moonfile(pull: Pull, moonfile: bytes, unpacked_sha256: str) -> None:
+    pull.hub.answers.files = {"demo.mf.gz": moonfile}
+    file = {"repository": REPOSITORY, "commit": COMMIT, "path": "demo.mf.gz"}
+    pull.facts = {
+        "files": [{**file, "size_bytes": len(moonfile), "sha256": None}],
+        "unpacked_bytes": len(gzip.decompress(moonfile)),
+        "unpacked_sha256": unpacked_sha256,
+    }
+
+
+def test_a_moonfile_is_fetched_converted_and_proven(pull: Pull, moonfile: bytes) -> None:
+    digest = hashlib.sha256(gzip.decompress(moonfile)).hexdigest()
+    serve_moonfile(pull, moonfile, digest)
+    done = pull("--json")
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert json.loads(done.stdout)["proof"]["passed"] is True
+    provenance = load_config(pull.store.root / "small" / "config.json").provenance
+    assert (provenance["sha256"], provenance["repository"], provenance["commit"]) == (digest, REPOSITORY, COMMIT)
+
+
+def test_a_moonfile_for_the_other_engine(pull: Pull, moonfile: bytes) -> None:
+    serve_moonfile(pull, moonfile, hashlib.sha256(gzip.decompress(moonfile)).hexdigest())
+    done = pull("--engine", "onnx")
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert "engine onnx" in done.stdout
+    assert len(list((pull.store.root / "small" / "graphs").glob("*.onnx"))) == 8
+
+
+def test_an_unpacked_moonfile_with_a_wrong_hash_is_refused_with_both_values(pull: Pull, moonfile: bytes) -> None:
+    wanted, found = "5" * 64, hashlib.sha256(gzip.decompress(moonfile)).hexdigest()
+    serve_moonfile(pull, moonfile, wanted)
+    done = pull()
+    assert done.returncode == UNAVAILABLE
+    assert wanted in done.stderr
+    assert found in done.stderr
+    assert_nothing_installed(pull)
