@@ -42,8 +42,10 @@ def refuse_pickle(source: Path) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
+    """By its name or its first bytes. A safetensors file begins with the length of its header, which may look alike."""
     with path.open("rb") as file:
-        return path.suffix in PICKLES or file.read(4).startswith(PICKLE_MAGIC)
+        first = file.read(9)
+    return path.suffix in PICKLES or (first.startswith(PICKLE_MAGIC) and not first.endswith(b"{"))
 
 
 def files_of(source: Path) -> list[Path]:

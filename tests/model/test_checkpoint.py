@@ -21,6 +21,7 @@ from torch import Tensor
 from edge_daemon.errors import ModelError
 from edge_daemon.models import catalogue
 from edge_daemon.models.checkpoint import _wanted, import_checkpoint
+from edge_daemon.models.checkpoint_files import refuse_pickle
 from edge_daemon.models.layouts import places
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, load_config
 from edge_daemon.moondream.model import Moondream
@@ -490,6 +491,18 @@ def test_a_pickle_is_refused(tmp_path: Path, staging: Path, name: str) -> None:
         import_checkpoint(tmp_path / name, staging, "mine")
     with pytest.raises(ModelError, match="is a pickle"):
         import_checkpoint(tmp_path, staging, "mine")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path: Path, protocol: int) -> None:
+    """The first bytes of a safetensors file are a number, and 640 is 80 02 in hex."""
+    length = 0x80 + (protocol << 8)
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert load_file(path)["a"].tolist() == [0.0]
+    assert path.read_bytes().startswith(bytes([0x80, protocol]))
+    refuse_pickle(path)
 
 
 def test_a_pickle_beside_safetensors_is_left_alone(checkpoint: Checkpoint, staging: Path) -> None:
