@@ -134,20 +134,24 @@ class Graph:
         array = self.constant(value)
         return float(array.reshape(())) if array.size == 1 and array.dtype.kind in "fiu" else None
 
-    def cut(self, outputs: list[str]) -> onnx.ModelProto:
-        """A model of what these values need, and nothing else; its inputs are the graph's that are needed."""
-        graph = self.model.graph
+    def cut(self, outputs: list[str], given: Mapping[str, int] | None = None) -> onnx.ModelProto:
+        """A model of what these values need, and nothing else.
+
+        Its inputs are the graph's that are needed, and the values inside that are `given`: name → ONNX type.
+        """
+        graph, given = self.model.graph, given or {}
         makers = {output: proto for proto in graph.node for output in proto.output}
         needed, waiting = set[str](), list(outputs)
         while waiting:
             name = waiting.pop()
             if name and name not in needed:
                 needed.add(name)
-                waiting += makers[name].input if name in makers else []
+                waiting += makers[name].input if name in makers and name not in given else []
         part = onnx.GraphProto(name=graph.name)
-        part.node.extend(proto for proto in graph.node if needed & set(proto.output))
+        part.node.extend(proto for proto in graph.node if (needed - given.keys()).intersection(proto.output))
         part.initializer.extend(tensor for tensor in graph.initializer if tensor.name in needed)
         part.input.extend(value for value in graph.input if value.name in needed)
+        part.input.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in given.items())
         part.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return onnx.ModelProto(ir_version=self.model.ir_version, opset_import=self.model.opset_import, graph=part)
 

@@ -30,8 +30,10 @@ class Layer:
     """(out, in)."""
     bias: Floats | None = field(repr=False)
     """(out,); None where the graph adds none."""
+    bias_follows: bool
+    """Whether the bias is added by what takes `output`, such as a fused GELU, and not before."""
     output: str
-    """The value behind the bias."""
+    """The value behind the bias, or behind the product."""
     absorbed: tuple[str, ...] = field(repr=False)
     """Values between the product and `output`, both included."""
     scales: frozenset[str] = field(repr=False)
@@ -56,6 +58,7 @@ def layer_of(graph: Graph, node: Node) -> Layer | None:
         weight.source,
         lambda: weight.read(scale),
         tail.bias,
+        tail.bias_follows,
         tail.output,
         tuple(tail.absorbed),
         frozenset(tail.scales),
@@ -72,6 +75,7 @@ class _Tail:
         self.scales: set[str] = set()
         self.scale: Array | None = None
         self.bias: Floats | None = None
+        self.bias_follows = False
         self._factors = 0 if weight.activation_scale else 1
         """How often the scale of the activations has been seen; it must be once."""
 
@@ -121,6 +125,7 @@ class _Tail:
         name = node.input(FUSED_BIAS[node.op]) if node.op in FUSED_BIAS else ""
         if name and self.graph.is_constant(name) and math.prod(self.graph.shape(name)) == self.weight.rows:
             self._take(name)
+            self.bias_follows = True
 
     def _constant_beside(self, node: Node, value: str) -> str:
         """The constant that a node combines with `value`, or an empty name."""

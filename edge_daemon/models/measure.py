@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import onnx
-import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_daemon.models.folding import Array, Graph, refusal
+from edge_daemon.models.folding import Array, refusal
 from edge_daemon.models.matrices import Floats
+from edge_daemon.models.probing import relative, run, session
 from edge_daemon.models.recover import RegionEncoder, Tensors, VisionEncoder
 from edge_daemon.models.structure import Structure
 from edge_daemon.moondream.config import Mask, TextConfig
@@ -42,9 +41,6 @@ FIRST_ROWS = 32
 """Positions in which the mask is looked for: the earliest, where causal attention sees the least."""
 TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 """What a decoder may take, in ONNX Runtime's words."""
-LOGS_ERRORS = 3
-"""ONNX Runtime's severity: its warnings about foreign graphs are no news."""
-
 Indices = NDArray[np.int64]
 
 
@@ -88,41 +84,6 @@ def halves(rotary_dim: int, head_dim: int) -> Indices:
     """Indices that put the first of all pairs before the second of all pairs: 0 2 4 … 1 3 5 …, then the rest."""
     pairs = np.arange(rotary_dim).reshape(-1, 2)
     return np.concatenate([pairs[:, 0], pairs[:, 1], np.arange(rotary_dim, head_dim)])
-
-
-def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
-    """A graph, ready to run on the CPU in as little memory as it takes."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOGS_ERRORS
-    options.enable_cpu_mem_arena = False
-    content = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def run(graph: Graph, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:
-    """Run the part of a graph that these values need, each feed in the type that its input has.
-
-    Raises ModelError when ONNX Runtime cannot.
-    """
-    part = graph.cut(outputs)
-    types = {value.name: input_type(value) for value in part.graph.input}
-    given = {name: np.asarray(feeds[name], types[name]) for name in types}
-    try:
-        return cast("list[Array]", session(part).run(outputs, given))
-    except Exception as error:  # onnxruntime's own errors have no common class
-        raise graph.refuse(f"ONNX Runtime does not compute {', '.join(outputs)}: {error}") from error
-
-
-def input_type(value: onnx.ValueInfoProto) -> np.dtype[Any]:
-    """The type of the numbers that an input takes."""
-    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-
-
-def relative(found: Array, wanted: Array) -> float:
-    """Root mean square of the difference, relative to that of what is wanted."""
-    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
-    difference = found.astype(np.float64) - wanted
-    return float(np.sqrt(np.mean(np.square(difference)))) / scale
 
 
 def patches(structure: Structure, encoder: VisionEncoder) -> Patches:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edge_daemon.models.activations import gelu_factor
 from edge_daemon.models.linear_layers import Layer
 from edge_daemon.models.matrices import Floats
 from edge_daemon.models.structure import Element, Kind, Structure
@@ -151,7 +152,7 @@ def mlp(structure: Structure, prefix: str) -> Tensors:
         raise structure.graph.refuse(f"{second} is expected behind GELU and {first}")
     if _layer(first).rows != _layer(second).columns:
         raise structure.graph.refuse(f"{first} gives {_layer(first).rows}, {second} takes {_layer(second).columns}")
-    return {**linear(f"{prefix}.fc1", first), **linear(f"{prefix}.fc2", second)}
+    return {**linear(f"{prefix}.fc1", first), **_behind_gelu(structure, f"{prefix}.fc2", first, second)}
 
 
 def region_encoder(structure: Structure, inputs: int) -> RegionEncoder:
@@ -177,14 +178,17 @@ def region_encoder(structure: Structure, inputs: int) -> RegionEncoder:
     return RegionEncoder(np.ascontiguousarray(features), last)
 
 
-def linear(prefix: str, element: Element) -> Tensors:
-    """Weight and bias of a layer under our names."""
+def linear(prefix: str, element: Element, factor: float = 1.0) -> Tensors:
+    """Weight, times a factor that belongs to it, and bias of a layer under our names."""
     layer = _layer(element)
 
     def bias() -> Floats:  # none in the graph is a bias of zero
         return np.zeros(layer.rows, np.float32) if layer.bias is None else layer.bias
 
-    weight = Source((layer.rows, layer.columns), layer.weight)
+    def matrix() -> Floats:
+        return layer.weight() if factor == 1.0 else layer.weight() * np.float32(factor)
+
+    weight = Source((layer.rows, layer.columns), matrix)
     return {f"{prefix}.weight": weight, f"{prefix}.bias": Source((layer.rows,), bias)}
 
 
@@ -236,7 +240,7 @@ def _blocks(structure: Structure, entrance: Element, parallel: bool) -> Blocks:
         )
     dim, ff_dim = _layer(found[0].qkv).columns, _layer(found[0].fc1).rows
     _check_shapes(structure, found, dim, ff_dim)
-    tensors = [_block_tensors(index, block, parallel) for index, block in enumerate(found)]
+    tensors = [_block_tensors(structure, index, block, parallel) for index, block in enumerate(found)]
     return Blocks(dim, ff_dim, len(found), {k: v for part in tensors for k, v in part.items()}, last)
 
 
@@ -257,7 +261,7 @@ def _roles(structure: Structure) -> dict[str, list[Element]]:
     return roles
 
 
-def _block_tensors(index: int, block: _Block, parallel: bool) -> Tensors:
+def _block_tensors(structure: Structure, index: int, block: _Block, parallel: bool) -> Tensors:
     prefix = f"blocks.{index}"
     norms = (
         _norm(f"{prefix}.ln", block.norm)
@@ -269,7 +273,7 @@ def _block_tensors(index: int, block: _Block, parallel: bool) -> Tensors:
         **linear(f"{prefix}.attn.qkv", block.qkv),
         **linear(f"{prefix}.attn.proj", block.proj),
         **linear(f"{prefix}.mlp.fc1", block.fc1),
-        **linear(f"{prefix}.mlp.fc2", block.fc2),
+        **_behind_gelu(structure, f"{prefix}.mlp.fc2", block.fc1, block.fc2),
     }
 
 
@@ -342,6 +346,10 @@ def _listed(structure: Structure) -> str:
 def _layer(element: Element) -> Layer:
     assert element.layer is not None  # its kind is "linear"
     return element.layer
+
+
+def _behind_gelu(structure: Structure, prefix: str, first: Element, second: Element) -> Tensors:
+    return linear(prefix, second, gelu_factor(structure.graph, first, second))
 
 
 def _norm(prefix: str, element: Element) -> Tensors:

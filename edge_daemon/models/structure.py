@@ -1,8 +1,9 @@
 """What an ONNX graph consists of, and what feeds what: linear layers, norms, tables, activations, attention.
 
 Everything between these elements (casts, reshapes, residual sums, masks …) only says from which elements a value
-comes. So the order and the places of layers are read off the flow of values, never off names. Whatever is neither
-an element nor known to be harmless is refused by name. It does not know which model the graph is part of.
+comes. So the order and the places of layers are read off the flow of values, never off names. Constants that find no
+place in it are kept as loose: whoever knows the model must explain or refuse them. It does not know which model the
+graph is part of.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ Kind = Literal["input", "linear", "norm", "activation", "attention", "table"]
 ACTIVATIONS = frozenset({"Tanh", "Erf", "Gelu", f"{MS}Gelu", f"{MS}FastGelu", f"{MS}BiasGelu"})
 """GELU, or what is at its heart when it is taken apart."""
 FUSED_ATTENTION = frozenset({"Attention", f"{MS}MultiHeadAttention", f"{MS}GroupQueryAttention"})
-HARMLESS = frozenset(
+MAY_TAKE_CONSTANTS = frozenset(
     re.findall(
         r"[\w.]+",
-        "Add And Cast CastLike Clip Concat Cos Div DequantizeLinear DynamicQuantizeLinear Equal Exp Expand Flatten "
-        "Gather Greater GreaterOrEqual Identity Less LessOrEqual Max Min Mul Neg Not Or Pow QuantizeLinear Range "
-        "Reciprocal ReduceMax ReduceMean ReduceSum Reshape RotaryEmbedding ScatterND Sin Slice Softmax Split Sqrt "
-        "Squeeze Sub Tile Transpose Trilu Unsqueeze Where com.microsoft.BiasSoftmax com.microsoft.RotaryEmbedding",
+        "Add Concat CumSum DequantizeLinear Div DynamicQuantizeLinear Equal Expand Gather GatherND Greater "
+        "GreaterOrEqual Less LessOrEqual Max Min Mul Pad Pow QuantizeLinear ReduceMax ReduceMean ReduceSum Reshape "
+        "RotaryEmbedding ScatterND Slice Split Squeeze Sub Tile Unsqueeze Where com.microsoft.BiasSoftmax "
+        "com.microsoft.RotaryEmbedding",
     )
 )
-"""Operators without weights that may stand between the elements."""
+"""Operators between the elements whose constants are no weights: shapes, tables of positions, masks, or numbers that
+are noted as loose. An operator that is not known may stand there only if it takes no constant of many numbers."""
 CUTS = frozenset({"Shape", "Size"})
 """What comes out no longer comes from what went in."""
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
@@ -163,15 +165,23 @@ class Structure:
                 self._element("attention", node, origin)
             else:
                 self._set(node.outputs, origin)
-        elif node.op in HARMLESS:
+        elif node.op in MAY_TAKE_CONSTANTS or not (weights := self._weights(node)):
             self._set(node.outputs, origin)
             self._note_loose(node, origin)
         else:
-            raise self.graph.refuse(f"{node} is not expected in this model")
+            raise self.graph.refuse(f"{node} takes the constant {weights} and is not expected in this model")
 
     def _element(self, kind: Kind, node: Node, origin: frozenset[Element], table: Table | None = None) -> None:
         element = self._add(Element(kind, node, origin, node.outputs[0], table=table))
         self._set(node.outputs, frozenset({element}))
+
+    def _weights(self, node: Node) -> str:
+        """A constant of many real numbers that a node takes, or an empty name."""
+        for name in node.inputs:
+            several = self.graph.is_constant(name) and math.prod(self.graph.shape(name)) > 1
+            if several and self.graph.constant(name).dtype.kind not in "iub":
+                return name
+        return ""
 
     def _note_loose(self, node: Node, origin: frozenset[Element]) -> None:
         if node.op in ARITHMETIC:

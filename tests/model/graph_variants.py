@@ -261,6 +261,39 @@ def gelu_operator(model: Model) -> None:
     Editing(model).drop_unused()
 
 
+def biases_fused(model: Model) -> None:
+    """Sums, biases and norms in one operator, as ONNX Runtime's optimizer for transformers writes them."""
+    domain(model)
+    edit = Editing(model)
+    fused: dict[str, onnx.NodeProto] = {}
+    dropped: set[str] = set()
+    nodes = list(model.graph.node)
+    makers = {name: node for node in nodes for name in node.output}
+
+    def biased(value: str) -> onnx.NodeProto | None:
+        maker = makers.get(value)
+        return maker if maker is not None and maker.op_type == "Add" and maker.input[1] in edit.constants else None
+
+    for index, node in enumerate(nodes):
+        total = makers.get(node.input[0])
+        if node.op_type == "LayerNormalization" and total is not None and (add := biased(total.input[-1])) is not None:
+            inputs = [total.input[0], add.input[0], node.input[1], node.input[2], add.input[1]]
+            outputs = [node.output[0], "", "", total.output[0]]
+            made = helper.make_node("SkipLayerNormalization", inputs, outputs, domain=MS, epsilon=1e-5)
+            fused[node.output[0]] = made
+            dropped |= {total.output[0], add.output[0]}
+        group = nodes[index : index + len(GELU_NODES)]
+        if tuple(each.op_type for each in group) == GELU_NODES and (add := biased(node.input[0])) is not None:
+            fused[group[-1].output[0]] = helper.make_node("FastGelu", add.input, group[-1].output, domain=MS)
+            dropped |= {name for each in (add, *group[:-1]) for name in each.output}
+
+    def change(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        name = node.output[0]
+        return [fused[name]] if name in fused else [] if name in dropped else [node]
+
+    edit.replace(change)
+
+
 def per_channel_scale(model: Model) -> None:
     """Weights of ones and less, multiplied by a scale a channel behind the product (a power of two: exact)."""
     edit = Editing(model)

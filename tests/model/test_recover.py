@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import load_file
 
 from edge_daemon import demo
+from edge_daemon.errors import ModelError
 from edge_daemon.models.container import BOS_STATE
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision
@@ -27,6 +29,7 @@ from edge_daemon.models.survey import survey
 from edge_daemon.moondream.config import load_config
 from tests.model import graph_variants as variants
 from tests.model.conftest import TinyFactory
+from tests.model.exported_modules import Ways, export_by_torch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +40,15 @@ LEVEL = onnxruntime.GraphOptimizationLevel
 LEVELS = {"basic": LEVEL.ORT_ENABLE_BASIC, "extended": LEVEL.ORT_ENABLE_EXTENDED, "all": LEVEL.ORT_ENABLE_ALL}
 BLOCKS = [(4, 16, "none"), (4, 16, "packed"), (4, 32, "float"), (8, 16, "packed"), (2, 16, "packed")]
 """Bits, block size and kind of zero points."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model, and its graphs by PyTorch's exporter."""
+
+    model: Path
+    directory: Path
+    ways: Ways
 
 
 @pytest.fixture(scope="module", params=["tiny", "demo-shapes"])
@@ -90,7 +102,7 @@ def assert_equal(found: Arrays, wanted: Arrays, rounding: float = 3e-7) -> None:
         name = f"region.{kind}_features"
         np.testing.assert_allclose(found[name], wanted[name], rtol=rounding, atol=0)
     different = [name for name in wanted if not np.array_equal(found[name], wanted[name])]
-    assert {"region.coord_features", "region.size_features"}.issuperset(different)
+    assert set(different) <= {"region.coord_features", "region.size_features"}
 
 
 def is_matrix(name: str, array: Array) -> bool:
@@ -127,22 +139,36 @@ EXACT: dict[str, Rewrite] = {
     "joined halves": rewritten(variants.split_by_constants),
     "scale a channel": rewritten(variants.per_channel_scale),
     "norm apart": rewritten(variants.norm_apart),
+    "biases fused": rewritten(variants.biases_fused),
     "gelu operator": rewritten(variants.gelu_operator),
     **{f"opset {version}": rewritten(variants.of_opset(version)) for version in range(14, 21)},
     **{f"optimized {level}": partial(optimized, level) for level in LEVELS},
-    **{
-        f"opset 14, gemm, optimized {level}": in_turn(
-            rewritten(variants.of_opset(14), variants.gemm), partial(optimized, level)
-        )
-        for level in LEVELS
-    },
-    **{
-        f"transposed, gelu operator, optimized {level}": in_turn(
-            rewritten(variants.transposed, variants.gelu_operator), partial(optimized, level)
-        )
-        for level in LEVELS
-    },
+    "opset 14, gemm, optimized all": in_turn(
+        rewritten(variants.of_opset(14), variants.gemm), partial(optimized, "all")
+    ),
+    "transposed, gelu operator, optimized all": in_turn(
+        rewritten(variants.transposed, variants.gelu_operator), partial(optimized, "all")
+    ),
 }
+
+
+def test_the_variants_are_what_they_say(graphs: Callable[[Precision], Path]) -> None:
+    """What recovery must cope with is there: a rewrite that changes nothing would test nothing."""
+    directory = graphs("int8")
+    optimized("extended", directory)
+    found = operators(directory)
+    shutil.rmtree(directory)
+    directory = graphs("float32")
+    variants.rewrite(directory, variants.biases_fused)
+    found |= operators(directory)
+    optimized("extended", directory)
+    found |= operators(directory)
+    fused = "DynamicQuantizeMatMul MatMulIntegerToFloat FusedMatMul FastGelu SkipLayerNormalization Gemm"
+    assert found >= set(fused.split())
+
+
+def operators(directory: Path) -> set[str]:
+    return {node.op_type for path in variants.graphs_in(directory) for node in onnx.load(path).graph.node}
 
 
 @pytest.mark.parametrize("variant", EXACT)
@@ -237,7 +263,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("level", [None, *LEVELS])
+@pytest.mark.parametrize("level", [None, "all"])
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_dynamic_quantization_by_onnx_runtime(
     model: Path, graphs: Callable[[Precision], Path], kind: str, level: str | None
@@ -318,3 +344,66 @@ def test_the_shape_of_the_model_is_read_off_the_graphs(model: Path, graphs: Call
     assert found.mask == config.mask
     wanted = config.text
     assert found.text == type(wanted)(**{**vars(wanted), "max_context": 2048})  # no table says less: the client's own
+
+
+# ---- written by PyTorch's exporter ----------------------------------------------------------------------
+
+WAYS = {
+    "halves, causal": Ways(opset=14),
+    "halves to pairs, prefix": Ways(pairs_out=True, mask="prefix", patches="channel last", waves="sin, cos"),
+    "pairs, causal": Ways(pairs_in=True, pairs_out=True, patches="convolution", waves="in turn"),
+    "pairs to halves, prefix": Ways(pairs_in=True, mask="prefix", context=140, opset=16),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def traced(request: pytest.FixtureRequest, tiny: TinyFactory, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    ways = WAYS[request.param]
+    model = tiny("template", ways.mask, "stored")
+    directory = tmp_path_factory.mktemp("traced") / "graphs"
+    export_by_torch(model, directory, ways)
+    return Traced(model, directory, ways)
+
+
+def check_traced(traced: Traced, directory: Path, wanted: Arrays, bos: float) -> None:
+    kv = np.load(traced.directory / BOS_STATE)
+    found, config = survey(directory, kv, silent), load_config(traced.model / "config.json")
+    ways = traced.ways
+    layout = found.layout
+    assert (layout.pairs_in, layout.pairs_out) == (ways.pairs_in, ways.pairs_out)
+    assert found.mask == ways.mask
+    assert found.text == replace(config.text, max_context=ways.context)
+    assert (found.vision, found.region) == (config.vision, config.region)
+    assert_equal(recovered(directory), wanted)
+    tensors = dict(found.tensors())
+    stored = load_file(traced.model / "model.safetensors")["text.bos_kv"]
+    np.testing.assert_allclose(tensors["text.bos_kv"].read(), stored, atol=bos)
+
+
+@pytest.mark.parametrize("rewrite", ["as exported", "gemm", "optimized extended", "optimized all"])
+def test_traces_of_checkpoints_that_differ_from_ours(traced: Traced, tmp_path: Path, rewrite: str) -> None:
+    directory = Path(shutil.copytree(traced.directory, tmp_path / "graphs"))
+    EXACT[rewrite](directory)
+    if (traced.ways.patches, rewrite) == ("convolution", "optimized all"):
+        with pytest.raises(ModelError, match=r"vision_encoder\.onnx: com\.microsoft\.nchwc\.Conv .*--engine onnx"):
+            recovered(directory)  # its kernel is laid out for this machine's vector unit: how, the file does not say
+        return
+    check_traced(traced, directory, original(traced.model), bos=2e-3)
+
+
+@pytest.mark.parametrize(("kind", "level"), [("u8", None), ("s8, a scale a channel, reduced", "all")])
+def test_quantized_traces(traced: Traced, tmp_path: Path, kind: str, level: str | None) -> None:
+    """Layout and mask are settled through the noise of 8-bit activations; weights are off by half a step at most."""
+    directory = Path(shutil.copytree(traced.directory, tmp_path / "graphs"))
+    for path in variants.graphs_in(directory):
+        quantize_dynamic(path, path, **QUANTIZED[kind])
+    if level:
+        optimized(level, directory)
+    kv = np.load(directory / BOS_STATE)
+    found = survey(directory, kv, silent)
+    assert (found.layout.pairs_in, found.layout.pairs_out) == (traced.ways.pairs_in, traced.ways.pairs_out)
+    assert found.mask == traced.ways.mask
+    tensors = recovered(directory)
+    for name, wanted in original(traced.model).items():
+        step = np.ptp(wanted) / 127 if wanted.ndim == 2 else 0.0
+        assert np.abs(tensors[name] - wanted).max() <= 0.51 * step, name

@@ -1,0 +1,51 @@
+"""Runs graphs, or the parts of them that some values need, in ONNX Runtime. It knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped]  # it comes without types
+
+from edge_daemon.models.folding import Array, Graph
+
+LOGS_ERRORS = 3
+"""ONNX Runtime's severity: its warnings about foreign graphs are no news."""
+
+
+def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
+    """A graph, ready to run on the CPU in as little memory as it takes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = LOGS_ERRORS
+    options.enable_cpu_mem_arena = False
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run(graph: Graph, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:
+    """Run the part of a graph that these values need, each feed in the type that its input has.
+
+    Raises ModelError when ONNX Runtime cannot.
+    """
+    part = graph.cut(outputs)
+    types = {value.name: input_type(value) for value in part.graph.input}
+    given = {name: np.asarray(feeds[name], types[name]) for name in types}
+    try:
+        return cast("list[Array]", session(part).run(outputs, given))
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise graph.refuse(f"ONNX Runtime does not compute {', '.join(outputs)}: {error}") from error
+
+
+def input_type(value: onnx.ValueInfoProto) -> np.dtype[Any]:
+    """The type of the numbers that an input takes."""
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+
+
+def relative(found: Array, wanted: Array) -> float:
+    """Root mean square of the difference, relative to that of what is wanted."""
+    scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
+    difference = found.astype(np.float64) - wanted
+    return float(np.sqrt(np.mean(np.square(difference)))) / scale
