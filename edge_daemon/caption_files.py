@@ -14,6 +14,9 @@ from PIL import Image
 
 from edge_daemon.decoders import open_decoder
 from edge_daemon.errors import CaptionError, PictureError
+from edge_daemon.moondream import device
+from edge_daemon.moondream.config import load_config
+from edge_daemon.moondream.device import Choice, WantedDevice, WantedPrecision
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream, clipped
 from edge_daemon.picture import Limits, load
@@ -29,25 +32,41 @@ class Wishes:
     max_tokens: int
 
 
-def caption_files(directory: Path, paths: list[Path], wishes: Wishes) -> Iterator[dict[str, Any]]:
-    """One document a picture; `error` in it says why a picture or a question has no answer."""
-    model = Moondream(directory)
+@dataclass(frozen=True)
+class Opened:
+    """A loaded model, and where it runs."""
+
+    model: Moondream
+    choice: Choice
+
+
+def open_model(directory: Path, wanted: WantedDevice, precision: WantedPrecision) -> Opened:
+    """Load a model. Raises ModelError, and UnavailableError for a device or a library that is not there."""
+    config = load_config(directory / "config.json")
+    choice = device.decide(directory, config, wanted, precision)
+    model = Moondream(directory, device=choice.device, dtype=device.dtype_of(choice, config))
     model.load()
+    return Opened(model, choice)
+
+
+def caption_files(opened: Opened, paths: list[Path], wishes: Wishes) -> Iterator[dict[str, Any]]:
+    """One document a picture; `error` in it says why a picture or a question has no answer."""
     decoder = open_decoder()
     for path in paths:
         document: dict[str, Any] = {"file": str(path)}
         try:
             picture = load(str(path), decoder, Limits())
             frame = Image.frombuffer("RGB", (picture.width_px, picture.height_px), picture.pixels, "raw", "RGB", 0, 1)
-            document |= _about(model, frame, wishes)
+            document |= _about(opened, frame, wishes)
             document["size"] = [picture.original_width_px, picture.original_height_px]
         except (PictureError, CaptionError) as error:
             document["error"] = str(error)
         yield document
 
 
-def _about(model: Moondream, frame: Image.Image, wishes: Wishes) -> dict[str, Any]:
+def _about(opened: Opened, frame: Image.Image, wishes: Wishes) -> dict[str, Any]:
     """All that is wished to be known of one picture."""
+    model, choice = opened.model, opened.choice
     sampling = Sampling(wishes.max_tokens)
     times = model.encode(frame)
     said = model.caption(wishes.length, sampling)
@@ -61,7 +80,9 @@ def _about(model: Moondream, frame: Image.Image, wishes: Wishes) -> dict[str, An
         "answers": [{"question": q, "answer": a.text, "finish_reason": a.finish_reason} for q, a in answers],
         "objects": [{"target": target, **asdict(clipped(box))} for target, boxes in found for box in boxes],
         "model": model.config.name,
-        "precision": "float32",
+        "engine": model.config.engine,
+        "device": choice.device,
+        "precision": choice.precision,
         **({"note": model.config.note} if model.config.note else {}),
         "kv_tokens": model.cache.positions,
         "latency_ms": {

@@ -36,6 +36,8 @@ class WorkerState:
     rss_bytes: int = 0
     ready: WorkerReady | None = None
     """The report of the worker that runs, or of the last one that did."""
+    variant_reason: str = ""
+    """Why this variant of the model, where we chose it."""
 
 
 class Captioner:
@@ -105,6 +107,7 @@ class Captioner:
         argv = [*self._command, "--model", str(self.directory)]
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
+        argv += ["--device", self.config.device, "--precision", self.config.precision]
         self._change("starting")
         child = await Child.start("worker", argv)
         try:
@@ -113,21 +116,19 @@ class Captioner:
             await child.kill()
             raise
         self._child = child
+        told = self.state.ready.warning if self.state.ready else ""
         self.state.ready = ready
         self.state.rss_bytes = ready.rss_bytes
         self._policy.ready(time.monotonic())
         self._change("ready")
         log.info(
             "model %s is ready after %.1f s: %d KV positions (%.0f MiB), %d threads, %.0f MiB resident",
-            *(
-                ready.model,
-                ready.load_s,
-                ready.kv_positions,
-                ready.kv_bytes / MIB,
-                ready.threads,
-                ready.rss_bytes / MIB,
-            ),
+            *(ready.model, ready.load_s, ready.kv_positions, ready.kv_bytes / MIB, ready.threads),
+            ready.rss_bytes / MIB,
         )
+        log.info("engine %s, %s on %s: %s", ready.engine, ready.precision, ready.device, ready.reason)
+        if ready.warning and ready.warning != told:  # once, however often the worker starts
+            log.warning("%s", ready.warning)
 
     async def _handshake(self, child: Child) -> WorkerReady:
         deadline_s = time.monotonic() + self.config.start_timeout_s

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from edge_daemon import __version__, model_commands
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
+
+if TYPE_CHECKING:
+    from edge_daemon.config import Config
 
 OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
 """Exit codes; 69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h. The unit never restarts on 78."""
@@ -89,6 +92,15 @@ def _add_config_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_device_options(command: argparse.ArgumentParser, default: str | None) -> None:
+    """`default` None leaves it to the configuration."""
+    where = command.add_mutually_exclusive_group()
+    told = "default: the configuration's" if default is None else f"default: {default}"
+    devices = ["auto", "cpu", "cuda", "mps"]
+    where.add_argument("--device", choices=devices, default=default, help=f"where the model runs ({told})")
+    where.add_argument(*("--cpu",), dest="device", action="store_const", const="cpu", help="the same as --device cpu")
+
+
 def _add_run(commands: Commands) -> None:
     command = _add(
         *(commands, "run", "run the service in the foreground"),
@@ -96,6 +108,7 @@ def _add_run(commands: Commands) -> None:
         "  mosquitto_sub -v -t 'edge-daemon/#'       what it says, in another terminal",
     )
     _add_config_option(command)
+    _add_device_options(command, None)
     command.set_defaults(command=run)
 
 
@@ -115,7 +128,7 @@ def _add_caption(commands: Commands) -> None:
         "  edge-daemon caption porch.jpg\n"
         "  edge-daemon caption *.jpg --json | jq -r .caption\n"
         "  edge-daemon caption porch.jpg --ask 'Is the gate open?' --ask 'How many people are there?'\n"
-        "  edge-daemon caption scene.png --detect circle",
+        "  edge-daemon caption scene.png --detect circle --cpu",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture files")
     command.add_argument("--ask", action="append", default=[], metavar="Q", help="a question (repeatable)")
@@ -123,7 +136,10 @@ def _add_caption(commands: Commands) -> None:
     command.add_argument("--length", default="short", metavar="L", help="short or normal (default: short)")
     command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
     command.add_argument("--model", default="demo-shapes", metavar="NAME_OR_DIR", help="default: demo-shapes")
-    command.add_argument("--precision", choices=["float32"], default="float32", help="default: float32")
+    _add_device_options(command, "auto")
+    command.add_argument(
+        *("--precision",), choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: auto"
+    )
     command.add_argument("--json", action="store_true", help="one JSON document a picture, one a line")
     command.set_defaults(command=caption)
 
@@ -142,24 +158,49 @@ def _add_demo(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`edge-daemon run`."""
-    from edge_daemon import config, daemon, models
+    from edge_daemon import config, daemon
     from edge_daemon.logs import set_up
 
     settings = config.load(arguments.config)
     set_up(settings.log_level)
     faulthandler.enable()  # systemd's watchdog ends us with SIGABRT: say where we were
+    if arguments.device:
+        model = settings.model.model_copy(update={"device": arguments.device})
+        settings = settings.model_copy(update={"model": model})
+    directory, reason = find_model(arguments.config, settings)
     try:
-        directory = models.directory_of(settings.model.name, settings.state_dir)
-    except UnavailableError as error:
-        raise ConfigError(f"{arguments.config}: model.name: {error}") from error
-    try:
-        asyncio.run(daemon.run(settings, directory))
+        asyncio.run(daemon.run(settings, directory, reason))
     except* EdgeDaemonError as group:
         first = _first(group)
-        if isinstance(first, ModelError):  # its files will be no better after a restart
-            raise ConfigError(f"{arguments.config}: model.name: {first}") from group
+        if isinstance(first, ModelError):  # neither its files nor the machine will be better after a restart
+            raise ConfigError(f"{arguments.config}: model: {first}") from group
         raise first from group
     return OK
+
+
+def find_model(path: Path, settings: Config) -> tuple[Path, str]:
+    """The model directory that a configuration means, and why, where it leaves the choice to us."""
+    from edge_daemon import models, variant
+
+    try:
+        if settings.model.name != variant.FAMILY:
+            return models.directory_of(settings.model.name, settings.state_dir), ""
+        limit_mib = settings.model.memory_limit_mib
+        return _variant(settings.model.variant, settings.state_dir, None if limit_mib == "auto" else limit_mib)
+    except (ConfigError, UnavailableError) as error:
+        raise ConfigError(f"{path}: model.name: {error}") from error
+
+
+def _variant(wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_mib: int | None) -> tuple[Path, str]:
+    """The directory of a moondream of the store, by the memory that there is now, and why this one."""
+    from edge_daemon import memory, models, variant
+
+    present = models.installed(state_dir)
+    directories = {name: models.directory_of(name, state_dir) for name in variant.STORED.values() if name in present}
+    needs = {name: variant.needs_of(directory) for name, directory in directories.items()}
+    limits = memory.read_limits(None if limit_mib is None else limit_mib * memory.MIB)
+    chosen = variant.choose(wanted, needs, memory.budget(limits))
+    return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -172,14 +213,17 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def check_config(arguments: argparse.Namespace) -> int:
     """`edge-daemon check-config`."""
-    from edge_daemon import config
+    from edge_daemon import config, variant
 
     settings = config.load(arguments.config)
     if arguments.json:
         print(settings.model_dump_json(indent=2))
         return OK
     broker = f"{settings.mqtt.host}:{settings.mqtt.port}"
-    print(f"{arguments.config}: good\n  model {settings.model.name}, broker {broker}")
+    named = settings.model.name
+    if named == variant.FAMILY:
+        named = find_model(arguments.config, settings)[1]
+    print(f"{arguments.config}: good\n  model {named}\n  broker {broker}")
     for name, source in settings.sources.items():
         topic = f"{settings.mqtt.base_topic}/{settings.node}/{name}/caption"
         print(f"  source {name}: {source.type} {source.path} → {topic}")
@@ -188,12 +232,20 @@ def check_config(arguments: argparse.Namespace) -> int:
 
 def caption(arguments: argparse.Namespace) -> int:
     """`edge-daemon caption`."""
-    from edge_daemon import caption_files, config, models
+    from edge_daemon import caption_files, config, models, variant
 
-    directory = models.directory_of(arguments.model, config.default_state_dir())
+    state_dir = config.default_state_dir()
+    if arguments.model == variant.FAMILY:
+        directory, reason = _variant("auto", state_dir, None)
+        print(f"edge-daemon: {reason}", file=sys.stderr)
+    else:
+        directory = models.directory_of(arguments.model, state_dir)
+    opened = caption_files.open_model(directory, arguments.device, arguments.precision)
+    if opened.choice.warning:
+        print(f"edge-daemon: {opened.choice.warning}", file=sys.stderr)
     wishes = caption_files.Wishes(arguments.length, arguments.ask, arguments.detect, arguments.max_tokens)
     failures = 0
-    for document in caption_files.caption_files(directory, arguments.images, wishes):
+    for document in caption_files.caption_files(opened, arguments.images, wishes):
         failures += "error" in document
         print(json.dumps(document) if arguments.json else caption_files.in_words(document), flush=True)
     return UNAVAILABLE if failures else OK

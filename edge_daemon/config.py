@@ -97,8 +97,12 @@ class ModelConfig(Section):
     """Which model answers, and within which bounds."""
 
     name: str = "demo-shapes"
-    """A model of the store, or a path to a model directory."""
-    precision: Literal["float32"] = "float32"
+    """A model of the store, a path to a model directory, or `moondream`, which leaves the choice to `variant`."""
+    variant: Literal["auto", "0.5b", "2b"] = "auto"
+    """Which moondream; `auto` takes the 2B where the memory holds it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: float32 on the CPU, bfloat16 or float16 on an accelerator, what the graphs hold for `engine: onnx`."""
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -110,6 +114,12 @@ class ModelConfig(Section):
     """A worker that reports no step for so long is stuck and is killed."""
     stop_grace_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a caption in flight may take to finish when the service stops."""
+
+    @model_validator(mode="after")
+    def _variant_needs_its_family(self) -> Self:
+        if self.variant != "auto" and self.name != "moondream":
+            raise ValueError(f"variant {self.variant} is for the name 'moondream'; with {self.name!r} leave it out")
+        return self
 
 
 class Question(Section):

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class Daemon:
     """One configuration, from start to stop."""
 
-    def __init__(self, config: Config, model_directory: Path, outbox: Outbox) -> None:
+    def __init__(self, config: Config, model_directory: Path, outbox: Outbox, variant_reason: str = "") -> None:
         """Make the parts; nothing runs yet. Call it from the event loop."""
         self.config = config
         self.outbox = outbox
@@ -60,6 +60,7 @@ class Daemon:
         silence_s = max(config.model.silence_timeout_s, config.model.start_timeout_s)
         self.caption_beat = self.progress.expect("caption", silence_s + STUCK_MARGIN_S)
         self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
+        self.captioner.state.variant_reason = variant_reason
         self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
         self.health = Health(self.topics, self.connection, self.captioner.state, self.captures, outbox)
 
@@ -233,11 +234,16 @@ def tasks_of(config: FolderConfig) -> list[Task]:
     return caption + [Task(question.id, "query", question.ask) for question in config.questions]
 
 
-async def run(config: Config, model_directory: Path) -> None:
-    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once."""
+async def run(config: Config, model_directory: Path, variant_reason: str = "") -> None:
+    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once.
+
+    `variant_reason` says why this model, where the user left the choice to us.
+    """
+    if variant_reason:
+        log.info("model %s", variant_reason)
     outbox = Outbox(config.state_dir / "outbox.db")
     try:
-        daemon = Daemon(config, model_directory, outbox)
+        daemon = Daemon(config, model_directory, outbox, variant_reason)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())

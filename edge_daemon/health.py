@@ -79,7 +79,12 @@ class Health:
         return {
             "name": ready.model,
             "note": ready.note,
+            **({"variant_reason": self._worker.variant_reason} if self._worker.variant_reason else {}),
+            "engine": ready.engine,
+            "device": ready.device,
             "precision": ready.precision,
+            "reason": ready.reason,
+            "warning": ready.warning,
             "threads": ready.threads,
             "load_s": round(ready.load_s, 1),
             "kv_positions": ready.kv_positions,

@@ -153,6 +153,13 @@ class WorkerReady:
     load_s: float
     threads: int
     versions: dict[str, str]
+    engine: str = "torch"
+    """torch, or onnx."""
+    device: str = "cpu"
+    reason: str = ""
+    """Why this device and this precision."""
+    warning: str = ""
+    """What the configuration asks for and its owner will regret."""
 
 
 @dataclass(frozen=True)

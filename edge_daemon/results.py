@@ -59,6 +59,7 @@ def document(
         **({"file": frame.file.name} if frame.file else {}),
         "model": worker.model,
         **({"note": worker.note} if worker.note else {}),
+        "engine": worker.engine,
         "precision": worker.precision,
         "tokens": outcome.tokens,
         "finish_reason": outcome.finish_reason,

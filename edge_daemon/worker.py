@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_daemon import memory, pipe
-from edge_daemon.errors import BudgetError, CaptionError, ModelError
+from edge_daemon.errors import BudgetError, CaptionError, UnavailableError
 from edge_daemon.messages import Failed, Progress, Request, Results, Task, TaskResult, WorkerReady, WorkerRefused
 
 if TYPE_CHECKING:
+    from edge_daemon.moondream.config import ModelConfig
+    from edge_daemon.moondream.device import Choice
     from edge_daemon.moondream.model import Moondream
 
 OOM_SCORE = 800
@@ -36,7 +38,7 @@ def main() -> int:
     start_s = time.monotonic()
     try:
         model, report = load(arguments, start_s)
-    except ModelError as error:
+    except UnavailableError as error:
         daemon.write(WorkerRefused("model", str(error)))
         return 0
     except BudgetError as error:
@@ -56,47 +58,84 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget-reason", required=True)
     parser.add_argument("--threads", default="auto")
     parser.add_argument("--kv-positions", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
     return parser.parse_args()
 
 
 def load(arguments: argparse.Namespace, start_s: float) -> tuple[Moondream, WorkerReady]:
-    """Import torch, size the cache by the budget, open the model. Raises ModelError or BudgetError."""
+    """Import torch, decide on a device, size the cache by the budget, open the model.
+
+    Raises ModelError, UnavailableError (a device or a library) or BudgetError.
+    """
     import psutil
-    import tokenizers
     import torch
 
+    from edge_daemon.moondream import device
     from edge_daemon.moondream.config import load_config
     from edge_daemon.moondream.model import Moondream
-    from edge_daemon.moondream.weights import FILE_NAME
 
     if arguments.threads != "auto":
         torch.set_num_threads(int(arguments.threads))
     config = load_config(arguments.model / "config.json")
-    weights = arguments.model / FILE_NAME
-    needs = memory.Needs(
-        runtime_bytes=psutil.Process().memory_info().rss,
-        weights_bytes=weights.stat().st_size if weights.is_file() else 0,
-        activation_bytes=config.activation_bytes,
-        bytes_per_position=config.kv_bytes_per_position,
-        prefix_positions=config.prefix_positions,
-        max_positions=config.text.max_context,
-    )
+    choice = device.decide(arguments.model, config, arguments.device, arguments.precision)
     wanted = None if arguments.kv_positions == "auto" else int(arguments.kv_positions)
-    budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
-    model = Moondream(arguments.model, memory.kv_positions(budget, needs, wanted))
+    budget, needs = size(arguments, config, choice)
+    positions = memory.kv_positions(budget, needs, wanted)
+    model = Moondream(arguments.model, positions, choice.device, device.dtype_of(choice, config))
     model.load()
     return model, WorkerReady(
         model=config.name,
         note=config.note,
-        precision="float32",
+        precision=choice.precision,
         kv_positions=model.cache.positions,
         kv_bytes=model.cache.size_bytes,
         budget_bytes=budget.limit_bytes,
         rss_bytes=psutil.Process().memory_info().rss,
         load_s=time.monotonic() - start_s,
         threads=torch.get_num_threads(),
-        versions={"torch": torch.__version__, "tokenizers": tokenizers.__version__},
+        versions=versions(),
+        engine=config.engine,
+        device=choice.device,
+        reason=choice.reason,
+        warning=choice.warning,
     )
+
+
+def size(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> tuple[memory.Budget, memory.Needs]:
+    """What the model may take, and what it takes where it runs.
+
+    A CUDA device has memory of its own, and that is then what counts (never tried: we had none).
+    """
+    import psutil
+    import torch
+
+    from edge_daemon.moondream.device import dtype_of
+    from edge_daemon.moondream.footprint import footprint
+
+    dtype = dtype_of(choice, config) or torch.float32
+    taken = footprint(arguments.model, config, dtype.itemsize)
+    budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
+    runtime_bytes = psutil.Process().memory_info().rss
+    if choice.device == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info()
+        budget, runtime_bytes = memory.Budget(free_bytes, "what the CUDA device has free"), 0
+    return budget, memory.Needs(
+        runtime_bytes=runtime_bytes,
+        weights_bytes=taken.weights_bytes,
+        activation_bytes=taken.activation_bytes,
+        bytes_per_position=taken.bytes_per_position,
+        prefix_positions=config.prefix_positions,
+        max_positions=config.text.max_context,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that compute."""
+    from importlib.metadata import version
+
+    present = [name for name in ("torch", "tokenizers", "onnxruntime") if name in sys.modules]
+    return {name: version(name) for name in present}
 
 
 def answer(model: Moondream, request: Request, daemon: pipe.Pipe) -> Results | Failed:

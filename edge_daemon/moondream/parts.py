@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edge_daemon.errors import CaptionError
 from edge_daemon.moondream.kv_cache import KVCache
 
 
@@ -29,8 +30,14 @@ class Step:
 
     @property
     def logits(self) -> Tensor:
-        """(V), float32, on the CPU."""
-        return self.score().flatten().to("cpu", torch.float32)
+        """(V), float32, on the CPU. Raises CaptionError when they are no numbers, and so would be any token."""
+        logits = self.score().flatten().to("cpu", torch.float32)
+        if logits.isnan().any():
+            raise CaptionError(
+                f"the decoder's logits are not numbers (NaN), computed in {self.hidden.dtype}: "
+                f"float16 is too narrow for this model, or its weights are damaged"
+            )
+        return logits
 
 
 class VisionPart(Protocol):

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class StandIn:
     def ready(self) -> None:
         self.daemon.write(Progress("importing nothing"))
         self.daemon.write(READY)
+
+    def ready_with_a_warning(self) -> None:
+        self.daemon.write(replace(READY, device="cpu", precision="bfloat16", warning="bfloat16 is emulated here"))
 
     def stay(self) -> None:
         """Ready, but deaf to the end of the daemon."""

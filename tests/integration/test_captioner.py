@@ -104,8 +104,24 @@ async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert options["--threads"] == "2"
     assert options["--kv-positions"] == "auto"
+    assert (options["--device"], options["--precision"]) == ("auto", "auto")
     assert 0 < int(options["--budget-bytes"]) <= 300 << 20
     assert options["--budget-reason"]
+
+
+async def test_a_regrettable_wish_is_warned_of_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    captioner = stage.captioner(
+        ["ready with a warning", "answer", "die of sigkill"], ["ready with a warning", "answer"]
+    )
+    await captioner.run(REQUEST)
+    with pytest.raises(ChildDied):
+        await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 1
+    assert [r.levelname for r in caplog.records if r.getMessage() == "bfloat16 is emulated here"] == ["WARNING"]
+    assert captioner.state.ready is not None
+    assert captioner.state.ready.warning
+    await captioner.stop(60)
 
 
 async def test_every_step_is_a_beat(stage: Stage) -> None:

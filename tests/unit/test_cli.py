@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_daemon import __version__, cli
+from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import (
     BudgetError,
     CaptionError,
@@ -173,3 +175,60 @@ def test_the_first_error_of_a_group_counts() -> None:
     first, second = ModelError("first"), EdgeDaemonError("second")
     group = ExceptionGroup("tasks", [ExceptionGroup("inner", [first, second]), second])
     assert cli._first(group) is first
+
+
+# ---- which model, and where -----------------------------------------------------------------------------
+
+
+def install(state_dir: Path, name: str, weights: int) -> None:
+    """A model of the store whose header claims so many numbers; nobody here reads them."""
+    directory = state_dir / "models" / name
+    directory.mkdir(parents=True)
+    header = json.dumps({"x": {"dtype": "F32", "shape": [weights], "data_offsets": [0, 4 * weights]}}).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    for file in ("config.json", "tokenizer.json"):
+        shutil.copy(MODEL_DIR / file, directory)
+
+
+def check(file: Path, model: str) -> subprocess.CompletedProcess[str]:
+    file.write_text(f"model: {{{model}}}\nstate_dir: {file.parent}\n{CONFIG}")
+    return edge_daemon("check-config", "-c", str(file))
+
+
+def test_check_config_says_which_variant_would_run_and_why(file: Path) -> None:
+    install(file.parent, "moondream-0.5b", 10_000_000)
+    done = check(file, "name: moondream")
+    assert done.returncode == cli.OK, done.stderr
+    assert re.search(r"  model moondream-0\.5b: moondream-0\.5b needs \d+ MiB; .*moondream-2b is not inst", done.stdout)
+    install(file.parent, "moondream-2b", 1 << 50)
+    done = check(file, "name: moondream, memory_limit_mib: 2000")
+    assert re.search(r"  model moondream-0\.5b: .*budget is \d+ MiB \(", done.stdout)
+    done = check(file, "name: moondream, variant: 2b")
+    assert "  model moondream-2b: variant 2b is configured\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_no_variant_at_all_is_78(file: Path, command: str) -> None:
+    file.write_text(f"model: {{name: moondream}}\nstate_dir: {file.parent}\n{CONFIG}")
+    done = edge_daemon(command, "-c", str(file))
+    assert done.returncode == cli.CONFIG
+    assert done.stderr == (
+        f"edge-daemon: {file}: model.name: no variant of moondream is installed: "
+        f"edge-daemon model pull moondream-0.5b\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["run"], ["caption", "a.jpg"]])
+def test_cpu_and_another_device_contradict_each_other(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "--cpu", "--device", "cuda"])
+    assert caught.value.code == cli.USAGE
+    assert "not allowed with argument --cpu" in capsys.readouterr().err
+
+
+def test_a_device_option_wins_over_the_configuration() -> None:
+    assert cli.parser().parse_args(["run"]).device is None
+    assert cli.parser().parse_args(["run", "--cpu"]).device == "cpu"
+    assert cli.parser().parse_args(["run", "--device", "cuda"]).device == "cuda"
+    assert cli.parser().parse_args(["caption", "a.jpg"]).device == "auto"
+    assert cli.parser().parse_args(["caption", "a.jpg", "--cpu"]).device == "cpu"

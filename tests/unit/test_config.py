@@ -457,3 +457,34 @@ def test_the_place_of_a_key_that_is_not_there_is_that_of_the_nearest_above(file:
     }
     assert document.where(("a", "b", 1, "x", "y")) == f"{file}:4:5"
     assert document.where(("z",)) == f"{file}:1:1"
+
+
+# ---- the model ------------------------------------------------------------------------------------------
+
+
+def test_the_machine_decides_where_and_how_the_model_runs(file: Path) -> None:
+    model = load(file, SOURCE).model
+    assert (model.device, model.precision, model.variant) == ("auto", "auto", "auto")
+
+
+@pytest.mark.parametrize("variant", ["2b", "0.5b"])
+def test_a_variant_is_one_of_moondream(file: Path, variant: str) -> None:
+    assert load(file, f"model: {{name: moondream, variant: {variant}}}\n{SOURCE}").model.variant == variant
+    message = refusal(file, f"model: {{variant: {variant}, name: moondream-{variant}}}\n{SOURCE}")
+    assert message.startswith("1:1: model: ")
+    assert message.endswith(f"variant {variant} is for the name 'moondream'; with 'moondream-{variant}' leave it out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("device: gpu", "model.device: value 'gpu': input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+        (
+            "precision: int8",
+            "model.precision: value 'int8': input should be 'auto', 'float32', 'bfloat16' or 'float16'",
+        ),
+        ("variant: 7b", "model.variant: value '7b': input should be 'auto', '0.5b' or '2b'"),
+    ],
+)
+def test_what_is_not_one_of_a_few_is_told_with_the_few(file: Path, setting: str, words: str) -> None:
+    assert words in refusal(file, f"model:\n  {setting}\n{SOURCE}")

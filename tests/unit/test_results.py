@@ -44,6 +44,7 @@ def test_a_caption() -> None:
         "file": "yard/cat.jpg",
         "model": "demo-shapes",
         "note": "knows shapes only",
+        "engine": "torch",
         "precision": "float32",
         "tokens": 9,
         "finish_reason": "eos",

@@ -1,0 +1,142 @@
+"""Where the model runs and in which precision: a decision, made from what the machine has, with its reason.
+
+What the article promised: CUDA, then MPS, then the CPU, each with the dtype that fits. What a Raspberry Pi taught
+(moondream issue 134, 20 minutes a picture): a processor that has no instructions for bfloat16 or float16 emulates
+them, many times slower than float32; so on a CPU nothing but float32 is ever chosen unasked.
+
+Never run by us on an accelerator: there was none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edge_daemon.errors import UnavailableError
+from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.footprint import precision_of
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["cpu", "cuda", "mps"]
+WantedDevice = Literal["auto", "cpu", "cuda", "mps"]
+WantedPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+
+NATIVE = {
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+}
+"""Names in /proc/cpuinfo of instructions that compute with it, on x86 and on aarch64 (the kernel's elf_hwcaps.rst)."""
+CPUINFO = Path("/proc/cpuinfo")
+WHY_DEVICE = {
+    "cuda": "torch can use a CUDA device",
+    "mps": "torch can use Apple's MPS, and no CUDA device",
+    "cpu": "torch finds no accelerator",
+}
+WHY_PRECISION = {
+    ("cuda", "bfloat16"): "bfloat16 is what fits CUDA",
+    ("cuda", "float16"): "float16, because this CUDA device has no bfloat16",
+    ("mps", "float16"): "float16 is what fits MPS",
+    ("cpu", "float32"): "float32 is exact and fast on every CPU",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What could be used."""
+
+    cuda: bool
+    cuda_bfloat16: bool
+    mps: bool
+    native: frozenset[str]
+    """The short float types that the CPU itself computes with."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is used."""
+
+    device: Device
+    precision: str
+    reason: str
+    warning: str = ""
+    """What the user asked for and will regret."""
+
+
+def choose(device: WantedDevice, precision: WantedPrecision, machine: Machine) -> Choice:
+    """The device and the precision that torch shall use. Raises UnavailableError for a device that is not there."""
+    if (device == "cuda" and not machine.cuda) or (device == "mps" and not machine.mps):
+        raise UnavailableError(
+            f"device {device}: torch finds none on this machine; "
+            f"set device to auto or cpu, or install a torch build for it"
+        )
+    found: Device = "cuda" if machine.cuda else "mps" if machine.mps else "cpu"
+    used: Device = found if device == "auto" else device
+    why = f"{used} was asked for" if device != "auto" else WHY_DEVICE[used]
+    if precision == "auto":
+        fitting = _fitting(used, machine)
+        return Choice(used, fitting, f"{why}; {WHY_PRECISION[used, fitting]}")
+    emulated = used == "cpu" and precision != "float32" and precision not in machine.native
+    warning = (
+        f"this processor has no instructions for {precision} and emulates it, many times slower than float32 "
+        f"(with bfloat16 a Raspberry Pi 5 took 20 minutes a picture): set precision to auto"
+        if emulated
+        else ""
+    )
+    return Choice(used, precision, f"{why}; {precision} was asked for", warning)
+
+
+def _fitting(device: Device, machine: Machine) -> str:
+    if device == "cuda":
+        return "bfloat16" if machine.cuda_bfloat16 else "float16"
+    return "float16" if device == "mps" else "float32"
+
+
+def for_graphs(device: WantedDevice, precision: WantedPrecision, held: str) -> Choice:
+    """The same for an `engine: onnx`, whose graphs hold weights in the precision `held` and run on the CPU.
+
+    Raises UnavailableError when something else is wanted.
+    """
+    if device not in ("auto", "cpu") or precision not in ("auto", held):
+        wanted = f"device {device}" if device not in ("auto", "cpu") else f"precision {precision}"
+        raise UnavailableError(
+            f"{wanted}: this model is run by ONNX Runtime, on the CPU and in the precision of its graphs, {held}; "
+            f"set device and precision to auto, or import the model for the torch engine"
+        )
+    return Choice("cpu", held, f"ONNX Runtime runs the graphs on the CPU, in the precision that they hold, {held}")
+
+
+def native_precisions(cpuinfo: str) -> frozenset[str]:
+    """Which of bfloat16 and float16 the processor computes with, by the text of /proc/cpuinfo.
+
+    Only what every core has counts.
+    """
+    cores = [set(flags.split()) for flags in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)]
+    return frozenset(name for name, flags in NATIVE.items() if cores and all(core & {*flags} for core in cores))
+
+
+def this_machine() -> Machine:
+    """Ask torch and the kernel."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = native_precisions(CPUINFO.read_text(errors="replace")) if CPUINFO.is_file() else frozenset[str]()
+    return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native)
+
+
+def decide(directory: Path, config: ModelConfig, device: WantedDevice, precision: WantedPrecision) -> Choice:
+    """Where the model in `directory` shall run here. Raises UnavailableError, and ModelError for damaged graphs."""
+    if config.engine == "onnx":
+        return for_graphs(device, precision, precision_of(directory, config))
+    return choose(device, precision, this_machine())
+
+
+def dtype_of(choice: Choice, config: ModelConfig) -> torch.dtype | None:
+    """What torch computes in; None where graphs have their own precision."""
+    import torch
+
+    return None if config.engine == "onnx" else getattr(torch, choice.precision)

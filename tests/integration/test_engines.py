@@ -1,0 +1,166 @@
+"""The whole line on the other engine and in other precisions: real service, real worker, real graphs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edge_daemon.demo import MODEL_DIR
+from edge_daemon.demo.broker import Broker
+from edge_daemon.demo.scenes import sample_pictures
+from edge_daemon.moondream.footprint import GRAPHS
+from tests.integration.service import Service, Subscriber, running, subscribed, wait_for
+from tests.model.onnx_models import as_graphs
+
+ROOT = Path(__file__).parents[2]
+RESULT_SCHEMA = json.loads((ROOT / "configs/result.schema.json").read_text())
+
+
+@pytest.fixture
+def subscriber(broker: Broker) -> Iterator[Subscriber]:
+    with subscribed(broker.port) as heard:
+        yield heard
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """demo-shapes as float32 graphs."""
+    return as_graphs(MODEL_DIR, tmp_path_factory.mktemp("graphs") / "demo-shapes")
+
+
+def captioned(service: Service, subscriber: Subscriber, count: int = 2) -> tuple[list[dict[str, Any]], list[str]]:
+    """What is said of drawn pictures, and what would be right."""
+    samples = sample_pictures(service.directory / "samples", count, 31)
+    for path, _ in samples:
+        shutil.move(path, service.inbox / path.name)
+    results = wait_for("the captions", lambda: r if len(r := subscriber.results()) >= count else None)
+    for result in results:
+        jsonschema.validate(result, RESULT_SCHEMA)
+    by_file = {result["file"]: result for result in results}
+    return [by_file[path.name] for path, _ in samples], [truth for _, truth in samples]
+
+
+def test_the_service_captions_by_onnx_runtime(
+    tmp_path: Path, broker: Broker, subscriber: Subscriber, graphs: Path
+) -> None:
+    with running(Service(tmp_path, broker.port, model={"name": str(graphs), "kv_positions": 150})) as service:
+        results, truths = captioned(service, subscriber)
+        assert [result["caption"] for result in results] == truths
+        assert {(r["engine"], r["precision"], r["kv_tokens"]) for r in results} == {("onnx", "float32", 150)}
+        health = subscriber.last_health()
+        assert health is not None
+        assert (health["model"]["engine"], health["model"]["device"]) == ("onnx", "cpu")
+        assert "ONNX Runtime" in health["model"]["reason"]
+        assert "onnxruntime" in health["model"]["versions"]
+        assert health["model"]["kv_bytes"] == 150 * 4096 // 2, "float16, as the graphs take it"
+        assert service.end() == 0
+
+
+def test_too_little_memory_for_the_graphs_is_refused_with_the_missing_amount(
+    tmp_path: Path, broker: Broker, graphs: Path
+) -> None:
+    model = {"name": str(graphs), "memory_limit_mib": 64}
+    with running(Service(tmp_path, broker.port, model=model)) as service:
+        assert service.process is not None
+        assert service.process.wait(60) == 69
+        assert "MiB of memory are missing" in service.log()
+
+
+def test_a_damaged_graph_is_a_configuration_error(tmp_path: Path, broker: Broker, graphs: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(graphs, broken)
+    path = broken / GRAPHS / "vision_encoder.onnx"
+    path.write_bytes(path.read_bytes()[:2000])
+    with running(Service(tmp_path, broker.port, model={"name": str(broken)})) as service:
+        assert service.process is not None
+        assert service.process.wait(60) == 78
+        assert f"{path}: not a graph that ONNX Runtime can run" in service.log()
+
+
+def test_a_device_that_is_not_there_is_a_configuration_error(tmp_path: Path, broker: Broker) -> None:
+    with running(Service(tmp_path, broker.port, model={"device": "mps"})) as service:
+        assert service.process is not None
+        assert service.process.wait(60) == 78
+        assert "device mps: torch finds none on this machine" in service.log()
+
+
+def test_a_precision_that_was_asked_for_is_used_and_told(
+    tmp_path: Path, broker: Broker, subscriber: Subscriber
+) -> None:
+    with running(Service(tmp_path, broker.port, model={"precision": "bfloat16"})) as service:
+        results, _ = captioned(service, subscriber, 1)
+        assert (results[0]["engine"], results[0]["precision"]) == ("torch", "bfloat16")
+        health = subscriber.last_health()
+        assert health is not None
+        assert health["model"]["precision"] == "bfloat16"
+        assert health["model"]["kv_bytes"] == health["model"]["kv_positions"] * 4096 // 2
+        assert "bfloat16 was asked for" in health["model"]["reason"]
+
+
+def test_the_variant_that_fits_is_run_and_told(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
+    """demo-shapes stands for the 0.5B in a store that has nothing else."""
+    shutil.copytree(MODEL_DIR, tmp_path / "state" / "models" / "moondream-0.5b")
+    with running(Service(tmp_path, broker.port, model={"name": "moondream"})) as service:
+        wait_for("health says ok", lambda: (subscriber.last_health() or {}).get("state") == "ok")
+        health = subscriber.last_health()
+        assert health is not None
+        assert health["model"]["variant_reason"].startswith("moondream-0.5b: moondream-0.5b needs ")
+        assert health["model"]["variant_reason"] in service.log()
+
+
+@pytest.mark.parametrize("options", [["--cpu"], ["--device", "cpu", "--precision", "bfloat16"]])
+def test_the_command_says_where_and_how(tmp_path: Path, options: list[str]) -> None:
+    ((picture, truth),) = sample_pictures(tmp_path, 1, 5)
+    argv = [sys.executable, "-m", "edge_daemon", "caption", str(picture), "--json", *options]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["caption"] == truth
+    assert (document["engine"], document["device"]) == ("torch", "cpu")
+    assert document["precision"] == ("bfloat16" if "bfloat16" in options else "float32")
+
+
+def test_the_command_runs_graphs_too(tmp_path: Path, graphs: Path) -> None:
+    ((picture, truth),) = sample_pictures(tmp_path, 1, 5)
+    argv = [sys.executable, "-m", "edge_daemon", "caption", str(picture), "--model", str(graphs), "--json"]
+    document = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert (document["caption"], document["engine"], document["precision"]) == (truth, "onnx", "float32")
+    refused = subprocess.run([*argv, "--precision", "float16"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 69
+    assert "precision float16: this model is run by ONNX Runtime" in refused.stderr
+
+
+# -- what a worker loads
+
+LOADED = """\
+import argparse, json, sys, time
+from pathlib import Path
+from edge_daemon import worker
+from edge_daemon.moondream.generate import Sampling
+from PIL import Image
+
+sys.argv = ["worker", "--model", sys.argv[1], "--budget-bytes", str(4 << 30), "--budget-reason", "a test"]
+model, report = worker.load(worker.parse(), time.monotonic())
+model.encode(Image.new("RGB", (512, 384)))
+model.caption("short", Sampling(8))
+model.query("How many shapes are there?", Sampling(8))
+model.detect("circle")
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_worker_loads_only_what_its_engine_needs(graphs: Path, engine: str) -> None:
+    directory = MODEL_DIR if engine == "torch" else graphs
+    done = subprocess.run([sys.executable, "-c", LOADED, str(directory)], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert {"torch", "tokenizers"} <= loaded
+    assert not {"transformers", "huggingface_hub", "onnx", "pyvips", "paho"} & loaded
+    assert ("onnxruntime" in loaded) == (engine == "onnx")
