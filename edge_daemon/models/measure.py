@@ -31,6 +31,8 @@ from edge_daemon.moondream.text import Text, attention_mask, rotary_table, rotat
 MOST_ERROR = 0.25
 """Relative error of a hypothesis that is taken. Activations quantized to 8 bits cost a few hundredths; a wrong
 layout or mask about 1."""
+MOST_WAVE_ERROR = 0.02
+"""The same for Fourier features, whose probes are exact but for float16, or for 8 bits of a width and a height."""
 LEAST_DISTANCE = 2.0
 """How many times larger the error of every other hypothesis must be."""
 CLIENT_CROP_PX = 378
@@ -163,16 +165,16 @@ def waves(structure: Structure, encoder: RegionEncoder) -> tuple[Floats, Indices
         errors |= {
             f"{name}, factor {factor_name}": relative(found.reshape(-1)[order], ours) for name, order in orders.items()
         }
-    name = _settled(graph.name, "Fourier features", errors)
+    name = _settled(graph.name, "Fourier features", errors, MOST_WAVE_ERROR)
     order = orders[name.rpartition(", factor")[0]]
     return (features if name.endswith("2π") else (features / (2 * math.pi)).astype(np.float32)), order
 
 
-def _settled(graph: str, what: str, errors: Mapping[str, float]) -> str:
+def _settled(graph: str, what: str, errors: Mapping[str, float], most: float = MOST_ERROR) -> str:
     """The one hypothesis that fits."""
     first, *others = sorted(errors, key=lambda name: errors[name])
     near = [name for name in others if errors[name] < LEAST_DISTANCE * errors[first]]
-    if errors[first] > MOST_ERROR or near:
+    if errors[first] > most or near:
         listed = ", ".join(f"{name}: {errors[name]:.2g}" for name in [first, *others][:8])
         raise refusal(graph, f"{what} cannot be settled by comparison; relative error of each possibility: {listed}")
     return first
