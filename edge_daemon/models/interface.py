@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_daemon.errors import ModelError
 from edge_daemon.models.container import BOS_STATE, Digest, Moonfile
-from edge_daemon.models.measure import session
+from edge_daemon.models.probing import session
 from edge_daemon.models.store import CONFIG, GRAPHS, Progress, silent
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, Templates, TextConfig, Tokens, VisionConfig
 
@@ -39,7 +39,7 @@ Numbers = NDArray[Any]
 
 
 def unpack(
-    source: Path, directory: Path, name: str, expected_sha256: str | None, progress: Progress = silent
+    source: Path, directory: Path, name: str, expected_sha256: str | None = None, progress: Progress = silent
 ) -> Digest:
     """Write the records of a moonfile and a config.json into `directory`, one record at a time; what identifies it.
 
