@@ -261,6 +261,13 @@ def gelu_operator(model: Model) -> None:
     Editing(model).drop_unused()
 
 
+def exact_gelu(model: Model) -> None:
+    """GELU by the error function instead of tanh."""
+    for node in model.graph.node:
+        if node.op_type == "Gelu":
+            del node.attribute[:]
+
+
 def biases_fused(model: Model) -> None:
     """Sums, biases and norms in one operator, as ONNX Runtime's optimizer for transformers writes them."""
     domain(model)
@@ -434,10 +441,15 @@ def rewrite(directory: Path, *changes: Change) -> None:
 
 
 def in_float16(model: Model) -> None:
-    """Everything in float16, weights and sums."""
+    """Everything in float16, weights and sums; integer products stay what they are, with casts around them."""
     from onnxruntime.transformers.float16 import (  # type: ignore[import-untyped]  # it comes without types
+        DEFAULT_OP_BLOCK_LIST,
         convert_float_to_float16,
     )
 
-    converted = convert_float_to_float16(model, min_positive_val=SMALLEST_HALF, disable_shape_infer=True)
+    kept = [*DEFAULT_OP_BLOCK_LIST, "DynamicQuantizeLinear", "MatMulInteger"]
+    inferred = not any(node.op_type in kept for node in model.graph.node)
+    converted = convert_float_to_float16(
+        model, min_positive_val=SMALLEST_HALF, disable_shape_infer=inferred, op_block_list=kept
+    )
     model.CopyFrom(converted)
