@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +275,15 @@ def _result_size(node: Node, inputs: list[Array | None]) -> int:
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
+    model = onnx.ModelProto()
+    try:  # mapped: the graph's bytes are not held beside the message that is made of them
+        with (
+            path.open("rb") as file,
+            mmap(file.fileno(), 0, access=ACCESS_READ) as mapped,
+            memoryview(mapped) as content,
+        ):
+            model.ParseFromString(content)
+    except (OSError, ValueError, DecodeError) as error:
         raise refusal(path.name, f"no ONNX graph: {error}") from error
     if not model.graph.node:
         raise refusal(path.name, "no ONNX graph: it has no nodes")

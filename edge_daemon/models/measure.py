@@ -173,7 +173,7 @@ def waves(structure: Structure, encoder: RegionEncoder) -> tuple[Floats, Indices
 def _settled(graph: str, what: str, errors: Mapping[str, float], most: float = MOST_ERROR) -> str:
     """The one hypothesis that fits."""
     first, *others = sorted(errors, key=lambda name: errors[name])
-    near = [name for name in others if errors[name] < LEAST_DISTANCE * errors[first]]
+    near = [name for name in others if errors[name] <= LEAST_DISTANCE * errors[first]]
     if errors[first] > most or near:
         listed = ", ".join(f"{name}: {errors[name]:.2g}" for name in [first, *others][:8])
         raise refusal(graph, f"{what} cannot be settled by comparison; relative error of each possibility: {listed}")
@@ -271,8 +271,8 @@ def _first_keys_and_values(probe: Decoder, tensors: Tensors) -> Tensor:
 def mask(probe: Decoder, tensors: Tensors, config: TextConfig, bos_kv: Floats, prefix: int) -> Mask:
     """Who attends to whom in the image prefix, from our first two blocks. Raises ModelError when neither fits.
 
-    `tensors`, the keys in `bos_kv` (L, 2, H, 1, E) and `config` are ours already; keys of the graph are compared
-    where both have the same layout, which is in the values.
+    `tensors`, `config` and `bos_kv` (L, 2, H, 1, E) are in our rotary layout already. Compared are the values of the
+    second block, which have no layout and depend on what the first block attended to.
     """
     layers = min(2, config.layers)
     with torch.device("meta"):

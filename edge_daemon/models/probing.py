@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +46,7 @@ def input_type(value: onnx.ValueInfoProto) -> np.dtype[Any]:
 
 
 def relative(found: Array, wanted: Array) -> float:
-    """Root mean square of the difference, relative to that of what is wanted."""
+    """Root mean square of the difference, relative to that of what is wanted; infinite where one is no number."""
     scale = float(np.sqrt(np.mean(np.square(wanted, dtype=np.float64)))) or 1.0
-    difference = found.astype(np.float64) - wanted
-    return float(np.sqrt(np.mean(np.square(difference)))) / scale
+    error = float(np.sqrt(np.mean(np.square(found.astype(np.float64) - wanted)))) / scale
+    return error if math.isfinite(error) else math.inf

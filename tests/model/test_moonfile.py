@@ -277,6 +277,22 @@ def faster_rotation(model: onnx.ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
+def no_numbers(model: onnx.ModelProto) -> None:
+    """Damage that makes every comparison false."""
+    for tensor in model.graph.initializer:
+        if tensor.name == "text.blocks.0.attn.qkv.bias":
+            values = np.full_like(numpy_helper.to_array(tensor), np.nan)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def deaf_attention(model: onnx.ModelProto) -> None:
+    """The first block's attention adds nothing, so nothing tells whom it attends to."""
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("text.blocks.0.attn.proj."):
+            zeros = np.zeros_like(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(zeros, tensor.name))
+
+
 def no_positions(model: onnx.ModelProto) -> None:
     """Without the position embedding."""
     add = next(node for node in model.graph.node if "vision.pos_emb" in node.input)
@@ -330,6 +346,8 @@ STRANGE: dict[str, tuple[str, variants.Change, str]] = {
     "a sigmoid": ("size_decoder", sigmoid, "two layers with GELU between them are expected, found: 2 linear, 0 norm"),
     "keys and values swapped": ("text_decoder", keys_and_values_swapped, "values of block 0 are not the last third"),
     "another rotation": ("text_decoder", faster_rotation, "rotary layout cannot be settled .* halves of 4 to halves"),
+    "no numbers": ("text_decoder", no_numbers, "values of block 0 .* error inf"),
+    "deaf attention": ("text_decoder", deaf_attention, "attention mask cannot be settled .* causal: .*, prefix: "),
     "no positions": ("vision_encoder", no_positions, "one position embedding .* found: none"),
     "columns first": ("vision_encoder", columns_first, "pixels of one patch after the other"),
     "a branch": ("vision_projection", a_branch, "If → output branches; a graph without control flow is right"),
