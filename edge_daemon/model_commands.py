@@ -253,8 +253,12 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _proof_in_words(proof: dict[str, Any]) -> str:
     """The comparison with the original graphs, a line a component."""
-    lines = [f"compared with its {proof['precision']} graphs:"]
-    lines += [f"  {c['component']}: relative error {c['relative_error']:.2g}" for c in proof["components"]]
+    exact = {c["component"]: c["relative_error"] for c in proof["exact"]}
+    lines = [f"compared with its {proof['precision']} graphs as they are, and without their rounding of activations:"]
+    lines += [
+        f"  {c['component']}: relative error {c['relative_error']:.2g}, {exact[c['component']]:.2g}"
+        for c in proof["components"]
+    ]
     same = f"{proof['greedy_agreement']:.1%} of {proof['greedy_steps']}"
     return "\n".join([*lines, f"  words: {same} greedy tokens are the same"])
 

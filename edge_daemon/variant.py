@@ -13,9 +13,8 @@ from typing import Literal
 
 from edge_daemon.errors import ConfigError
 from edge_daemon.memory import MIB, Budget, Needs
+from edge_daemon.models.store import FAMILY as FAMILY
 
-FAMILY = "moondream"
-"""The name that leaves the choice to us."""
 STORED = {"2b": "moondream-2b", "0.5b": "moondream-0.5b"}
 """Names in the store, the better model first."""
 RUNTIME_BYTES = 300 * MIB

@@ -10,22 +10,23 @@ import hashlib
 import tempfile
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edge_daemon.errors import ConfigError, ModelError
 from edge_daemon.models.checkpoint import import_checkpoint
 from edge_daemon.models.checkpoint_files import refuse_pickle
-from edge_daemon.models.container import GZIP_MAGIC, MAGIC, Digest, digest_of
-from edge_daemon.models.interface import unpack
-from edge_daemon.models.moonfile import import_moonfile
+from edge_daemon.models.container import GZIP_MAGIC, MAGIC, digest_of
+from edge_daemon.models.interface import measured
+from edge_daemon.models.moonfile import between, import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
 from edge_daemon.models.store import CONFIG, Progress, Store, silent
-from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.models.unpacked import unpack
+from edge_daemon.moondream.config import Engine, ModelConfig, load_config
 
-Engine = Literal["torch", "onnx"]
 SCRATCH = ".moonfile"
 """Folder in the staging directory with the graphs, as long as they are needed for the proof."""
-CHUNK_BYTES = 1 << 20
+UNPACKED, CONVERTED = 0.1, 0.4
+"""Shares of the work that are done by then, for the progress bar."""
 
 
 def import_source(
@@ -51,12 +52,12 @@ def import_source(
     with store.staging(name, _size(source), replace) as staging:
         if not packed:
             import_checkpoint(source, staging, name, progress)
-            told: dict[str, Any] = {}
         elif engine == "onnx":
-            told = _identity(source, unpack(source, staging, name, expected_sha256, progress))
+            moonfile = unpack(source, staging, expected_sha256, progress)
+            (staging / CONFIG).write_text(measured(moonfile, name).to_json(), encoding="utf-8")
         else:
-            told = _convert(source, staging, name, expected_sha256, progress)
-        _add_provenance(staging, {**(origin or {}), **told, "path": str(source.absolute())})
+            _convert(source, staging, name, expected_sha256, progress)
+        _add_provenance(staging, origin or {})
     return store.directory(name)
 
 
@@ -78,24 +79,20 @@ def is_moonfile(source: Path) -> bool:
     return True
 
 
-def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> dict[str, Any]:
+def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> None:
     """A moonfile as float32 weights, and the proof that they say the same."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=staging) as scratch:
-        digest = unpack(source, Path(scratch), name, expected_sha256, progress)
-        import_moonfile(source, staging, name, progress)
-        proof = _proven(Path(scratch), staging, progress)
-    return _identity(source, digest) | {"proof": proof.report()}
+        moonfile = unpack(source, Path(scratch), expected_sha256, between(progress, 0.0, UNPACKED))
+        import_moonfile(moonfile, staging, name, between(progress, UNPACKED, CONVERTED))
+        proof = _proven(moonfile.directory, staging, between(progress, CONVERTED, 1.0))
+    _add_provenance(staging, {"proof": proof.report()})
 
 
 def _proven(graphs: Path, directory: Path, progress: Progress) -> Proof:
     """The proof that passed. Raises ModelError for one that did not."""
     proof = prove(graphs, directory, progress)
-    refuse_unproven(proof, str(load_config(directory / CONFIG).name))
+    refuse_unproven(proof, load_config(directory / CONFIG).name)
     return proof
-
-
-def _identity(source: Path, digest: Digest) -> dict[str, Any]:
-    return {"source": source.name, "format": "moonfile", "sha256": digest.sha256, "size": digest.size}
 
 
 def _add_provenance(directory: Path, told: dict[str, Any]) -> None:
@@ -131,8 +128,9 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
             f"{config.provenance['sha256']}"
         )
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory.parent) as scratch:
-        unpack(moonfile, Path(scratch), config.name, None, progress)
-        return checked | {"proof": _proven(Path(scratch), directory, progress).report(), "note": ""}
+        unpack(moonfile, Path(scratch), None, between(progress, 0.0, UNPACKED))
+        proof = _proven(Path(scratch), directory, between(progress, UNPACKED, 1.0))
+        return checked | {"proof": proof.report(), "note": ""}
 
 
 def _refuse_changed(directory: Path, config: ModelConfig) -> None:

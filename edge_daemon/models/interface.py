@@ -1,13 +1,12 @@
-"""A moonfile unpacked as it is: its graphs, its BOS state, its tokenizer, and a config.json for `engine: onnx`.
+"""What ONNX Runtime needs to be told of a moonfile's graphs: a config.json for `engine: onnx`.
 
-What ONNX Runtime needs to be told of a model is what goes in and out of the graphs; that is measured by running each
-of them once, on zeros. Of what lies inside only the memory budget asks, and gets what transformers usually have: an
-inner layer four times as wide, heads of about 64. Knows nothing of weights.
+That is what goes in and out of them, and it is measured by running each once, on zeros. Of what lies inside only the
+memory budget asks, and gets what transformers usually have: an inner layer four times as wide, heads of about 64.
+Knows nothing of weights.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 from numpy.typing import NDArray
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE, Digest, Moonfile
+from edge_daemon.models.container import BOS_STATE
 from edge_daemon.models.probing import session
-from edge_daemon.models.store import CONFIG, GRAPHS, Progress, silent
-from edge_daemon.moondream.config import ModelConfig, RegionConfig, Templates, TextConfig, Tokens, VisionConfig
+from edge_daemon.models.unpacked import Unpacked
+from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 
 CLIENT_CROP_PX = 378
 CLIENT_POSITIONS = 2048
@@ -31,82 +30,35 @@ UNSEEN = 1
 """For sizes inside the graphs that nobody asks for."""
 USUAL_WIDENING, USUAL_HEAD_DIM = 4, 64
 """Of published transformers, Moondream's among them (0.5B: 3.7 and 4; 72 and 64)."""
-TOKEN_KEYS = ("bos", "eos", "answer")
-TASKS = ("caption", "query", "detect", "point")
 NUMBERS = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 """Types that an input may have, as ONNX Runtime calls them."""
 Numbers = NDArray[Any]
 
 
-def unpack(
-    source: Path, directory: Path, name: str, expected_sha256: str | None = None, progress: Progress = silent
-) -> Digest:
-    """Write the records of a moonfile and a config.json into `directory`, one record at a time; what identifies it.
-
-    Raises ModelError for a damaged file, a wrong sha256, and graphs that are none of a moonfile's.
-    """
-    (directory / GRAPHS).mkdir()
-    client: Any = None
-    with Moonfile(source) as moonfile:
-        for number, record in enumerate(moonfile.records()):
-            progress(f"unpacking {record.name}", number / 11)
-            if record.name == CONFIG:
-                client = _parsed(source, record.read())
-            else:
-                record.copy(directory / (GRAPHS if record.name.endswith(".onnx") else ".") / record.name)
-        digest = moonfile.digest()
-    if expected_sha256 not in (None, digest.sha256):
-        raise ModelError(f"{source}: unpacked, its sha256 is {digest.sha256}; the right one is {expected_sha256}")
-    config = measured(directory, name, client)
-    (directory / CONFIG).write_text(config.to_json(), encoding="utf-8")
-    return digest
-
-
-def _parsed(source: Path, content: bytes) -> dict[str, Any]:
-    try:
-        client = json.loads(content)
-        return {"special_tokens": dict(client["special_tokens"]), "templates": dict(client["templates"])}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"{source}: its config.json is not a moonfile's: special_tokens and templates are expected ({error!r})"
-        ) from error
-
-
-def measured(directory: Path, name: str, client: dict[str, Any]) -> ModelConfig:
-    """The configuration of unpacked graphs, each of which is run once."""
-    graphs = directory / GRAPHS
-    kv = _bos_state(directory / BOS_STATE)
-    vision, features = _vision(graphs)
-    width = run_once(graphs / "vision_projection.onnx", input=np.concatenate([features, features], axis=-1))[0].shape[
-        -1
-    ]
-    layers, _, _, heads, _, head_dim = kv.shape
+def measured(moonfile: Unpacked, name: str) -> ModelConfig:
+    """The configuration of unpacked graphs, each of which is run once. Raises ModelError for foreign ones."""
+    vision, features = _vision(moonfile.graphs)
+    both = np.concatenate([features, features], axis=-1)
+    width = run_once(moonfile.graph("vision_projection"), input=both)[0].shape[-1]
+    layers, _, _, heads, _, head_dim = moonfile.kv.shape
     if width != heads * head_dim:
-        raise ModelError(f"{directory}: {heads} heads of {head_dim} in {BOS_STATE}, but a decoder {width} wide")
-    embedding = run_once(graphs / "text_encoder.onnx", input_ids=np.zeros((1, 1)))[0]
-    outputs = run_once(graphs / "text_decoder.onnx", input_embeds=embedding, kv_cache=kv)
-    vocab = min(outputs, key=lambda array: array.ndim).shape[-1]  # the only output of two dimensions
-    return ModelConfig(
-        name=name,
-        vision=vision,
-        text=TextConfig(
-            dim=width,
-            ff_dim=USUAL_WIDENING * width,
-            layers=layers,
-            heads=heads,
-            vocab=vocab,
-            max_context=CLIENT_POSITIONS,
-            rotary_dim=2 * UNSEEN,
-        ),
-        region=_region(graphs, width),
-        cropping="template",
-        mask="causal",
-        bos_state="stored",
-        tokens=Tokens(**{key: client["special_tokens"].get(key) for key in TOKEN_KEYS}),
-        templates=Templates(**{task: client["templates"].get(task) for task in TASKS}),
-        engine="onnx",
-        provenance={"precision": precision_of(graphs / "text_decoder.onnx")},
+        raise ModelError(
+            f"{moonfile.source}: {heads} heads of {head_dim} in {BOS_STATE}, but a decoder {width} wide in the graphs"
+        )
+    embedding = run_once(moonfile.graph("text_encoder"), input_ids=np.zeros((1, 1)))[0]
+    outputs = run_once(moonfile.graph("text_decoder"), input_embeds=embedding, kv_cache=moonfile.kv)
+    text = TextConfig(
+        dim=width,
+        ff_dim=USUAL_WIDENING * width,
+        layers=layers,
+        heads=heads,
+        vocab=min(outputs, key=lambda array: array.ndim).shape[-1],  # the only output of two dimensions
+        max_context=CLIENT_POSITIONS,
+        rotary_dim=2 * UNSEEN,
     )
+    config = moonfile.config(name, vision, text, _region(moonfile.graphs, width), "causal", "onnx")
+    config.provenance["precision"] = precision_of(moonfile.graph("text_decoder"))
+    return config
 
 
 def _vision(graphs: Path) -> tuple[VisionConfig, Numbers]:
@@ -166,17 +118,6 @@ def _crop_px(path: Path) -> int:
     """Side of a crop, by the encoder's declared input, or the client's where it is left open."""
     side = opened(path).get_inputs()[0].shape[-1]
     return side if isinstance(side, int) else CLIENT_CROP_PX
-
-
-def _bos_state(path: Path) -> Numbers:
-    """Keys and values of BOS, (L, 2, 1, H, 1, E)."""
-    try:
-        kv: Numbers = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ModelError(f"{path}: not a usable .npy file: {error}") from error
-    if kv.ndim != 6 or kv.shape[1:3] != (2, 1) or kv.shape[4] != 1:
-        raise ModelError(f"{path}: shape {kv.shape}; (layers, 2, 1, heads, 1, head_dim) is right")
-    return kv
 
 
 def precision_of(path: Path) -> str:

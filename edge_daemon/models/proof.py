@@ -5,8 +5,9 @@ from three pictures, our model reads along, and at every step the likeliest next
 put together wrongly (a transposed matrix, two layers swapped, another mask, another order of the rotary pairs) is
 wrong by tens of percent at the first component it touches; what the thresholds leave room for is rounding alone.
 
-Graphs that quantize their activations as they run lose up to a tenth of the vision encoder's output that way, which
-says nothing of our weights. So our model rounds its activations in the same way while it is compared with them.
+Graphs that round their activations to 8 bits as they run lose up to a tenth of the vision encoder's output that way,
+which would hide a wrong bias and says nothing of our weights. So such graphs are also run without it (`unrounded`),
+and held to a far narrower bound.
 
 One component is open at a time. It knows nothing of containers, stores or how the weights were found.
 """
@@ -15,26 +16,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_daemon.errors import ModelError
 from edge_daemon.models.store import Progress, silent
+from edge_daemon.models.unrounded import unround
 from edge_daemon.moondream.config import ModelConfig, load_config
-from edge_daemon.moondream.footprint import GRAPHS
+from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV
 from edge_daemon.moondream.image import crop, scale
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.onnx_parts import OnnxParts
 from edge_daemon.moondream.parts import Parts, RegionPart, TextPart
-from edge_daemon.moondream.region import Region
-from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.torch_parts import TorchParts
-from edge_daemon.moondream.vision import Vision
 
 PICTURES = 3
 STEPS = 64
@@ -45,22 +44,19 @@ SAMPLES = 17
 """Coordinates and sizes that the region encoders are tried with: 0, 1/16, … 1."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """The worst that passes."""
-
-    relative_error: float
-    """‖ours − theirs‖ / ‖theirs‖ of one component."""
-    agreement: float
-    """Share of the greedy tokens that are the same."""
-
-
-BOUNDS = {False: Bounds(relative_error=0.02, agreement=0.95), True: Bounds(relative_error=0.05, agreement=0.90)}
-"""By whether the graphs round activations to 8 bits. XXX
-"""
+EXACT_STEPS = 2
+"""Tokens that are compared without rounding: there every number is, and no run of luck is needed."""
 CHUNK = 1 << 20
 """Values that are compared at once."""
-M = TypeVar("M", bound=nn.Module)
+MOST_EXACT_ERROR = 0.02
+"""Relative error of a component against graphs that do not round activations. What remains is float16 between the
+graphs (2e-4 measured in demo-shapes and in the 0.5B shape) and, where a graph computes in float16, within them."""
+MOST_ERROR = 0.25
+"""The same against graphs as they are. Rounding activations to 8 bits costs 0.1 in the 27 layers of a vision encoder
+with random weights, 0.02 in the decoder; what is wrong costs more, and is found by the exact comparison anyway."""
+LEAST_AGREEMENT = 0.8
+"""Share of greedy tokens that are the same. Measured: 1.0 in demo-shapes, 0.98 with random weights, whose likeliest
+tokens are far closer to each other than a trained model's."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +75,31 @@ class Proof:
 
     precision: str
     """What the graphs hold their matrices in: int8, int4, float16 or float32."""
-    rounds_activations: bool
-    """Whether they quantize activations as they run, and we did as they do."""
-    bounds: Bounds
     components: list[Comparison]
+    """With the graphs as they are."""
+    exact: list[Comparison]
+    """With graphs that do not round activations."""
     greedy_steps: int
     greedy_agreement: float
 
     def report(self) -> dict[str, Any]:
         """For `provenance` and for `--json`."""
-        return asdict(self) | {"passed": not self.problems()}
+        bounds = {"error": MOST_ERROR, "exact_error": MOST_EXACT_ERROR, "agreement": LEAST_AGREEMENT}
+        return asdict(self) | {"bounds": bounds, "passed": not self.problems()}
 
     def problems(self) -> list[str]:
-        """What does not pass, in words."""
-        most, least = self.bounds.relative_error, self.bounds.agreement
+        """What does not pass, in words; a NaN does not."""
         found = [
-            f"{c.component}: relative error {c.relative_error:.2g}, at most {most:g} passes"
-            for c in self.components
-            if not c.relative_error <= most  # a NaN does not pass either
+            f"{c.component}{how}: relative error {c.relative_error:.2g}, at most {most:g} passes"
+            for how, most, compared in (
+                ("", MOST_ERROR, self.components),
+                (" without rounding", MOST_EXACT_ERROR, self.exact),
+            )
+            for c in compared
+            if not c.relative_error <= most
         ]
-        if not self.greedy_agreement >= least:
-            same = f"{self.greedy_agreement:.1%} of {self.greedy_steps} are the same, {least:.0%} are needed"
+        if not self.greedy_agreement >= LEAST_AGREEMENT:
+            same = f"{self.greedy_agreement:.1%} of {self.greedy_steps} are the same, {LEAST_AGREEMENT:.0%} are needed"
             found.append(f"greedy tokens: {same}")
         return found
 
@@ -111,10 +111,33 @@ def prove(graphs: Path, directory: Path, progress: Progress = silent) -> Proof:
     """
     config = load_config(directory / "config.json")
     theirs = OnnxParts(graphs, config)
-    ours = Ours(directory, config, rounds_activations(graphs / GRAPHS / "text_decoder.onnx"))
     with torch.inference_mode():
-        heard = hear(theirs, config, progress)
-        return examine(heard, ours, progress).proof(theirs.precision, ours.rounds)
+        heard = hear(theirs, config, PICTURES, STEPS, progress)
+        spoken = examine(heard, directory, config, progress)
+        del heard
+        exact = _without_rounding(graphs, directory, config, progress)
+    return Proof(
+        precision=theirs.precision,
+        components=spoken.comparisons(),
+        greedy_steps=spoken.steps,
+        greedy_agreement=spoken.same / max(1, spoken.steps),
+        exact=exact.comparisons() if exact else spoken.comparisons(),
+    )
+
+
+def _without_rounding(graphs: Path, directory: Path, config: ModelConfig, progress: Progress) -> Findings | None:
+    """The same on a smaller scale with graphs that leave their activations as they are; None where they always do."""
+    with TemporaryDirectory(prefix=".unrounded-", dir=graphs) as scratch:
+        (Path(scratch) / GRAPHS).mkdir()
+        names = [path.name for path in sorted((graphs / GRAPHS).glob("*.onnx"))]
+        rounding = {name: unround(graphs / GRAPHS / name, Path(scratch) / GRAPHS / name) for name in names}
+        if not any(rounding.values()):
+            return None
+        for name in (n for n in names if not rounding[n]):
+            (Path(scratch) / GRAPHS / name).symlink_to(graphs.absolute() / GRAPHS / name)
+        (Path(scratch) / INITIAL_KV).symlink_to(graphs.absolute() / INITIAL_KV)
+        theirs = OnnxParts(Path(scratch), config, optimized=False)
+        return examine(hear(theirs, config, 1, EXACT_STEPS, progress), directory, config, progress)
 
 
 def refuse_unproven(proof: Proof, name: str) -> None:
@@ -125,12 +148,6 @@ def refuse_unproven(proof: Proof, name: str) -> None:
             f"{name}: converted, but not equal to the graphs it came from:\n  {listed}\n"
             f"the moonfile itself can still be run: edge-daemon model import FILE --engine onnx"
         )
-
-
-def rounds_activations(graph: Path) -> bool:
-    """Whether a graph quantizes as it runs what goes into its products."""
-    kinds = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
-    return bool(kinds & {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 
 
 @dataclass
@@ -166,12 +183,12 @@ class Testimony:
     """By component."""
 
 
-def hear(theirs: Parts, config: ModelConfig, progress: Progress) -> Testimony:
-    """Run the graphs, one component after the other."""
+def hear(theirs: Parts, config: ModelConfig, count: int, steps: int, progress: Progress) -> Testimony:
+    """Run the graphs, one component after the other, on `count` pictures and `steps` tokens behind each."""
     vision = theirs.vision()
     found: list[Continuation] = []
-    for picture in pictures(config.vision.crop_px):
-        progress("comparing: the graphs' vision", len(found) / PICTURES)
+    for picture in pictures(config.vision.crop_px, count):
+        progress("comparing: the graphs' vision", len(found) / count)
         pixels = scale(crop(picture, config).pixels).to(theirs.dtype).float()  # as the graph's interface has them
         features = vision.encode(pixels)[0].float()
         found.append(Continuation(pixels, features, vision.project(features, features)[None].float()))
@@ -180,19 +197,18 @@ def hear(theirs: Parts, config: ModelConfig, progress: Progress) -> Testimony:
     tokens = torch.linspace(0, config.text.vocab - 1, TOKENS).long()[None]
     embedded = text.embed(tokens).float()
     for number, continuation in enumerate(found):
-        progress("comparing: the graphs' text", number / PICTURES)
-        _write_on(text, theirs, config, continuation)
+        progress("comparing: the graphs' text", number / count)
+        _write_on(text, _cache(theirs, config), config, continuation, steps)
     del text
     region = _region(theirs.region(), found) if config.region else {}
     return Testimony(tokens, embedded, found, region)
 
 
-def _write_on(text: TextPart, theirs: Parts, config: ModelConfig, picture: Continuation) -> None:
-    """Picture, prompt and STEPS greedy tokens through the decoder's graph; an end token does not end it."""
-    cache = _cache(theirs, config)
+def _write_on(text: TextPart, cache: KVCache, config: ModelConfig, picture: Continuation, steps: int) -> None:
+    """Picture, prompt and `steps` greedy tokens through the decoder's graph; an end token does not end it."""
     prompt = next(iter(config.templates.caption.values()))
     following = picture.image
-    for step in range(STEPS + 2):
+    for step in range(steps + 2):
         before = cache.length
         said = text.extend(cache, following)
         picture.inputs.append(following)
@@ -227,68 +243,30 @@ def _region(region: RegionPart, continuations: list[Continuation]) -> dict[str, 
     }
 
 
-@dataclass(frozen=True)
-class Ours:
-    """The converted model. Each part is mapped anew: what one has read does not stay resident with the next."""
+def examine(heard: Testimony, directory: Path, config: ModelConfig, progress: Progress) -> Findings:
+    """Run our model on what the graphs were given, and compare.
 
-    directory: Path
-    config: ModelConfig
-    rounds: bool
-    """Whether activations are rounded as the graphs do it."""
-
-    def parts(self) -> TorchParts:
-        """The weights, mapped."""
-        return TorchParts(self.directory, self.config, torch.device("cpu"), torch.float32)
-
-    def vision(self) -> Vision:
-        """Vision encoder and projection."""
-        return self._rounding(self.parts().vision())
-
-    def text(self) -> Text:
-        """The decoder."""
-        return self._rounding(self.parts().text())
-
-    def region(self) -> Region:
-        """The region head."""
-        return self._rounding(self.parts().region())
-
-    def _rounding(self, part: M) -> M:
-        for module in part.modules() if self.rounds else ():
-            if isinstance(module, nn.Linear):
-                module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
-        return part
-
-
-def rounded(x: Tensor) -> Tensor:
-    """As 8-bit integers hold it: ONNX's DynamicQuantizeLinear, and back.
-
-    scale = (max − min) / 255 with 0 between them, zero point = −min / scale, both rounded half to even.
+    Each part is mapped anew, so that what one has read does not stay resident with the next.
     """
-    lowest, highest = x.amin().clamp(max=0), x.amax().clamp(min=0)
-    scale = (highest - lowest) / 255
-    if scale == 0:
-        return x
-    zero = (-lowest / scale).round()
-    return ((x / scale).round_().add_(zero).clamp_(0, 255).sub_(zero)).mul_(scale)
 
+    def ours() -> TorchParts:
+        return TorchParts(directory, config, torch.device("cpu"), torch.float32)
 
-def examine(heard: Testimony, ours: Ours, progress: Progress) -> Findings:
-    """Run our model on what the graphs were given, and compare."""
     findings = Findings()
-    vision = ours.vision()
+    vision = ours().vision()
     for number, picture in enumerate(heard.continuations):
-        progress("comparing: our vision", number / PICTURES)
+        progress("comparing: our vision", number / len(heard.continuations))
         findings.compare("vision_encoder", vision.encode(picture.crop)[0], picture.features)
         findings.compare("vision_projection", vision.project(picture.features, picture.features), picture.image)
     del vision
-    text = ours.text()
+    text = ours().text()
     findings.compare("text_encoder", text.embed(heard.tokens), heard.embedded)
     for number, picture in enumerate(heard.continuations):
-        progress("comparing: our text", number / PICTURES)
-        _read_along(text, _cache(ours.parts(), ours.config), picture, findings)
+        progress("comparing: our text", number / len(heard.continuations))
+        _read_along(text, _cache(ours(), config), picture, findings)
     del text
     if heard.region:
-        read = _region(ours.region(), heard.continuations)
+        read = _region(ours().region(), heard.continuations)
         for component, theirs in heard.region.items():
             findings.compare(component, read[component], theirs)
     return findings
@@ -348,16 +326,15 @@ class Findings:
         """Add one probe to a component's figures."""
         self._sums.setdefault(component, Sums()).add(ours, theirs)
 
-    def proof(self, precision: str, rounds: bool) -> Proof:
-        """The report."""
-        components = [sums.comparison(name) for name, sums in self._sums.items()]
-        return Proof(precision, rounds, BOUNDS[rounds], components, self.steps, self.same / max(1, self.steps))
+    def comparisons(self) -> list[Comparison]:
+        """One a component."""
+        return [sums.comparison(name) for name, sums in self._sums.items()]
 
 
-def pictures(side_px: int) -> list[Image.Image]:
-    """PICTURES made-up pictures: soft colours, a few edges and some grain, always the same."""
+def pictures(side_px: int, count: int) -> list[Image.Image]:
+    """Made-up pictures: soft colours, a few edges and some grain, always the same."""
     made = []
-    for seed in range(PICTURES):
+    for seed in range(count):
         random = np.random.default_rng(seed)
         coarse = Image.fromarray(random.integers(0, 256, (4 + 3 * seed, 5, 3), np.uint8))
         soft = np.asarray(coarse.resize((side_px, side_px), Image.Resampling.BICUBIC)).astype(np.int16)

@@ -27,6 +27,8 @@ Progress: TypeAlias = Callable[[str, float], None]
 
 BUILT_IN = {"demo-shapes": demo.MODEL_DIR}
 """Models that come with the package."""
+FAMILY = "moondream"
+"""In a configuration: the variant of it that fits (`edge_daemon.variant`)."""
 CONFIG, TOKENIZER, WEIGHTS, GRAPHS = "config.json", "tokenizer.json", "model.safetensors", "graphs"
 """What a model directory holds: weights for engine `torch`, the folder of graphs for engine `onnx`."""
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -89,6 +91,8 @@ class Store:
         directory = self.directory(name)
         if name in BUILT_IN:
             raise ConfigError(f"{name} is built in and cannot be replaced: choose another name (--name)")
+        if name == FAMILY:
+            raise ConfigError(f"{name} in a configuration means whichever variant fits: choose another name (--name)")
         if not replace and directory.exists():
             raise ModelError(f"{directory} exists: choose another name (--name), or say --replace")
 

@@ -10,7 +10,7 @@ before it, L layers, H heads, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,18 @@ QUIET = 3
 class Graph:
     """One graph, open."""
 
-    def __init__(self, path: Path, inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> None:
+    def __init__(
+        self, path: Path, inputs: Mapping[str, Dims], outputs: Mapping[str, Dims], optimized: bool = True
+    ) -> None:
         """Open `path`, whose inputs and outputs must be those given; an output without a name is the only one.
+
+        `optimized` by ONNX Runtime as far as it can; else nodes are run as they stand, and nothing is computed ahead.
 
         Raises ModelError for a file that is missing, damaged or foreign, UnavailableError without ONNX Runtime.
         """
         self.path = path
         self._inputs, self._outputs = inputs, outputs
-        self._session = _session(path)
+        self._session = _session(path, optimized)
         self.types = {given.name: TYPES.get(given.type) for given in self._session.get_inputs()}
         produced = {given.name: given for given in self._session.get_outputs()}
         if "" in outputs and len(produced) == 1:
@@ -71,15 +75,19 @@ class Graph:
         return results
 
 
+Open = Callable[[str, Mapping[str, Dims], Mapping[str, Dims]], Graph]
+"""Opens the graph of a name."""
+
+
 class OnnxVision:
     """Vision encoder and projection."""
 
-    def __init__(self, directory: Path, config: ModelConfig) -> None:
+    def __init__(self, opened: Open, config: ModelConfig) -> None:
         vision, width = config.vision, config.text.dim
         crops, features = ("n", 3, vision.crop_px, vision.crop_px), ("n", vision.patches, vision.dim)
-        self._encoder = Graph(directory / "vision_encoder.onnx", {"input": crops}, {"": features})
+        self._encoder = opened("vision_encoder", {"input": crops}, {"": features})
         both, embeddings = (1, vision.patches, 2 * vision.dim), (1, vision.patches, width)
-        self._projection = Graph(directory / "vision_projection.onnx", {"input": both}, {"": embeddings})
+        self._projection = opened("vision_projection", {"input": both}, {"": embeddings})
 
     def encode(self, crops: Tensor) -> Tensor:
         """Crops (n, 3, crop_px, crop_px) → features (n, P, D)."""
@@ -93,13 +101,13 @@ class OnnxVision:
 class OnnxText:
     """The decoder. Its cache has the element type of the graph's `kv_cache`."""
 
-    def __init__(self, directory: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, opened: Open, config: ModelConfig, dtype: torch.dtype) -> None:
         text = config.text
         embeddings = (1, "s", text.dim)
-        self._encoder = Graph(directory / "text_encoder.onnx", {"input_ids": (1, "s")}, {"": embeddings})
+        self._encoder = opened("text_encoder", {"input_ids": (1, "s")}, {"": embeddings})
         past, new = ((text.layers, 2, 1, text.heads, length, text.head_dim) for length in ("p", "s"))
-        self._decoder = Graph(
-            directory / "text_decoder.onnx",
+        self._decoder = opened(
+            "text_decoder",
             {"input_embeds": embeddings, "kv_cache": past},
             {"hidden": embeddings, "new_kv_cache": new, "logits": (1, text.vocab)},
         )
@@ -134,12 +142,12 @@ class OnnxText:
 class OnnxRegion:
     """The region head."""
 
-    def __init__(self, directory: Path, config: RegionConfig, width: int) -> None:
+    def __init__(self, opened: Open, config: RegionConfig, width: int) -> None:
         one, two, hidden = (1,), (2,), (width,)
-        self._coord_encoder = Graph(directory / "coord_encoder.onnx", {"input": one}, {"": hidden})
-        self._coord_decoder = Graph(directory / "coord_decoder.onnx", {"input": hidden}, {"": (config.coord_bins,)})
-        self._size_encoder = Graph(directory / "size_encoder.onnx", {"input": two}, {"": hidden})
-        self._size_decoder = Graph(directory / "size_decoder.onnx", {"input": hidden}, {"": (2, config.size_bins)})
+        self._coord_encoder = opened("coord_encoder", {"input": one}, {"": hidden})
+        self._coord_decoder = opened("coord_decoder", {"input": hidden}, {"": (config.coord_bins,)})
+        self._size_encoder = opened("size_encoder", {"input": two}, {"": hidden})
+        self._size_decoder = opened("size_decoder", {"input": hidden}, {"": (2, config.size_bins)})
 
     def encode_coord(self, coord: Tensor) -> Tensor:
         """Coordinate (1, 1, 1) → embedding (1, 1, T)."""
@@ -161,35 +169,38 @@ class OnnxRegion:
 class OnnxParts:
     """A `Parts` (see parts.py) of one directory, on the CPU."""
 
-    def __init__(self, directory: Path, config: ModelConfig) -> None:
+    def __init__(self, directory: Path, config: ModelConfig, optimized: bool = True) -> None:
         """Read the BOS state, which tells the element type of all keys and values. Raises ModelError."""
         self.config = config
         self.device = torch.device("cpu")
         self.precision = precision_of(directory, config)
-        self._graphs = directory / GRAPHS
+        self._graphs, self._optimized = directory / GRAPHS, optimized
         self._bos_kv = _bos_kv(directory / INITIAL_KV, config)
         self.dtype = self._bos_kv.dtype
 
+    def _open(self, name: str, inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> Graph:
+        return Graph(self._graphs / f"{name}.onnx", inputs, outputs, self._optimized)
+
     def vision(self) -> OnnxVision:
         """Vision encoder and projection."""
-        return OnnxVision(self._graphs, self.config)
+        return OnnxVision(self._open, self.config)
 
     def text(self) -> OnnxText:
         """The decoder."""
-        return OnnxText(self._graphs, self.config, self.dtype)
+        return OnnxText(self._open, self.config, self.dtype)
 
     def region(self) -> OnnxRegion:
         """The region head. Raises ModelError when the model has none."""
         if self.config.region is None:
             raise ModelError(f"{self._graphs}: the model has no region head")
-        return OnnxRegion(self._graphs, self.config.region, self.config.text.dim)
+        return OnnxRegion(self._open, self.config.region, self.config.text.dim)
 
     def bos_kv(self) -> Tensor:
         """Keys and values of BOS, (L, 2, H, 1, E)."""
         return self._bos_kv
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, optimized: bool) -> Any:
     """An ONNX Runtime session on the CPU, with as many threads as torch has.
 
     Without the arena: what a large picture needed once is given back. Without spinning: a thread that waits for the
@@ -204,6 +215,8 @@ def _session(path: Path) -> Any:
             f"{path.name} is run by ONNX Runtime, which is not here: pip install 'edge-daemon[models]' ({error})"
         ) from error
     options = onnxruntime.SessionOptions()
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
     options.enable_cpu_mem_arena = False
     options.log_severity_level = QUIET

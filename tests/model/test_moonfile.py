@@ -9,6 +9,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from edge_daemon.models.container import BOS_STATE, CONFIG, REQUIRED, TOKENIZER,
 from edge_daemon.models.export import export
 from edge_daemon.models.folding import LAST_RESORT
 from edge_daemon.models.moonfile import import_moonfile
-from edge_daemon.models.store import Store, silent
+from edge_daemon.models.store import Progress, Store, silent
+from edge_daemon.models.unpacked import unpack
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
@@ -66,8 +68,13 @@ def packed(directory: Path, out: Path) -> Path:
 
 def imported(source: Path, staging: Path) -> Path:
     staging.mkdir()
-    import_moonfile(source, staging, "imported", silent)
+    convert(source, staging, silent)
     return staging
+
+
+def convert(source: Path, staging: Path, progress: Progress) -> None:
+    with TemporaryDirectory(dir=staging) as directory:
+        import_moonfile(unpack(source, Path(directory), None, progress), staging, "imported", progress)
 
 
 def sha256(path: Path) -> str:
@@ -137,7 +144,9 @@ def test_progress_goes_from_nothing_to_all(tiny_graphs: Path, tmp_path: Path) ->
         shares.append(share)
 
     (tmp_path / "staging").mkdir()
-    import_moonfile(packed(tiny_graphs, tmp_path / "tiny.mf"), tmp_path / "staging", "tiny", note)
+    with TemporaryDirectory() as directory:
+        moonfile = unpack(packed(tiny_graphs, tmp_path / "tiny.mf"), Path(directory))
+        import_moonfile(moonfile, tmp_path / "staging", "tiny", note)
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     assert {"text_decoder.onnx", "text.lm_head.weight"} <= names
@@ -198,7 +207,7 @@ def refused(source: Path, state_dir: Path, message: str) -> str:
     """Import into a store: the error, and that nothing at all is left behind."""
     store = Store(state_dir)
     with pytest.raises(ModelError, match=message) as caught, store.staging("imported") as staging:
-        import_moonfile(source, staging, "imported", silent)
+        convert(source, staging, silent)
     assert [path for path in store.root.rglob("*") if not path.name.endswith(".lock")] == []
     return str(caught.value)
 

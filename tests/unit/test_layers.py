@@ -50,7 +50,7 @@ IMPORTERS: dict[str, set[str]] = {
     "daemon": {"cli"},
     "worker": set(),
     "grabber": set(),
-    "moondream": {"moondream", "worker", "caption_files", "demo", "models"},
+    "moondream": {"moondream", "worker", "caption_files", "demo", "models", "variant"},
     "paho": {"mqtt", "demo"},
     "sqlite3": {"outbox"},
     "yaml": {"yaml_file"},

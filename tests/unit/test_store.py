@@ -114,6 +114,11 @@ def test_names_that_are_none(store: Store, name: str) -> None:
     assert not store.root.exists()
 
 
+def test_the_name_that_stands_for_whichever_fits_is_no_models(store: Store) -> None:
+    with pytest.raises(ConfigError, match="moondream in a configuration means whichever variant fits"):
+        put(store, "moondream")
+
+
 def test_a_built_in_model_is_neither_replaced_nor_removed(store: Store) -> None:
     with pytest.raises(ConfigError, match="demo-shapes is built in and cannot be replaced"):
         put(store, "demo-shapes", replace=True)
