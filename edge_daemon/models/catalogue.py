@@ -64,8 +64,8 @@ class Artefact:
 
     @property
     def importing_bytes(self) -> int:
-        """Bytes of disk that the import needs: the new directory, and an unpacked moonfile for the proof."""
-        return self.installed_bytes + (self.unpacked_bytes or 0)
+        """Bytes of disk that the import needs: the new directory, and a moonfile's graphs twice for the proof."""
+        return self.installed_bytes + 2 * (self.unpacked_bytes or 0)
 
     @property
     def weights_memory_bytes(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from edge_daemon.errors import ConfigError, ModelError
 from edge_daemon.models.checkpoint import import_checkpoint
 from edge_daemon.models.checkpoint_files import refuse_pickle
-from edge_daemon.models.container import GZIP_MAGIC, MAGIC, digest_of
+from edge_daemon.models.container import GZIP_MAGIC, MAGIC
 from edge_daemon.models.interface import measured
 from edge_daemon.models.moonfile import between, import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
@@ -50,14 +50,15 @@ def import_source(
     if not packed and engine == "onnx":
         raise ConfigError(f"{source}: only a moonfile has graphs for engine onnx; safetensors are run by torch")
     with store.staging(name, _size(source), replace) as staging:
+        told: dict[str, Any] = {}
         if not packed:
             import_checkpoint(source, staging, name, progress)
         elif engine == "onnx":
             moonfile = unpack(source, staging, expected_sha256, progress)
             (staging / CONFIG).write_text(measured(moonfile, name).to_json(), encoding="utf-8")
         else:
-            _convert(source, staging, name, expected_sha256, progress)
-        _add_provenance(staging, origin or {})
+            told = {"proof": _convert(source, staging, name, expected_sha256, progress).report()}
+        _add_provenance(staging, (origin or {}) | told)
     return store.directory(name)
 
 
@@ -79,13 +80,12 @@ def is_moonfile(source: Path) -> bool:
     return True
 
 
-def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> None:
+def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> Proof:
     """A moonfile as float32 weights, and the proof that they say the same."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=staging) as scratch:
         moonfile = unpack(source, Path(scratch), expected_sha256, between(progress, 0.0, UNPACKED))
         import_moonfile(moonfile, staging, name, between(progress, UNPACKED, CONVERTED))
-        proof = _proven(moonfile.directory, staging, between(progress, CONVERTED, 1.0))
-    _add_provenance(staging, {"proof": proof.report()})
+        return _proven(moonfile.directory, staging, between(progress, CONVERTED, 1.0))
 
 
 def _proven(graphs: Path, directory: Path, progress: Progress) -> Proof:
@@ -121,14 +121,8 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
         return checked | {"note": "nothing was converted: its files are those that were imported"}
     if not moonfile.is_file():
         return checked | {"note": f"the comparison needs the moonfile, which is no longer {moonfile}: --source FILE"}
-    digest = digest_of(moonfile)
-    if digest.sha256 != config.provenance["sha256"]:
-        raise ModelError(
-            f"{moonfile} is not what {config.name} came from: its sha256 is {digest.sha256}, not "
-            f"{config.provenance['sha256']}"
-        )
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory.parent) as scratch:
-        unpack(moonfile, Path(scratch), None, between(progress, 0.0, UNPACKED))
+        unpack(moonfile, Path(scratch), config.provenance["sha256"], between(progress, 0.0, UNPACKED))
         proof = _proven(Path(scratch), directory, between(progress, UNPACKED, 1.0))
         return checked | {"proof": proof.report(), "note": ""}
 

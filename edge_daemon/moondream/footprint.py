@@ -78,9 +78,13 @@ def graph_activation_bytes(config: ModelConfig) -> int:
 def precision_of(directory: Path, config: ModelConfig) -> str:
     """What the decoder's graph holds its matrices in: float32, float16, int8 or int4.
 
-    By its size: bytes of the file for each weight of a linear layer. The graph around them is small, and no two of
-    these precisions are nearer than a factor of 1.7 (4-bit blocks with their scales take about 0.6 bytes a weight).
+    As the import saw it; else by its size: bytes of the file for each weight of a linear layer. The graph around them
+    is small, and no two of these precisions are nearer than a factor of 1.7 (4-bit blocks with their scales take about
+    0.6 bytes a weight).
     """
+    seen = config.provenance.get("precision")
+    if seen in PRECISIONS:
+        return str(seen)
     text = config.text
     weights = text.layers * (4 * text.dim**2 + 2 * text.dim * text.ff_dim) + text.vocab * text.dim
     bytes_each = _size(directory / GRAPHS / "text_decoder.onnx") / weights

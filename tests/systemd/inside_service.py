@@ -231,6 +231,18 @@ def stopped(machine: Machine) -> None:
     assert all(map(gone, processes)), processes
 
 
+def imported_model(machine: Machine) -> None:
+    """What root imports, the unit's own user runs: here a moonfile's graphs, by ONNX Runtime in the unit's sandbox."""
+    command = (sys.executable, "-m", "edge_daemon", "model")
+    run(*command, "export", "demo-shapes", "/run/shapes.mf", "--format", "moonfile", "--precision", "int8")
+    run(*command, "import", "/run/shapes.mf", "--name", "imported", "--engine", "onnx")
+    CONFIG.write_text(YAML.format(model="imported"))
+    run("systemctl", "start", UNIT)
+    said = document(machine.caption_of_next_picture())
+    assert (said["model"], said["engine"], said["precision"]) == ("imported", "onnx", "int8"), said
+    run("systemctl", "stop", UNIT)
+
+
 def broken_configuration(machine: Machine) -> None:
     """Exit code 78, the place in the journal, and no second try."""
     lines = CONFIG.read_text().splitlines()
@@ -250,6 +262,7 @@ PROOFS: tuple[Callable[[Machine], None], ...] = (
     daemon_killed,
     daemon_frozen,
     stopped,
+    imported_model,
     broken_configuration,
 )
 """In this order: each begins where the one before it ends."""
