@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,19 +96,19 @@ class Scene:
     height_px: int
 
 
-def random_scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random, count_weights: Mapping[int, int] = COUNT_WEIGHTS) -> Scene:
     """The next scene of a random stream, without any ambiguity."""
     while True:
-        scene = _attempt(rng)
+        scene = _attempt(rng, count_weights)
         if scene is not None:
             return scene
 
 
-def _attempt(rng: random.Random) -> Scene | None:
+def _attempt(rng: random.Random, count_weights: Mapping[int, int]) -> Scene | None:
     """One scene, or None when the shapes found no place or their order is unclear."""
     width_px, height_px = rng.choice(PICTURE_SIZES)
     background = rng.choice(list(BACKGROUNDS))
-    count = rng.choices(list(COUNT_WEIGHTS), list(COUNT_WEIGHTS.values()))[0]
+    count = rng.choices(list(count_weights), list(count_weights.values()))[0]
     things: list[Thing] = []
     while len(things) < count:
         thing = _random_thing(rng, things, background, (width_px, height_px))

@@ -63,7 +63,7 @@ class Settings:
     """First, with the dense loss alone: the vision encoder learns to see before anyone speaks of it."""
     restart: int = 5000
     """Here the learning rate has come down, and a second, lower cycle begins: words alone, with a new optimizer."""
-    steps: int = 7000
+    steps: int = 11000
     """In all."""
     pictures: int = 16
     """Pictures in one step."""
