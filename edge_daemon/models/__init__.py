@@ -2,6 +2,12 @@
 
 This package itself is light, and so are `store` and `catalogue`: the daemon's parent imports them. Everything
 that needs torch, ONNX or the hub's client is imported late, by the command that needs it.
+
+A moonfile: `container` → `unpacked` → (`folding`, `matrices`, `linear_layers`, `layer_norms` → `structure` →
+`recover`; `measure` for what structure does not show) → `survey` → `moonfile` → `proof`; or `interface`, for
+`engine: onnx`. Safetensors: `checkpoint_files`, `layouts`, `upstream`, `tokenizer_file` → `checkpoint`. All of them by
+`importing`, into `store`. Out again: `graphs`, `export`. transformers serves in `tokenizer_file` alone, to read
+tokenizers that have no tokenizer.json; nothing that runs a model imports it.
 """
 
 from __future__ import annotations

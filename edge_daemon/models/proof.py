@@ -42,15 +42,14 @@ TOKENS = 256
 """Ids, spread over the vocabulary, that are looked up in the embedding table."""
 SAMPLES = 17
 """Coordinates and sizes that the region encoders are tried with: 0, 1/16, … 1."""
-
-
 EXACT_STEPS = 2
-"""Tokens that are compared without rounding: there every number is, and no run of luck is needed."""
+"""Tokens that are written on from one picture without rounding: there a wrong weight shows at once."""
 CHUNK = 1 << 20
 """Values that are compared at once."""
-MOST_EXACT_ERROR = 0.02
+MOST_EXACT_ERROR = 0.03
 """Relative error of a component against graphs that do not round activations. What remains is float16 between the
-graphs (2e-4 measured in demo-shapes and in the 0.5B shape) and, where a graph computes in float16, within them."""
+graphs (2e-4, measured in demo-shapes and in the 0.5B shape) and, where a graph computes in float16, within them: 5e-4
+at every operation, of which the vision encoder has some hundred one behind the other."""
 MOST_ERROR = 0.25
 """The same against graphs as they are. Rounding activations to 8 bits costs 0.1 in the 27 layers of a vision encoder
 with random weights, 0.02 in the decoder; what is wrong costs more, and is found by the exact comparison anyway."""

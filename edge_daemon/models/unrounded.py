@@ -14,13 +14,15 @@ import onnx
 from onnx import helper
 
 FLOAT = onnx.TensorProto.FLOAT
+FLOAT_ACCURACY = 1
+"""`accuracy_level` of a MatMulNBits up to which it computes in float32 (0 leaves it open and means the same)."""
 Nodes = Iterator[onnx.NodeProto]
 
 
 def unround(graph: Path, out: Path) -> bool:
     """Write the graph without rounding to `out`; whether there was any to leave out (if not, nothing is written)."""
     model = onnx.load(graph, load_external_data=False)
-    if not any(node.op_type in ROUNDING for node in model.graph.node):
+    if not any(map(_rounds, model.graph.node)):
         return False
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -31,6 +33,12 @@ def unround(graph: Path, out: Path) -> bool:
     del model.graph.value_info[:]  # they tell types that are no longer true
     onnx.save(model, out)
     return True
+
+
+def _rounds(node: onnx.NodeProto) -> bool:
+    if node.op_type == "MatMulNBits":
+        return any(a.name == "accuracy_level" and a.i > FLOAT_ACCURACY for a in node.attribute)
+    return node.op_type in ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
 def _quantize(node: onnx.NodeProto) -> Nodes:
@@ -84,15 +92,25 @@ def _without_zero(matrix: str, zero: str, result: str) -> Nodes:
         yield helper.make_node("Sub", [levels, f"{result}_zero"], [result])
 
 
+def _blocks(node: onnx.NodeProto) -> Nodes:
+    """MatMulNBits, computed in floats."""
+    exact = onnx.NodeProto()
+    exact.CopyFrom(node)
+    kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+    del exact.attribute[:]
+    exact.attribute.extend(kept)
+    yield exact
+
+
 def _number(name: str, value: float) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=helper.make_tensor(name, FLOAT, [], [value]))
 
 
-ROUNDING = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 REWRITES: dict[str, Callable[[onnx.NodeProto], Nodes]] = {
     "DynamicQuantizeLinear": _quantize,
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_product,
     "MatMulIntegerToFloat": _product_to_float,
     "DynamicQuantizeMatMul": _quantizing_product,
+    "MatMulNBits": _blocks,
 }

@@ -137,6 +137,6 @@ def test_a_refusal_lists_what_is_wrong_and_the_way_that_works(converted: tuple[P
         refuse_unproven(bad, "demo")
     text = str(refused.value)
     assert "vision_encoder: relative error nan" in text
-    assert "vision_encoder without rounding: relative error nan, at most 0.02 passes" in text
+    assert "vision_encoder without rounding: relative error nan, at most 0.03 passes" in text
     assert "50.0% of 195 are the same" in text
     assert "--engine onnx" in text
