@@ -49,7 +49,7 @@ def test_a_right_conversion_is_equal_but_for_rounding(converted: tuple[Path, Pat
     assert proof.precision == precision
     assert (proof.exact == proof.components) == (precision != "int8")
     assert proof.greedy_steps == PICTURES * (STEPS + 1) >= 3 * 64
-    assert proof.greedy_agreement >= 0.99
+    assert proof.greedy_agreement >= 0.97
     for compared, most in ((proof.components, 0.03), (proof.exact, 1e-3)):
         assert {c.component.split()[0] for c in compared} == set(GRAPHS)
         assert max(c.relative_error for c in compared) < most
