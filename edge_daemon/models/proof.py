@@ -276,10 +276,10 @@ def _read_along(text: TextPart, cache: KVCache, picture: Continuation, findings:
     for step, following in enumerate(picture.inputs):
         before = cache.length
         said = text.extend(cache, following)
-        new, theirs = cache.filled()[:, :, :, before:].float(), picture.keys_values[step].float()
-        # a graph may lay the dimensions of its keys out in another order; which is whose, the logits show
-        findings.compare("text_decoder keys", new[:, 0].sort(-1).values, theirs[:, 0].sort(-1).values)
-        findings.compare("text_decoder values", new[:, 1], theirs[:, 1])
+        for ours, theirs in zip(cache.filled()[:, :, :, before:], picture.keys_values[step].float(), strict=True):
+            # a graph may lay the dimensions of its keys out in another order; which is whose, the logits show
+            findings.compare("text_decoder keys", ours[0].sort(-1).values, theirs[0].sort(-1).values)
+            findings.compare("text_decoder values", ours[1], theirs[1])
         findings.compare("text_decoder hidden", said.hidden, picture.hidden[step])
         findings.compare("text_decoder logits", said.logits, picture.logits[step])
         if step:  # behind a picture alone there is nothing to be said yet
