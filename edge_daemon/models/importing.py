@@ -17,9 +17,9 @@ from edge_daemon.models.checkpoint import import_checkpoint
 from edge_daemon.models.checkpoint_files import refuse_pickle
 from edge_daemon.models.container import GZIP_MAGIC, MAGIC
 from edge_daemon.models.interface import measured
-from edge_daemon.models.moonfile import between, import_moonfile
+from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
-from edge_daemon.models.store import CONFIG, Progress, Store, silent
+from edge_daemon.models.store import CONFIG, Progress, Store, between, silent
 from edge_daemon.models.unpacked import unpack
 from edge_daemon.moondream.config import Engine, ModelConfig, load_config
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge_daemon.errors import ModelError
 from edge_daemon.models.container import CONFIG, TOKENIZER
-from edge_daemon.models.store import Progress
+from edge_daemon.models.store import Progress, between
 from edge_daemon.models.survey import Survey, survey
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.models.unpacked import Unpacked
@@ -38,11 +38,6 @@ def import_moonfile(moonfile: Unpacked, staging: Path, name: str, progress: Prog
         raise ModelError(f"{moonfile.source}: the model in it does not fit its {CONFIG}: {error}") from error
     shutil.copyfile(moonfile.directory / TOKENIZER, staging / TOKENIZER)
     _write(found, staging / FILE_NAME, between(progress, SURVEYED, 1.0))
-
-
-def between(progress: Progress, begin: float, end: float) -> Progress:
-    """The progress of one stage, as a part of the whole."""
-    return lambda what, share: progress(what, begin + (end - begin) * share)
 
 
 def _write(found: Survey, path: Path, progress: Progress) -> None:

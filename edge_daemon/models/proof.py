@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.store import Progress, silent
+from edge_daemon.models.store import Progress, between, silent
 from edge_daemon.models.unrounded import unround
 from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV
@@ -44,6 +44,9 @@ SAMPLES = 17
 """Coordinates and sizes that the region encoders are tried with: 0, 1/16, … 1."""
 EXACT_STEPS = 2
 """Tokens that are written on from one picture without rounding: there a wrong weight shows at once."""
+HEARD, EXAMINED, VISION = 0.4, 0.9, 0.15
+"""For the progress bar: shares of the work that are done when the graphs and when our model have been run; and the
+share of either that its vision takes."""
 CHUNK = 1 << 20
 """Values that are compared at once."""
 MOST_EXACT_ERROR = 0.03
@@ -111,10 +114,10 @@ def prove(graphs: Path, directory: Path, progress: Progress = silent) -> Proof:
     config = load_config(directory / "config.json")
     theirs = OnnxParts(graphs, config)
     with torch.inference_mode():
-        heard = hear(theirs, config, PICTURES, STEPS, progress)
-        spoken = examine(heard, directory, config, progress)
+        heard = hear(theirs, config, PICTURES, STEPS, between(progress, 0.0, HEARD))
+        spoken = examine(heard, directory, config, between(progress, HEARD, EXAMINED))
         del heard
-        exact = _without_rounding(graphs, directory, config, progress)
+        exact = _without_rounding(graphs, directory, config, between(progress, EXAMINED, 1.0))
     return Proof(
         precision=theirs.precision,
         components=spoken.comparisons(),
@@ -136,7 +139,8 @@ def _without_rounding(graphs: Path, directory: Path, config: ModelConfig, progre
             (Path(scratch) / GRAPHS / name).symlink_to(graphs.absolute() / GRAPHS / name)
         (Path(scratch) / INITIAL_KV).symlink_to(graphs.absolute() / INITIAL_KV)
         theirs = OnnxParts(Path(scratch), config, optimized=False)
-        return examine(hear(theirs, config, 1, EXACT_STEPS, progress), directory, config, progress)
+        heard = hear(theirs, config, 1, EXACT_STEPS, between(progress, 0.0, 0.5))
+        return examine(heard, directory, config, between(progress, 0.5, 1.0))
 
 
 def refuse_unproven(proof: Proof, name: str) -> None:
@@ -187,7 +191,7 @@ def hear(theirs: Parts, config: ModelConfig, count: int, steps: int, progress: P
     vision = theirs.vision()
     found: list[Continuation] = []
     for picture in pictures(config.vision.crop_px, count):
-        progress("comparing: the graphs' vision", len(found) / count)
+        progress("comparing: the graphs' vision", VISION * len(found) / count)
         pixels = scale(crop(picture, config).pixels).to(theirs.dtype).float()  # as the graph's interface has them
         features = vision.encode(pixels)[0].float()
         found.append(Continuation(pixels, features, vision.project(features, features)[None].float()))
@@ -196,18 +200,21 @@ def hear(theirs: Parts, config: ModelConfig, count: int, steps: int, progress: P
     tokens = torch.linspace(0, config.text.vocab - 1, TOKENS).long()[None]
     embedded = text.embed(tokens).float()
     for number, continuation in enumerate(found):
-        progress("comparing: the graphs' text", number / count)
-        _write_on(text, _cache(theirs, config), config, continuation, steps)
+        part = between(progress, VISION + (1 - VISION) * number / count, VISION + (1 - VISION) * (number + 1) / count)
+        _write_on(text, _cache(theirs, config), config, continuation, steps, part)
     del text
     region = _region(theirs.region(), found) if config.region else {}
     return Testimony(tokens, embedded, found, region)
 
 
-def _write_on(text: TextPart, cache: KVCache, config: ModelConfig, picture: Continuation, steps: int) -> None:
+def _write_on(
+    text: TextPart, cache: KVCache, config: ModelConfig, picture: Continuation, steps: int, progress: Progress
+) -> None:
     """Picture, prompt and `steps` greedy tokens through the decoder's graph; an end token does not end it."""
     prompt = next(iter(config.templates.caption.values()))
     following = picture.image
     for step in range(steps + 2):
+        progress("comparing: the graphs' text", step / (steps + 2))
         before = cache.length
         said = text.extend(cache, following)
         picture.inputs.append(following)
@@ -251,18 +258,18 @@ def examine(heard: Testimony, directory: Path, config: ModelConfig, progress: Pr
     def ours() -> TorchParts:
         return TorchParts(directory, config, torch.device("cpu"), torch.float32)
 
-    findings = Findings()
+    findings, count = Findings(), len(heard.continuations)
     vision = ours().vision()
     for number, picture in enumerate(heard.continuations):
-        progress("comparing: our vision", number / len(heard.continuations))
+        progress("comparing: our vision", VISION * number / count)
         findings.compare("vision_encoder", vision.encode(picture.crop)[0], picture.features)
         findings.compare("vision_projection", vision.project(picture.features, picture.features), picture.image)
     del vision
     text = ours().text()
     findings.compare("text_encoder", text.embed(heard.tokens), heard.embedded)
     for number, picture in enumerate(heard.continuations):
-        progress("comparing: our text", number / len(heard.continuations))
-        _read_along(text, _cache(ours(), config), picture, findings)
+        part = between(progress, VISION + (1 - VISION) * number / count, VISION + (1 - VISION) * (number + 1) / count)
+        _read_along(text, _cache(ours(), config), picture, findings, part)
     del text
     if heard.region:
         read = _region(ours().region(), heard.continuations)
@@ -271,9 +278,10 @@ def examine(heard: Testimony, directory: Path, config: ModelConfig, progress: Pr
     return findings
 
 
-def _read_along(text: TextPart, cache: KVCache, picture: Continuation, findings: Findings) -> None:
+def _read_along(text: TextPart, cache: KVCache, picture: Continuation, findings: Findings, progress: Progress) -> None:
     """The decoder on the graphs' own words: an error at one step is not carried into what the next one reads."""
     for step, following in enumerate(picture.inputs):
+        progress("comparing: our text", step / len(picture.inputs))
         before = cache.length
         said = text.extend(cache, following)
         for ours, theirs in zip(cache.filled()[:, :, :, before:], picture.keys_values[step].float(), strict=True):

@@ -42,6 +42,11 @@ def silent(what: str, share: float) -> None:
     """A `Progress` that says nothing."""
 
 
+def between(progress: Progress, begin: float, end: float) -> Progress:
+    """The progress of one stage, as a part of the whole."""
+    return lambda what, share: progress(what, begin + (end - begin) * share)
+
+
 @dataclass(frozen=True)
 class Installed:
     """One model of the store, as its files say it."""

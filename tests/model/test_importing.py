@@ -43,7 +43,14 @@ def imported(moonfile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made of it, engine torch."""
     store = Store(tmp_path_factory.mktemp("state"))
     origin = {"repository": "somebody/something", "commit": "0123abcd"}
-    return import_source(moonfile, store, "shapes", origin=origin)
+    told: list[tuple[str, float]] = []
+    directory = import_source(moonfile, store, "shapes", origin=origin, progress=lambda *what: told.append(what))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares), "a bar that goes back tells nothing"
+    assert shares[0] < 0.1
+    assert 0.9 < shares[-1] <= 1.0
+    assert {"unpacking text_decoder.onnx", "comparing: our text"} <= {what for what, _ in told}
+    return directory
 
 
 def left_in(store: Store) -> list[str]:
