@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,8 @@ def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOGS_ERRORS
     options.enable_cpu_mem_arena = False
+    # a number of threads, because otherwise it pins them to cores, and complains where it may not use all of them
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
