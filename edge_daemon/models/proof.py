@@ -14,6 +14,7 @@ One component is open at a time. It knows nothing of containers, stores or how t
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -188,6 +189,7 @@ class Testimony:
 
 def hear(theirs: Parts, config: ModelConfig, count: int, steps: int, progress: Progress) -> Testimony:
     """Run the graphs, one component after the other, on `count` pictures and `steps` tokens behind each."""
+    give_back()
     vision = theirs.vision()
     found: list[Continuation] = []
     for picture in pictures(config.vision.crop_px, count):
@@ -196,6 +198,7 @@ def hear(theirs: Parts, config: ModelConfig, count: int, steps: int, progress: P
         features = vision.encode(pixels)[0].float()
         found.append(Continuation(pixels, features, vision.project(features, features)[None].float()))
     del vision
+    give_back()
     text = theirs.text()
     tokens = torch.linspace(0, config.text.vocab - 1, TOKENS).long()[None]
     embedded = text.embed(tokens).float()
@@ -261,12 +264,14 @@ def examine(heard: Testimony, directory: Path, config: ModelConfig, progress: Pr
         return TorchParts(directory, config, torch.device("cpu"), torch.float32)
 
     findings, count = Findings(), len(heard.continuations)
+    give_back()
     vision = ours().vision()
     for number, picture in enumerate(heard.continuations):
         progress("comparing: our vision", VISION * number / count)
         findings.compare("vision_encoder", vision.encode(picture.crop)[0], picture.features)
         findings.compare("vision_projection", vision.project(picture.features, picture.features), picture.image)
     del vision
+    give_back()
     text = ours().text()
     findings.compare("text_encoder", text.embed(heard.tokens), heard.embedded)
     for number, picture in enumerate(heard.continuations):
@@ -344,6 +349,16 @@ class Findings:
     def comparisons(self) -> list[Comparison]:
         """One a component."""
         return [sums.comparison(name) for name, sums in self._sums.items()]
+
+
+def give_back() -> None:
+    """Have the C library hand back what was freed; glibc keeps it otherwise.
+
+    Measured in the 0.5B's shape: the import's peak is 2862 MiB without, 2486 with.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # other C libraries have no such call
+        trim(0)
 
 
 def pictures(side_px: int, count: int) -> list[Image.Image]:
