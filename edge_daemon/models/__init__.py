@@ -24,8 +24,10 @@ def directory_of(name: str, state_dir: Path) -> Path:
     directory = Path(name).expanduser() if "/" in name else stored
     if missing := missing_files(directory):
         known = ", ".join(sorted({*BUILT_IN, *installed(state_dir)}))
+        absent = directory == stored and not directory.exists()
+        what = f"it is not in {directory.parent}" if absent else f"{directory} has no {', '.join(missing)}"
         raise ModelError(
-            f"model {name!r}: {directory} has no {', '.join(missing)}; models here: {known}; a model directory "
+            f"model {name!r}: {what}; models here: {known}; a model directory "
             f"is given by a path with a slash, such as ./my-model; `edge-daemon model list` says what can be fetched"
         )
     return directory

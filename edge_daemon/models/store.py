@@ -180,7 +180,7 @@ class Store:
         except OSError as error:
             raise UnavailableError(
                 f"{self.root} cannot be written: {error.strerror or error}; run this as the user who owns it "
-                f"(sudo -u edge-daemon …), or name another place with EDGE_DAEMON_STATE_DIR"
+                f"(on a Pi with the service: sudo), or name another place with EDGE_DAEMON_STATE_DIR"
             ) from error
         try:
             yield
