@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
-from edge_daemon import __version__, model_commands
+from edge_daemon import __version__, model_commands, subcommand
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
+from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
     from edge_daemon.config import Config
@@ -27,7 +28,6 @@ exit codes: 0 done, 1 unexpected (a bug, please report), 2 usage,
             69 something needed is not available, 78 the configuration is wrong
 try it:     edge-daemon demo"""
 DEFAULT_CONFIG = "/etc/edge-daemon/config.yaml"
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,16 +75,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _add_config_option(command: argparse.ArgumentParser) -> None:
     default = os.environ.get("EDGE_DAEMON_CONFIG", DEFAULT_CONFIG)
     command.add_argument(
@@ -102,7 +92,7 @@ def _add_device_options(command: argparse.ArgumentParser, default: str | None) -
 
 
 def _add_run(commands: Commands) -> None:
-    command = _add(
+    command = subcommand.add(
         *(commands, "run", "run the service in the foreground"),
         "  edge-daemon run -c /etc/edge-daemon/config.yaml\n"
         "  mosquitto_sub -v -t 'edge-daemon/#'       what it says, in another terminal",
@@ -113,7 +103,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_check_config(commands: Commands) -> None:
-    command = _add(
+    command = subcommand.add(
         *(commands, "check-config", "check a configuration file and say what would run"),
         "  edge-daemon check-config -c configs/full.yaml",
     )
@@ -123,7 +113,7 @@ def _add_check_config(commands: Commands) -> None:
 
 
 def _add_caption(commands: Commands) -> None:
-    command = _add(
+    command = subcommand.add(
         *(commands, "caption", "caption pictures and answer questions about them, without the service"),
         "  edge-daemon caption porch.jpg\n"
         "  edge-daemon caption *.jpg --json | jq -r .caption\n"
@@ -145,7 +135,7 @@ def _add_caption(commands: Commands) -> None:
 
 
 def _add_demo(commands: Commands) -> None:
-    command = _add(
+    command = subcommand.add(
         *(commands, "demo", "start a broker and the service, caption sample pictures, show what a subscriber gets"),
         "  edge-daemon demo\n  edge-daemon demo --pictures 3 --json",
     )
@@ -213,7 +203,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def check_config(arguments: argparse.Namespace) -> int:
     """`edge-daemon check-config`."""
-    from edge_daemon import config, variant
+    from edge_daemon import config, models, variant
 
     settings = config.load(arguments.config)
     if arguments.json:
@@ -223,6 +213,11 @@ def check_config(arguments: argparse.Namespace) -> int:
     named = settings.model.name
     if named == variant.FAMILY:
         named = find_model(arguments.config, settings)[1]
+    else:
+        try:
+            models.directory_of(named, settings.state_dir)
+        except UnavailableError:  # the file may be for another machine
+            named += " (not on this machine: edge-daemon model list says what can be fetched)"
     print(f"{arguments.config}: good\n  model {named}\n  broker {broker}")
     for name, source in settings.sources.items():
         topic = f"{settings.mqtt.base_topic}/{settings.node}/{name}/caption"

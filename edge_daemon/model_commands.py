@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
 from edge_daemon.models.store import MIB, Progress, Store, silent
+from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
     from edge_daemon.models.catalogue import Artefact
@@ -29,7 +31,6 @@ examples:
   edge-daemon model pull moondream-0.5b              fetch, convert, prove; then `model: {name: moondream-0.5b}`
   edge-daemon model import moondream-0_5b-int8.mf.gz a file that was fetched elsewhere
   edge-daemon model verify moondream-0.5b"""
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add(commands: Commands) -> None:
@@ -50,16 +51,6 @@ def add(commands: Commands) -> None:
     _add_export(kinds)
 
 
-def _command(kinds: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    return kinds.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON document and nothing else")
 
@@ -75,7 +66,7 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 
 
 def _add_list(kinds: Commands) -> None:
-    command = _command(
+    command = subcommand.add(
         *(kinds, "list", "say what models are here, what can be fetched, and what fits this board and why"),
         "  edge-daemon model list\n  edge-daemon model list --json | jq '.catalogue[] | select(.memory.fits).name'",
     )
@@ -84,7 +75,7 @@ def _add_list(kinds: Commands) -> None:
 
 
 def _add_pull(kinds: Commands) -> None:
-    command = _command(
+    command = subcommand.add(
         *(kinds, "pull", "fetch a model from the hub, check it, convert it, prove it"),
         "  edge-daemon model pull moondream-0.5b\n"
         "  HF_ENDPOINT=https://mirror.example edge-daemon model pull moondream-0.5b      from a mirror\n"
@@ -98,7 +89,7 @@ def _add_pull(kinds: Commands) -> None:
 
 
 def _add_import(kinds: Commands) -> None:
-    command = _command(
+    command = subcommand.add(
         *(kinds, "import", "make a model of a moonfile or a safetensors checkpoint"),
         "  edge-daemon model import moondream-0_5b-int8.mf.gz --name moondream-0.5b\n"
         "  edge-daemon model import ./moondream2-2025-06-21 --name moondream-2b\n"
@@ -114,7 +105,7 @@ def _add_import(kinds: Commands) -> None:
 
 
 def _add_verify(kinds: Commands) -> None:
-    command = _command(
+    command = subcommand.add(
         *(kinds, "verify", "check a model's files, and repeat the comparison with what it was made from"),
         "  edge-daemon model verify moondream-0.5b\n"
         "  edge-daemon model verify moondream-0.5b --source /mnt/usb/moondream-0_5b-int8.mf.gz",
@@ -126,13 +117,15 @@ def _add_verify(kinds: Commands) -> None:
 
 
 def _add_remove(kinds: Commands) -> None:
-    command = _command(*(kinds, "remove", "delete a model of the store"), "  edge-daemon model remove moondream-0.5b")
+    command = subcommand.add(
+        *(kinds, "remove", "delete a model of the store"), "  edge-daemon model remove moondream-0.5b"
+    )
     command.add_argument("name", metavar="NAME")
     command.set_defaults(command=remove)
 
 
 def _add_export(kinds: Commands) -> None:
-    command = _command(
+    command = subcommand.add(
         *(kinds, "export", "write a model as a moonfile, as ONNX graphs, or as safetensors in upstream's layout"),
         "  edge-daemon model export demo-shapes demo.mf.gz --format moonfile --precision int8\n"
         "  edge-daemon model export moondream-0.5b ./graphs --format onnx\n"

@@ -208,20 +208,6 @@ class Moonfile:
         return ModelError(f"{self.path}: {what} (at byte {offset} of the unpacked moonfile)")
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """All records of a moonfile, as `Moonfile.records` gives them."""
-    with Moonfile(path) as moonfile:
-        yield from moonfile.records()
-
-
-def digest_of(path: Path) -> Digest:
-    """Of an unpacked moonfile, in one pass over it. Raises ModelError when it is damaged."""
-    with Moonfile(path) as moonfile:
-        for _ in moonfile.records():
-            pass
-        return moonfile.digest()
-
-
 def write_records(out: Path, records: Iterable[Record]) -> None:
     """Write a moonfile, record by record; compressed when its name ends in `.gz`.
 

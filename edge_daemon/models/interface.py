@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from edge_daemon.errors import ModelError
 from edge_daemon.models.container import BOS_STATE
 from edge_daemon.models.probing import session
-from edge_daemon.models.unpacked import Unpacked
+from edge_daemon.models.unpacked import CLIENT_CROP_PX, CLIENT_POSITIONS, Unpacked
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 
-CLIENT_CROP_PX = 378
-CLIENT_POSITIONS = 2048
-"""Side of a crop and length of the cache, where the graphs leave them open (moondream 0.0.6, onnx_vl.py)."""
 UNSEEN = 1
 """For sizes inside the graphs that nobody asks for."""
 USUAL_WIDENING, USUAL_HEAD_DIM = 4, 64

@@ -24,6 +24,7 @@ from edge_daemon.models.matrices import Floats
 from edge_daemon.models.probing import relative, run, session
 from edge_daemon.models.recover import RegionEncoder, Tensors, VisionEncoder
 from edge_daemon.models.structure import Structure
+from edge_daemon.models.unpacked import CLIENT_CROP_PX
 from edge_daemon.moondream.config import Mask, TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.text import Text, attention_mask, rotary_table, rotate
@@ -35,8 +36,6 @@ MOST_WAVE_ERROR = 0.02
 """The same for Fourier features, whose probes are exact but for float16, or for 8 bits of a width and a height."""
 LEAST_DISTANCE = 2.0
 """How many times larger the error of every other hypothesis must be."""
-CLIENT_CROP_PX = 378
-"""Side of a crop where the graph does not say it: what the client always feeds (moondream 0.0.6, preprocess.py)."""
 PROBE_STD = 0.5
 """Of probe embeddings: small, so that attention weighs in the residual sum; far above the norms' epsilon."""
 FIRST_ROWS = 32

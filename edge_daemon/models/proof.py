@@ -222,11 +222,12 @@ def _write_on(
         progress("comparing: the graphs' text", step / (steps + 2))
         before = cache.length
         said = text.extend(cache, following)
+        logits = said.logits
         picture.inputs.append(following)
         picture.keys_values.append(cache.filled()[:, :, :, before:].to(torch.float16, copy=True))
         picture.hidden.append(said.hidden.float())
-        picture.logits.append(said.logits)
-        tokens = [int(said.logits.argmax())] if step else prompt
+        picture.logits.append(logits)
+        tokens = [int(logits.argmax())] if step else prompt
         following = text.embed(torch.tensor([tokens])).float()
 
 
@@ -291,13 +292,14 @@ def _read_along(text: TextPart, cache: KVCache, picture: Continuation, findings:
         progress("comparing: our text", step / len(picture.inputs))
         before = cache.length
         said = text.extend(cache, following)
+        logits = said.logits  # once: it is computed when it is asked for
         if picture.keys_values:
             _compare_cache(findings, cache.filled()[:, :, :, before:], picture.keys_values[step])
         findings.compare("text_decoder hidden", said.hidden, picture.hidden[step])
-        findings.compare("text_decoder logits", said.logits, picture.logits[step])
+        findings.compare("text_decoder logits", logits, picture.logits[step])
         if step:  # behind a picture alone there is nothing to be said yet
             findings.steps += 1
-            findings.same += int(said.logits.argmax() == picture.logits[step].argmax())
+            findings.same += int(logits.argmax() == picture.logits[step].argmax())
 
 
 def _compare_cache(findings: Findings, ours: Tensor, theirs: Tensor) -> None:

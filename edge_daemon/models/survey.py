@@ -21,14 +21,13 @@ from edge_daemon.models.measure import Indices, Layout, Patches
 from edge_daemon.models.recover import Source, Tensors
 from edge_daemon.models.store import Progress
 from edge_daemon.models.structure import Structure
+from edge_daemon.models.unpacked import CLIENT_POSITIONS
 from edge_daemon.moondream.config import Mask, RegionConfig, TextConfig, VisionConfig
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
 from edge_daemon.moondream.weights import BOS_KV
 
-CLIENT_CONTEXT = 2048
-"""Positions of the KV cache that the client allocates for every moonfile (moondream 0.0.6, onnx_vl.py)."""
 REGION_INPUTS = {"coord": 1, "size": 2}
 """What the region encoders take: a coordinate; a width and a height."""
 
@@ -122,7 +121,7 @@ def _text(
         found = f"{blocks.layers} blocks of width {blocks.dim}"
         raise structure.graph.refuse(f"{found}; the stored BOS {kv.shape} says {layers} of {heads * head_dim}")
     layout = measure.layout(probe, decoder.tensors)
-    context = recover.context(structure, 1 + patch_count) or CLIENT_CONTEXT
+    context = recover.context(structure, 1 + patch_count) or CLIENT_POSITIONS
     text = TextConfig(blocks.dim, blocks.ff_dim, layers, heads, decoder.vocab, context, layout.rotary_dim)
     ours = _rotated(decoder.tensors, layout, heads, head_dim)
     mask = measure.mask(probe, ours, text, bos_kv(kv, layout), 1 + patch_count)

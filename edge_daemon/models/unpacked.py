@@ -29,6 +29,10 @@ from edge_daemon.moondream.config import (
     VisionConfig,
 )
 
+CLIENT_CROP_PX, CLIENT_POSITIONS = 378, 2048
+"""Side of a crop and length of the KV cache, for graphs that leave them open: what the only client there is always uses
+(moondream 0.0.6, preprocess.py and onnx_vl.py)."""
+
 
 @dataclass(frozen=True)
 class Unpacked:

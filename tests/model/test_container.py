@@ -21,10 +21,9 @@ from edge_daemon.models.container import (
     Digest,
     Moonfile,
     Record,
-    digest_of,
-    read_records,
     write_records,
 )
+from tests.model.moonfiles import digest_of, read_records
 
 CONTENTS = {name: name.encode() * (index % 3) for index, name in enumerate(REQUIRED)}
 """Of a complete moonfile; some records are empty."""

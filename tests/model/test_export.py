@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
-from edge_daemon.models.container import BOS_STATE, CONFIG, GRAPHS, REQUIRED, TOKENIZER, read_records
+from edge_daemon.models.container import BOS_STATE, CONFIG, GRAPHS, REQUIRED, TOKENIZER
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision, quantized
 from edge_daemon.moondream.config import BosState, Mask, ModelConfig, load_config
@@ -31,6 +31,7 @@ from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
 from tests.model.checkpoints import TWO_BILLION, bos_kv, random_tensors, tiny_config, write_model, write_tensors
 from tests.model.conftest import TinyFactory
+from tests.model.moonfiles import read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,7 @@ from edge_daemon.demo.evaluate import shrunk
 from edge_daemon.demo.language import short_caption
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
-from edge_daemon.models.container import GRAPHS, digest_of
+from edge_daemon.models.container import GRAPHS
 from edge_daemon.models.export import export
 from edge_daemon.models.importing import import_source, sha256_of, verify
 from edge_daemon.models.moonfile import import_moonfile
@@ -26,6 +26,7 @@ from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from tests.model.conftest import PictureFactory
+from tests.model.moonfiles import digest_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -62,7 +62,7 @@ IMPORTERS: dict[str, set[str]] = {
     "transformers": {"models"},
     "pyvips": {"decoders"},
     "watchfiles": {"sources"},
-    "argparse": {"cli", "model_commands", "worker", "grabber", "demo"},
+    "argparse": {"cli", "model_commands", "subcommand", "worker", "grabber", "demo"},
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
 NEVER_IN_THE_DAEMON = (
