@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edge_daemon import __version__, model_commands, subcommand
+from edge_daemon.bench import command as bench_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
 from edge_daemon.subcommand import Commands
 
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     _add_check_config(commands)
     _add_caption(commands)
     model_commands.add(commands)
+    bench_command.add(commands)
     _add_demo(commands)
     return top
 

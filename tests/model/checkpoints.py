@@ -6,7 +6,6 @@ difference of 1e-4 between two logits is then a small one, and a real mistake is
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch import Tensor, nn
+from torch import Tensor
 
+from edge_daemon.bench import random_model
+from edge_daemon.bench.random_model import SHAPES
 from edge_daemon.moondream.config import (
     BosState,
     Cropping,
@@ -37,31 +38,13 @@ from edge_daemon.moondream.vision import Vision
 from edge_daemon.moondream.weights import BOS_KV
 
 EOS, ANSWER, UNKNOWN = 0, 1, 2
-ATTENTION_GAIN = 2.0
-"""So that what is attended to decides what is said, and a wrong mask or position shows."""
 STEMS = re.findall(
     r"\w+",
     "a an the red green blue round square star disc on in left right above below small large bright dark sky sea "
     "tree bird boat house road man dog cat is are two three and with of near far old new water grass one",
 )
 
-HALF_BILLION = ModelConfig(
-    name="moondream-0.5b",
-    vision=VisionConfig(dim=720, ff_dim=2690, layers=27, heads=10, patch_px=14, crop_px=378, projection_dim=8192),
-    text=TextConfig(dim=1024, ff_dim=4096, layers=24, heads=16, vocab=51200, max_context=2048, rotary_dim=32),
-    region=RegionConfig(
-        coord_features=256, coord_bins=1024, size_features=512, size_bins=1024, inner_dim=8192, size_scale="linear"
-    ),
-    cropping="template",
-    mask="causal",
-    bos_state="stored",
-    tokens=Tokens(bos=50256, eos=50256),
-    templates=Templates(
-        caption={"short": [198, 198, 16438, 8305, 25], "normal": [198, 198, 24334, 1159, 25]},
-        query={"prefix": [198, 198, 24361, 25], "suffix": [198, 198, 33706, 25]},
-        detect={"prefix": [198, 198, 47504, 25], "suffix": [628]},
-    ),
-)
+HALF_BILLION = SHAPES["0.5b"]
 
 TWO_BILLION = replace(
     HALF_BILLION,
@@ -125,39 +108,20 @@ def tokenizer() -> Tokenizer:
     return built
 
 
-def fill(module: nn.Module, generator: torch.Generator) -> None:
-    """Random numbers in place (uniform: three times as fast as normal ones), by the kind of parameter."""
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(False)
-        if parameter.dim() == 1:
-            is_norm_weight = name.endswith(("ln.weight", "ln1.weight", "ln2.weight"))
-            centre, std = (1.0, 0.1) if is_norm_weight else (0.0, 0.1)
-        elif name in ("wte", "pos_emb", "coord_features", "size_features"):
-            centre, std = 0.0, 1.0
-        else:
-            gain = ATTENTION_GAIN if ".attn." in name else 1.0
-            centre, std = 0.0, gain / math.sqrt(parameter.shape[1])
-        parameter.uniform_(centre - std * math.sqrt(3), centre + std * math.sqrt(3), generator=generator)
-
-
 def random_tensors(config: ModelConfig, seed: int, own_bos: bool = True) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, made in place.
+    """All tensors of a checkpoint.
 
     `own_bos`: the stored BOS is what the decoder itself computes, as in a real checkpoint; otherwise it is
     random, so that a test can tell whether it is used at all.
     """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        parts = {"vision": Vision(config.vision, config.text.dim), "text": (text := Text(config.text))}
-        if config.region is not None:
-            parts["region"] = Region(config.region, config.text.dim)
-    tensors: dict[str, Tensor] = {}
-    for prefix, part in parts.items():
-        fill(part.to_empty(device="cpu"), generator)
-        tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.state_dict().items()}
-    if config.bos_state == "stored":
-        kv = bos_kv(text, config)
-        tensors[BOS_KV] = kv if own_bos else torch.randn(kv.shape, generator=generator)
+    tensors = dict(random_model.random_tensors(config, seed))
+    if config.bos_state == "stored" and own_bos:
+        with torch.device("meta"):
+            text = Text(config.text)
+        own = {name.removeprefix("text."): tensor for name, tensor in tensors.items() if name.startswith("text.")}
+        del own[BOS_KV.removeprefix("text.")]
+        text.load_state_dict(own, assign=True)
+        tensors[BOS_KV] = bos_kv(text, config)
     return tensors
 
 

@@ -1,0 +1,127 @@
+"""`edge-daemon bench`: arguments in, a table and one line of JSON out. Light: the work is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_daemon import subcommand
+from edge_daemon.errors import UnavailableError
+from edge_daemon.subcommand import Commands
+
+PREFERRED = "moondream-0.5b"
+DISK_TMP = Path("/var/tmp")
+"""On the disk, where /tmp is memory on many systems (file-hierarchy(7))."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
+
+    directory: Path
+    random_weights: bool
+
+
+def add(commands: Commands) -> None:
+    """Put `bench` among the commands."""
+    command = subcommand.add(
+        *(commands, "bench", "measure what a caption costs here, stage by stage, beside what this machine can do"),
+        "  edge-daemon bench                    the installed model, or random weights in the 0.5B shape\n"
+        "  edge-daemon bench --precision int8 --threads 3\n"
+        "  edge-daemon bench --model demo-shapes --json | jq .of_the_limits",
+    )
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--model", metavar="NAME_OR_DIR", help=f"default: {PREFERRED}, or another that is installed")
+    what.add_argument("--shape", choices=["0.5b"], help="random weights in this shape; 2.5 GB of disk for that time")
+    command.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16", "int8"],
+        default="auto",
+        help="what to compute in (default: auto)",
+    )
+    command.add_argument("--threads", type=at_least(1), metavar="N", help="default: what torch takes")
+    command.add_argument("--runs", type=at_least(1), default=3, metavar="N", help="pictures (default: 3)")
+    command.add_argument("--tokens", type=at_least(2), default=20, metavar="N", help="a picture (default: 20)")
+    command.add_argument("--json", action="store_true", help="print only the last line, the JSON document")
+    command.set_defaults(command=bench)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return number
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """`edge-daemon bench`."""
+    from edge_daemon.bench.measure import Wishes, measure
+    from edge_daemon.bench.report import document, table
+
+    wishes = Wishes(arguments.precision, arguments.threads, arguments.runs, arguments.tokens)
+    with _subject(arguments.model, arguments.shape) as subject:
+        measured = measure(subject.directory, wishes, say)
+    origin = {"directory": None if subject.random_weights else str(subject.directory)}
+    said = document(measured, {**origin, "random_weights": subject.random_weights})
+    if not arguments.json:
+        print(table(said), end="\n\n")
+    print(json.dumps(said, separators=(",", ":"), ensure_ascii=False))
+    return 0
+
+
+def say(text: str) -> None:
+    """What goes on, for whoever waits: on a small board all this takes minutes."""
+    print(f"edge-daemon: {text} …", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _subject(name: str | None, shape: str | None) -> Iterator[Subject]:
+    """The model that is meant, or one with random weights that is gone afterwards."""
+    from edge_daemon import config, models
+
+    state_dir = config.default_state_dir()
+    if name is None and shape is None and (present := models.installed(state_dir)):
+        name = PREFERRED if PREFERRED in present else present[0]
+        say(f"model {name}, which is installed")
+    if name is not None:
+        yield Subject(models.directory_of(name, state_dir), random_weights=False)
+        return
+    if shape is None:
+        say("no model is installed, so random weights are made in the shape of the 0.5B")
+    with _random_model(shape or "0.5b") as directory:
+        yield Subject(directory, random_weights=True)
+
+
+@contextmanager
+def _random_model(shape: str) -> Iterator[Path]:
+    """Raises UnavailableError where there is no room for it, or nothing may be written."""
+    from edge_daemon.bench.random_model import SHAPES, check_room, write_random
+
+    place = scratch()
+    check_room(place, SHAPES[shape])
+    try:
+        made = tempfile.TemporaryDirectory(prefix="edge-daemon-bench-", dir=place)
+    except OSError as error:
+        raise UnavailableError(f"{place}: {error.strerror}: set TMPDIR to a directory for random weights") from error
+    with made as name:
+        say(f"writing random weights to {name}")
+        write_random(Path(name), SHAPES[shape])
+        yield Path(name)
+
+
+def scratch() -> Path:
+    """Where gigabytes may lie for a while: TMPDIR, or else a disk."""
+    if "TMPDIR" in os.environ:
+        return Path(os.environ["TMPDIR"])
+    return DISK_TMP if os.access(DISK_TMP, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())

@@ -1,0 +1,150 @@
+"""What was measured, as one document (schema 1) and as a table for people."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+from edge_daemon.bench import arithmetic, machine
+from edge_daemon.bench.arithmetic import WEIGHT_BYTES, Work
+from edge_daemon.bench.measure import Bounds, Measured
+from edge_daemon.bench.stages import Run
+
+SCHEMA = 1
+MIB = 1 << 20
+NAMES = {
+    "decode": "decode, shrink",
+    "vision": "vision",
+    "projection": "projection",
+    "prefill": "prefill",
+    "first_token": "first token",
+    "token": "each token",
+    "total": "total",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the table."""
+
+    seconds: list[float]
+    work: Work | None
+    """Of one of them; None where it is not the model's."""
+
+
+def stages_of(measured: Measured) -> dict[str, Stage]:
+    """Every stage, by its name in the document."""
+    config, runs = measured.config, measured.runs
+    behind = config.prefix_positions + measured.prompt
+    count = len(runs[0].tokens) - 1
+    vision = arithmetic.vision(config, runs[0].crops)
+    projection, prefill = arithmetic.projection(config), arithmetic.prefill(config, measured.prompt)
+    head = arithmetic.head(config)
+    tokens = [arithmetic.token(config, behind + index) for index in range(count)]
+    return {
+        "decode": Stage([run.decode_s for run in runs], None),
+        "vision": Stage([run.vision_s for run in runs], vision),
+        "projection": Stage([run.projection_s for run in runs], projection),
+        "prefill": Stage([run.prefill_s for run in runs], prefill),
+        "first_token": Stage([run.first_s for run in runs], head),
+        "token": Stage([token.seconds for run in runs for token in run.tokens[1:]], tokens[count // 2]),
+        "total": Stage([run.total_s for run in runs], reduce(add, tokens, vision + projection + prefill + head)),
+    }
+
+
+def document(measured: Measured, model: dict[str, Any]) -> dict[str, Any]:
+    """The document; `model` says where it came from."""
+    weight_bytes = WEIGHT_BYTES[measured.precision]
+    position_bytes = measured.kv_bytes // measured.kv_positions
+    stages = {name: _stage(stage, weight_bytes, position_bytes) for name, stage in stages_of(measured).items()}
+    return {
+        "schema": SCHEMA,
+        **machine.describe(),
+        "threads": measured.threads,
+        "model": model | {"name": measured.config.name, "engine": measured.config.engine},
+        "precision": measured.precision,
+        "runs": len(measured.runs),
+        "crops": measured.runs[0].crops,
+        "prompt_tokens": measured.prompt,
+        "tokens": len(measured.runs[0].tokens),
+        "limits": {"gemm_gflops": _limit(measured.gemm), "read_gbps": _limit(measured.read)},
+        "stages": stages,
+        "of_the_limits": {
+            "vision_and_prefill": round(_gemm_rate(measured) / measured.gemm.both.best, 4),
+            "token": round(stages["token"]["gbps"] / measured.read.both.best, 4),
+        },
+        "load_s": round(measured.load_s, 4),
+        "peak_rss_bytes": measured.peak_rss_bytes,
+        "kv_positions": measured.kv_positions,
+        "kv_bytes": measured.kv_bytes,
+    }
+
+
+def _gemm_rate(measured: Measured) -> float:
+    """GFLOP/s of vision, projection and prefill together."""
+    stages = stages_of(measured)
+    flops = sum(work.flops for name in ("vision", "projection", "prefill") if (work := stages[name].work))
+    return flops * 1e-9 / statistics.median(map(_before_the_first_word_s, measured.runs))
+
+
+def _before_the_first_word_s(run: Run) -> float:
+    return run.vision_s + run.projection_s + run.prefill_s
+
+
+def _limit(bounds: Bounds) -> dict[str, Any]:
+    """Best, what did it, median and least of the same, and the best of each measurement."""
+    said = asdict(bounds.both) | {"before": bounds.before.best, "after": bounds.after.best}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in said.items()}
+
+
+def _stage(stage: Stage, weight_bytes: float, position_bytes: int) -> dict[str, Any]:
+    median_s = statistics.median(stage.seconds)
+    said: dict[str, Any] = {
+        "median_s": round(median_s, 6),
+        "least_s": round(min(stage.seconds), 6),
+        "most_s": round(max(stage.seconds), 6),
+    }
+    if stage.work is not None:
+        read_bytes = stage.work.bytes(weight_bytes, position_bytes)
+        said |= {"flops": stage.work.flops, "bytes": read_bytes}
+        said |= {"gflops": round(stage.work.flops * 1e-9 / median_s, 4), "gbps": round(read_bytes * 1e-9 / median_s, 4)}
+    return said
+
+
+def table(said: dict[str, Any]) -> str:
+    """The document for people."""
+    model, host, shares = said["model"], said["machine"], said["of_the_limits"]
+    what = f"{model['name']} with random weights" if model["random_weights"] else model["name"]
+    gemm, read = said["limits"]["gemm_gflops"], said["limits"]["read_gbps"]
+    crops = "one crop" if said["crops"] == 1 else f"{said['crops']} crops"
+    lines = [
+        f"{what}, {said['precision']}, {host['cpu']}, threads: {said['threads']}, torch {said['torch']}",
+        f"{said['runs']} times a 1920×1080 JPEG: {crops}, {said['prompt_tokens']} prompt tokens, "
+        f"{said['tokens']} tokens generated",
+        "",
+        f"{'':16}{'seconds':>10}{'from':>10}{'to':>10}{'GFLOP':>10}{'GFLOP/s':>10}{'GB/s':>8}",
+        *(_line(NAMES[name], stage) for name, stage in said["stages"].items()),
+        "",
+        f"this machine's float32 matrix products: {_limit_in_words(gemm, 'GFLOP/s')}",
+        f"this machine's memory, reading: {_limit_in_words(read, 'GB/s')}",
+        f"vision, projection and prefill together: {shares['vision_and_prefill']:.0%} of these products' rate",
+        f"each token: {shares['token']:.0%} of this reading rate",
+        "",
+        f"loaded in {said['load_s']:.1f} s; at its peak {said['peak_rss_bytes'] / MIB:.0f} MiB resident; "
+        f"KV cache of {said['kv_positions']} positions: {said['kv_bytes'] / MIB:.1f} MiB",
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, stage: dict[str, Any]) -> str:
+    seconds = "".join(f"{stage[key]:>10.4f}" for key in ("median_s", "least_s", "most_s"))
+    if "flops" not in stage:
+        return f"{name:16}{seconds}"
+    return f"{name:16}{seconds}{stage['flops'] * 1e-9:>10.3g}{stage['gflops']:>10.1f}{stage['gbps']:>8.2f}"
+
+
+def _limit_in_words(limit: dict[str, Any], unit: str) -> str:
+    return f"{limit['best']:.1f} {unit} ({limit['by']}; the same at other moments {limit['least']:.1f} and more)"
