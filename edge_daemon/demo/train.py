@@ -31,7 +31,7 @@ from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, LATTICE, SH
 from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 from edge_daemon.moondream.region import Region
-from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.text import Text, masked
 from edge_daemon.moondream.vision import Vision
 
 NOTE = (
@@ -152,7 +152,7 @@ class Trainee(nn.Module):
         tails = torch.where(size[..., :1] >= 0, self.region.encode_size(size), tails)
         positions = torch.cat([torch.arange(prefix).expand(len(image), -1), prefix + rows["position"]], dim=1)
         embeddings = torch.cat([bos, image.to(bos.dtype), tails], dim=1)
-        hidden: Tensor = self.text(embeddings, positions, packed_mask(rows["tail"], prefix))
+        hidden: Tensor = self.text(embeddings, positions, masked(packed_mask(rows["tail"], prefix)))
         return hidden[:, prefix:]
 
     def _language_losses(self, hidden: Tensor, rows: dict[str, Tensor]) -> dict[str, Tensor]:

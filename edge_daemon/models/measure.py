@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from edge_daemon.models.structure import Structure
 from edge_daemon.models.unpacked import CLIENT_CROP_PX
 from edge_daemon.moondream.config import Mask, TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.text import Text, attention_mask, rotary_table, rotate
+from edge_daemon.moondream.text import Text, attend, rotary_table, rotate
 
 MOST_ERROR = 0.25
 """Relative error of a hypothesis that is taken. Activations quantized to 8 bits cost a few hundredths; a wrong
@@ -286,7 +287,7 @@ def mask(probe: Decoder, tensors: Tensors, config: TextConfig, bos_kv: Floats, p
     kinds: Sequence[tuple[Mask, int]] = (("causal", 0), ("prefix", prefix))
     for kind, seen in kinds:
         recorder = _Recorder(torch.from_numpy(np.ascontiguousarray(bos_kv[:layers])))
-        hidden = text(x, positions, attention_mask(x.shape[1], past, seen), cast("KVCache", recorder))
+        hidden = text(x, positions, partial(attend, past=past, prefix=seen), cast("KVCache", recorder))
         ours, theirs = (recorder.new[1][1].numpy(), probe.new[1, 1]) if layers == 2 else (hidden.numpy(), probe.hidden)
         errors[kind] = relative(ours[:, :FIRST_ROWS], theirs[:, :FIRST_ROWS])
     return cast("Mask", _settled(probe.name, "the attention mask", errors))

@@ -36,7 +36,7 @@ class KVCache:
         self.positions = positions
         self.length = 0
         shape = (text.layers, 2, text.heads, positions, text.head_dim)
-        self._kv = torch.zeros(shape, dtype=dtype, device=device)
+        self._kv = torch.empty(shape, dtype=dtype, device=device)  # what is not yet written costs no memory
 
     @property
     def device(self) -> torch.device:

@@ -39,6 +39,7 @@ class Answer:
     """Generated tokens, the end token not counted."""
     finish_reason: FinishReason
     prefill_s: float
+    """The prompt through the decoder; the first task of a picture also takes the picture through it."""
     generate_s: float
 
 
@@ -60,16 +61,6 @@ class Point:
     y: float
 
 
-@dataclass(frozen=True)
-class EncodeTimes:
-    """What encoding a picture took."""
-
-    vision_s: float
-    """Cropping, vision encoder and projection."""
-    prefill_s: float
-    """The image prefix through the decoder."""
-
-
 class Moondream:
     """One checkpoint and one KV cache. Not for use from several threads."""
 
@@ -79,12 +70,15 @@ class Moondream:
         kv_positions: int | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        int8: bool = False,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Open a model directory; `kv_positions` defaults to the model's context, which it may not exceed.
 
         `dtype` is what torch computes in, float32 if nothing else is said; the graphs of an `engine: onnx` have
-        their own. Raises ModelError for an unusable directory, UnavailableError for a device or a library that
-        is not there, and BudgetError for a cache that cannot hold a picture.
+        their own. `int8` has the linear layers computed in 8 bits, by torch on a CPU. The cache is of the dtype that
+        is computed in unless `kv_dtype` says otherwise. Raises ModelError for an unusable directory, UnavailableError
+        for a device or a library that is not there, and BudgetError for a cache that cannot hold a picture.
         """
         self.config: ModelConfig = load_config(directory / "config.json")
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
@@ -93,9 +87,10 @@ class Moondream:
                 f"{directory}: tokenizer.json has {self.tokenizer.size} tokens, "
                 f"config.json has a vocab of {self.config.text.vocab} only"
             )
-        self.parts = open_parts(directory, self.config, device, dtype)
+        self.parts = open_parts(directory, self.config, device, dtype, int8)
         positions = self.config.text.max_context if kv_positions is None else kv_positions
-        self.cache = KVCache(self.config, positions, self.parts.device, self.parts.dtype)
+        self.cache = KVCache(self.config, positions, self.parts.device, kv_dtype or self.parts.dtype)
+        self._image: Tensor | None = None
 
     @cached_property
     def vision(self) -> VisionPart:
@@ -129,24 +124,33 @@ class Moondream:
         return self.vision.project(features[0], local.to(features.device, features.dtype))[None]
 
     @torch.inference_mode()
-    def encode(self, picture: Image.Image) -> EncodeTimes:
-        """Put an RGB picture into the cache; the tasks that follow are about it."""
-        self.cache.rewind(0)  # if anything fails below, no task may answer about the picture before
-        start = time.perf_counter()
-        embeddings = self.image_embeddings(picture)
-        encoded = time.perf_counter()
-        self._fill_prefix(embeddings)
-        return EncodeTimes(encoded - start, time.perf_counter() - encoded)
+    def encode(self, picture: Image.Image) -> float:
+        """Look at an RGB picture; the tasks that follow are about it. Returns seconds.
 
-    def _fill_prefix(self, embeddings: Tensor) -> None:
-        """BOS and the picture, by the checkpoint's kind of BOS state."""
+        The picture goes through the decoder together with the first task's prompt: all weights are read once less.
+        """
+        self.look_at(None)  # if anything fails below, no task may answer about the picture before
+        start = time.perf_counter()
+        self.look_at(self.image_embeddings(picture))
+        return time.perf_counter() - start
+
+    def look_at(self, image: Tensor | None) -> None:
+        """Have the tasks that follow be about these embeddings, (1, P, T), or about nothing."""
+        self.cache.rewind(0)
+        self._image = image
+
+    def _prefix(self, image: Tensor) -> Tensor:
+        """What is to be put into an empty cache for an image (1, P, T), by the checkpoint's kind of BOS state."""
         text = self.text  # checks the stored BOS as well
         if self.config.bos_state == "stored":
             self.cache.append(self.parts.bos_kv())
-        else:
-            bos = text.embed(torch.tensor([[self.config.tokens.bos]], device=embeddings.device))
-            embeddings = torch.cat([bos, embeddings], dim=1)
-        text.extend(self.cache, embeddings)
+            return image
+        bos = text.embed(torch.tensor([[self.config.tokens.bos]], device=image.device))
+        return torch.cat([bos, image], dim=1)
+
+    def release_vision(self) -> None:
+        """Give the vision encoder's memory back; the next picture opens it again."""
+        self.__dict__.pop("vision", None)
 
     def load(self) -> None:
         """Map what every caption needs now, so that a damaged file is refused before the first picture."""
@@ -190,15 +194,22 @@ class Moondream:
 
         Raises CaptionError when there is no picture or the prompt does not fit.
         """
-        if self.cache.length < self.config.prefix_positions:
+        image, prefix = self._image, self.config.prefix_positions
+        if image is None and self.cache.length < prefix:
             raise CaptionError("no picture has been encoded")
-        self.cache.rewind(self.config.prefix_positions)
-        if len(prompt) > self.cache.free:
+        room = self.cache.positions - prefix
+        if len(prompt) > room:
             raise CaptionError(
-                f"the prompt takes {len(prompt)} positions, the KV cache has {self.cache.free} of "
+                f"the prompt takes {len(prompt)} positions, the KV cache has {room} of "
                 f"{self.cache.positions} left: ask something shorter or allow a larger cache"
             )
-        return generate.prefill(self.text, self.cache, prompt)
+        self.cache.rewind(0 if image is not None else prefix)
+        if image is None:
+            return generate.prefill(self.text, self.cache, prompt)
+        asked = self.text.embed(torch.tensor([prompt], device=self.cache.device))
+        step = self.text.extend(self.cache, torch.cat([self._prefix(image), asked], dim=1))
+        self._image = None
+        return step
 
     @torch.inference_mode()
     def detect(self, target: str) -> list[Box]:
@@ -246,11 +257,13 @@ class Moondream:
         return self.text.extend(self.cache, embedding)
 
 
-def open_parts(directory: Path, config: ModelConfig, device: str, dtype: torch.dtype | None) -> Parts:
+def open_parts(
+    directory: Path, config: ModelConfig, device: str, dtype: torch.dtype | None, int8: bool = False
+) -> Parts:
     """The parts of a model directory, by its engine."""
     if config.engine == "torch":
-        return TorchParts(directory, config, torch.device(device), dtype or torch.float32)
-    if device != "cpu" or dtype is not None:
+        return TorchParts(directory, config, torch.device(device), dtype or torch.float32, int8)
+    if device != "cpu" or dtype is not None or int8:
         raise ModelError(f"{directory}: ONNX graphs run on the CPU and in the precision that they hold")
     from edge_daemon.moondream.onnx_parts import OnnxParts  # late: it needs a library of the extra `models`
 

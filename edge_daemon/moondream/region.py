@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_daemon.moondream.config import RegionConfig, SizeScale
+from edge_daemon.moondream.linear import Linear
 from edge_daemon.moondream.vision import Mlp
 
 SIZE_LOG2_SPAN = 10.0
@@ -25,10 +26,10 @@ class Region(nn.Module):
         super().__init__()
         self.config = config
         self.coord_features = nn.Parameter(torch.empty(1, config.coord_features // 2))
-        self.coord_encoder = nn.Linear(config.coord_features, text_dim)
+        self.coord_encoder = Linear(config.coord_features, text_dim)
         self.coord_decoder = Mlp(text_dim, config.inner_dim, config.coord_bins)
         self.size_features = nn.Parameter(torch.empty(2, config.size_features // 2))
-        self.size_encoder = nn.Linear(config.size_features, text_dim)
+        self.size_encoder = Linear(config.size_features, text_dim)
         self.size_decoder = Mlp(text_dim, config.inner_dim, 2 * config.size_bins)
 
     def encode_coord(self, coord: Tensor) -> Tensor:

@@ -1,37 +1,50 @@
-"""The parts computed by torch, from the tensors of `model.safetensors`, on any device and in any float precision."""
+"""The parts computed by torch, from the tensors of `model.safetensors`: any device, any float precision, or int8."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
 from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.linear import Linear, PackedLinear, replace
+from edge_daemon.moondream.quantize import KEPT, Int8Linear, use_engine
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV, Weights
+from edge_daemon.moondream.weights import BOS_KV, Weights, forget
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class TorchParts:
     """A `Parts` (see parts.py) of one directory."""
 
-    def __init__(self, directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
-        """Map the weights. Raises ModelError for tensors that belong to no part."""
+    def __init__(
+        self, directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype, int8: bool = False
+    ) -> None:
+        """Map the weights; `int8` is for the CPU and keeps everything between the linear layers in `dtype`.
+
+        Raises ModelError for tensors that belong to no part, UnavailableError where there are no kernels for int8.
+        """
         self.config, self.device, self.dtype = config, device, dtype
+        self.int8 = int8
+        if int8:
+            use_engine()
         self.weights = Weights(directory, device, dtype)
         self.weights.refuse_others(frozenset({"vision", "text"} | ({"region"} if config.region else set())))
 
     @property
     def precision(self) -> str:
-        """The name of the dtype."""
-        return str(self.dtype).removeprefix("torch.")
+        """The name of the dtype, or int8."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
 
     def vision(self) -> Vision:
         """Vision encoder and projection."""
-        return self.weights.part("vision", lambda: Vision(self.config.vision, self.config.text.dim))
+        return self._fast(self.weights.part("vision", lambda: Vision(self.config.vision, self.config.text.dim)), KEPT)
 
     def text(self) -> Text:
         """The decoder, and a look at the stored BOS if there shall be one."""
@@ -39,7 +52,21 @@ class TorchParts:
         stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
         extra = stored if self.config.bos_state == "stored" else None
         prefix = self.config.prefix_positions if self.config.mask == "prefix" else 0
-        return self.weights.part("text", lambda: Text(text, prefix), extra)
+        return self._fast(self.weights.part("text", lambda: Text(text, prefix), extra))
+
+    def _fast(self, part: M, kept: tuple[str, ...] = ()) -> M:
+        """With the linear layers that are fastest here; one layer at a time, so that nothing large is there twice."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return part
+
+        def packed(name: str, layer: Linear) -> nn.Module:
+            built = Int8Linear(layer) if self.int8 and not name.startswith(kept) else PackedLinear(layer)
+            forget(layer.weight)
+            return built
+
+        with torch.inference_mode(False), torch.no_grad():
+            replace(part, packed)
+        return part
 
     def region(self) -> Region:
         """The region head. Raises ModelError when the model has none."""

@@ -6,6 +6,8 @@ resident memory grows only with the pages that are read. Only safetensors: nothi
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -97,3 +99,17 @@ class Weights:
 
     def _misfit(self, problems: list[str]) -> ModelError:
         return ModelError(f"{self.path} does not fit its config.json:\n  " + "\n  ".join(problems))
+
+
+def forget(tensor: Tensor) -> None:
+    """Give back the memory of a mapped tensor's pages; they are read again from the file if anyone asks.
+
+    Only whole pages of its own. Does nothing to a tensor that is not on the CPU.
+    """
+    if tensor.device != CPU:
+        return
+    first, length = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    begin = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = (first + length - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    if whole > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)

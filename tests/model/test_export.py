@@ -27,7 +27,7 @@ from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision, quantized
 from edge_daemon.moondream.config import BosState, Mask, ModelConfig, load_config
 from edge_daemon.moondream.region import Region
-from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.text import Text, masked
 from edge_daemon.moondream.vision import Vision
 from tests.model.checkpoints import TWO_BILLION, bos_kv, random_tensors, tiny_config, write_model, write_tensors
 from tests.model.conftest import TinyFactory
@@ -138,7 +138,7 @@ def test_text_with_its_mask_and_bos(case: Exported, tolerance: float) -> None:
     if config.mask == "prefix":
         allowed |= (query > 0) & (query < prefix) & (key < prefix)  # BOS was alone when it was computed
     sequence = torch.cat([case.text.embed(torch.tensor([[config.tokens.bos]])), said], dim=1)
-    wanted = case.text(sequence, torch.arange(length), allowed)
+    wanted = case.text(sequence, torch.arange(length), masked(allowed))
     cache, start = case.bos, 0
     for end in (prefix - 1, length - 2, length - 1):
         hidden, new, logits = case.run("text_decoder", input_embeds=said[:, start:end], kv_cache=cache)

@@ -25,7 +25,7 @@ from edge_daemon.moondream.generate import (
 )
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.parts import Step
-from edge_daemon.moondream.text import attention_mask
+from edge_daemon.moondream.text import attend, masked
 from tests.model.checkpoints import text_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,18 +124,18 @@ def test_choosing_leaves_the_logits_alone() -> None:
 # -- masks
 
 
-@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 20))
-def test_the_mask_allows_the_past_oneself_and_the_prefix_itself(new: int, past: int, prefix: int) -> None:
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 20), st.integers(0, 1000))
+def test_all_attend_to_the_past_and_themselves_and_the_prefix_to_itself(
+    new: int, past: int, prefix: int, seed: int
+) -> None:
     """A single new position that is inside the prefix sees what there is: the others are not there yet."""
-    mask = attention_mask(new, past, prefix)
-    wanted = [
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(1, 2, new, 4, generator=generator)
+    k, v = torch.randn(2, 1, 2, past + new, 4, generator=generator)
+    allowed = [
         [key <= past + query or max(key, past + query) < prefix for key in range(past + new)] for query in range(new)
     ]
-    if mask is None:
-        assert all(map(all, wanted))
-        return
-    assert mask.dtype == torch.bool
-    assert mask.tolist() == wanted
+    assert torch.allclose(attend(q, k, v, past, prefix), masked(torch.tensor(allowed))(q, k, v), atol=1e-6)
 
 
 # -- repetition
@@ -280,8 +280,10 @@ def test_a_real_decoder_is_deterministic_by_seed(tiny: TinyFactory, noise: Pictu
 def test_prefill_gives_the_last_position(tiny: TinyFactory, noise: PictureFactory) -> None:
     model = Moondream(tiny())
     model.encode(noise(30, 30))
-    start = model.cache.length
+    start = model.config.prefix_positions
     with torch.inference_mode():
+        model._prompt([8])
+        model.cache.rewind(start)
         step = generate.prefill(model.text, model.cache, [9, 10, 11])
         assert step.hidden.shape == (1, 1, 32)
         assert step.logits.shape == (96,)

@@ -64,6 +64,7 @@ def test_it_is_never_reallocated(tiny: TinyFactory, noise: PictureFactory) -> No
 
 def test_what_update_returns_are_views(tiny: TinyFactory) -> None:
     cache = KVCache(tiny_config(), 150)
+    cache._kv.zero_()
     k, v = torch.randn(2, 1, 4, 3, 8)
     keys, values = cache.update(1, k, v)
     for view, written in ((keys, k), (values, v)):

@@ -73,9 +73,7 @@ def test_an_object_is_named_with_the_space_before_it(tiny: TinyFactory, noise: P
 
 def test_tokens_and_times_are_reported(tiny: TinyFactory, noise: PictureFactory) -> None:
     model = Moondream(tiny())
-    times = model.encode(noise(30, 30))
-    assert times.vision_s > 0
-    assert times.prefill_s > 0
+    assert model.encode(noise(30, 30)) > 0
     seen: list[int] = []
     answer = model.caption("short", Sampling(5), seen.append)
     assert (answer.tokens, answer.finish_reason) == (5, "length")

@@ -1,0 +1,137 @@
+"""Linear layers in int8: weights in 8 bits, activations quantized on the fly, products in integers.
+
+One way for each architecture, chosen on evidence (tests/bench/README.md): FBGEMM on x86-64, and on aarch64 what
+torch's ARM build has. Shapes: … any leading ones, R rows, K inputs, N outputs.
+
+What is lost, and where:
+
+* Weights that were published in int8 (a moonfile's, imported to floats) are recognised and taken back as they were:
+  nothing is lost. Others are rounded, each output channel with its own scale: at most half of 1/255 of its range.
+* Activations are rounded to 256 levels between the smallest and the largest of the call.
+* What the first layers of the vision encoder lose is amplified by all that follow, so `KEPT` stay in float32.
+* GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of a level of
+  the activation that is quantized next, and three times as fast.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_daemon.errors import UnavailableError
+from edge_daemon.moondream.linear import Linear
+
+KEPT = ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)))
+"""Of the vision encoder. In random weights of the 0.5B shape they make 3/4 of the error of a picture's embeddings
+(0.077 with them in int8, 0.017 without), and take 3 % of its time."""
+LOSSLESS = 1e-3
+"""Of a level: what the float32 of a published int8 weight is off."""
+SAMPLE_ROWS, BLOCK_ROWS = 8, 256
+ENGINES = {"x86_64": "fbgemm", "aarch64": "qnnpack"}
+"""Names of torch.backends.quantized.supported_engines, by platform.machine()."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A weight matrix in 8 bits: (levels − zeros) · scales."""
+
+    levels: Tensor
+    """(N, K), int8."""
+    scales: Tensor
+    """(N), or (1) where all channels have the same; float64."""
+    zeros: Tensor
+    """Of the same shape, int64, −128…127."""
+    off: float
+    """How far the worst number was from its level, in levels."""
+
+
+def levels_of(weight: Tensor) -> Levels:
+    """The 8-bit form of a float32 matrix (N, K): the one it was made from, or the nearest with a scale per channel."""
+    low, high = weight.aminmax(dim=1)
+    for grid in (_asymmetric(low.min()[None], high.max()[None]), _asymmetric(low, high), _symmetric(low, high)):
+        if _rounded(weight[:SAMPLE_ROWS], grid).off <= LOSSLESS and (found := _rounded(weight, grid)).off <= LOSSLESS:
+            return found
+    return _rounded(weight, _asymmetric(low, high))
+
+
+def _asymmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales (float64) and zeros (n) of the grids of 256 levels over `low`…`high` and 0.
+
+    As ONNX Runtime's quantize_dynamic lays them.
+    """
+    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+    scales = (high - low).clamp_min(torch.finfo(torch.float32).tiny) / 255
+    return scales, torch.round(-low / scales) - 128
+
+
+def _symmetric(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with 255 levels around 0."""
+    scales = torch.maximum(-low, high).double().clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return scales, torch.zeros_like(scales)
+
+
+def _rounded(weight: Tensor, grid: tuple[Tensor, Tensor]) -> Levels:
+    """Block by block, so that what lies between is small and in the processor's caches."""
+    scales, zeros = grid
+    levels, off = torch.empty_like(weight, dtype=torch.int8), 0.0
+    for first in range(0, len(weight), BLOCK_ROWS):
+        block = slice(first, min(first + BLOCK_ROWS, len(weight)))
+        own = block if len(scales) > 1 else slice(None)
+        exact = (weight[block] / scales[own, None].float()).add_(zeros[own, None].float())
+        nearest = exact.round().clamp_(-128, 127)
+        off = max(off, float(exact.sub_(nearest).abs_().max()))
+        levels[block] = nearest
+    return Levels(levels, scales, zeros.long(), off)
+
+
+class Int8Linear(nn.Module):
+    """(…, K) → (…, N), float32 in and out."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        found = levels_of(linear.weight)
+        self.lossless = found.off <= LOSSLESS
+        self._narrow = not full_range()
+        with warnings.catch_warnings():  # torch says that quantized tensors will go one day; our torch is pinned
+            warnings.simplefilter("ignore", UserWarning)
+            if len(found.scales) == 1:
+                scale, zero = float(found.scales), int(found.zeros)
+                weight = torch._make_per_tensor_quantized_tensor(found.levels, scale, zero)
+            else:
+                weight = torch._make_per_channel_quantized_tensor(found.levels, found.scales, found.zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) → (…, N)."""
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, self._narrow)
+        return y
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The layer, and a GELU behind it."""
+        return F.gelu(self(x))
+
+
+def full_range(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether activations may take all 8 bits.
+
+    On x86 without AVX512-VNNI, FBGEMM adds pairs of products in 16 bits, which overflow unless one factor has 7 bits
+    (its README, "acc16"; torch calls it reduce_range).
+    """
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
+        return True
+    return "avx512_vnni" in cpuinfo.read_text(errors="replace")
+
+
+def use_engine() -> None:
+    """Let torch pack for the kernels of this architecture. Raises UnavailableError where it has none."""
+    engine = ENGINES.get(platform.machine(), "")
+    if engine not in torch.backends.quantized.supported_engines:
+        raise UnavailableError(f"precision int8: this torch has no int8 kernels for {platform.machine()}: use float32")
+    torch.backends.quantized.engine = engine

@@ -1,0 +1,192 @@
+"""int8: what is taken back without loss, what is rounded, and what that does to what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from edge_daemon.demo import MODEL_DIR
+from edge_daemon.demo.scenes import draw, random_scene
+from edge_daemon.models.graphs import quantized
+from edge_daemon.moondream import generate
+from edge_daemon.moondream.generate import Sampling
+from edge_daemon.moondream.linear import Linear
+from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.quantize import KEPT, LOSSLESS, Int8Linear, Levels, levels_of
+
+PictureFactory = Callable[..., Image.Image]
+
+SCENES = 150
+SAME_CAPTIONS = 0.99
+PICTURES, STEPS = 9, 56
+"""500 greedy steps and some."""
+SAME_TOKENS = 0.95
+CORRELATION = 0.99
+
+
+def floats_of(levels: Levels) -> Tensor:
+    return ((levels.levels - levels.zeros[:, None]) * levels.scales[:, None]).float()
+
+
+# -- weights
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_published_int8_weights_are_taken_back_as_they_were(rows: int, symmetric: bool, per_channel: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    low = -127 if symmetric else -128
+    levels = torch.randint(low, 128, (rows, 40), generator=generator)
+    levels[:, 0], levels[:, 1] = low, 127  # as a published range is that of the weights themselves
+    scales = torch.rand(rows if per_channel else 1, 1, generator=generator) + 0.01
+    zeros = torch.zeros(1, 1) if symmetric else torch.randint(-20, 20, scales.shape, generator=generator)
+    weight = (levels - zeros).float() * scales
+    found = levels_of(weight)
+    assert found.off <= LOSSLESS
+    assert torch.equal(found.levels.long(), levels)
+    assert torch.equal(found.zeros[:, None].expand(rows, 1), zeros.long().expand(rows, 1))
+    assert torch.allclose(floats_of(found), weight, rtol=1e-5, atol=0)
+
+
+@given(st.integers(1, 300), st.integers(1, 50), st.sampled_from([1e-6, 1.0, 1e4]), st.integers(0, 99))
+def test_other_weights_are_at_most_half_a_level_off(rows: int, columns: int, size: float, seed: int) -> None:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * size
+    found = levels_of(weight)
+    spans = weight.amax(1).clamp(min=0) - weight.amin(1).clamp(max=0)
+    assert (floats_of(found) - weight).abs().amax(1).le(spans / 255 * 0.51).all()
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.full((3, 5), 2.0), torch.full((3, 5), -1e-30)])
+def test_constant_weights_are_no_trouble(weight: Tensor) -> None:
+    assert torch.allclose(floats_of(levels_of(weight)), weight, rtol=1e-4)
+
+
+def test_a_layer_computes_what_its_levels_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(720, 2690)
+    torch.nn.init.normal_(layer.weight, generator=generator)
+    layer.requires_grad_(False)
+    found, packed = levels_of(layer.weight), Int8Linear(layer)
+    for rows in (1, 2, 300):
+        x = torch.randn(rows, 720, generator=generator)
+        wanted = torch.nn.functional.linear(x, floats_of(found), layer.bias)
+        assert float((packed(x) - wanted).norm() / wanted.norm()) < 0.015
+        wanted = torch.nn.functional.gelu(wanted, approximate="tanh")
+        assert float((packed.gelu(x) - wanted).norm() / wanted.norm()) < 0.015
+
+
+# -- what is said
+
+
+def test_the_demo_says_the_same_in_int8() -> None:
+    """Its weights were never in int8."""
+    models, rng = (Moondream(MODEL_DIR), Moondream(MODEL_DIR, int8=True)), random.Random(17)
+    same = 0
+    for _ in range(SCENES):
+        picture = draw(random_scene(rng), (512, 384))
+        said = []
+        for model in models:
+            model.encode(picture)
+            said.append(model.caption("short", Sampling(max_tokens=64)).text)
+        same += said[0] == said[1]
+    print(f"\nint8 and float32 of demo-shapes: {same} of {SCENES} captions are the same")
+    assert same >= SAME_CAPTIONS * SCENES
+
+
+@pytest.fixture(scope="module")
+def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 0.5B shape as it comes from an official file: floats that are int8 levels with one scale a matrix."""
+    directory = tmp_path_factory.mktemp("published")
+    tensors = load_file(half_billion / "model.safetensors")
+    for name in [name for name, tensor in tensors.items() if tensor.dim() == 2 and name.endswith(".weight")]:
+        levels, scale, zero = quantized(tensors[name].numpy())
+        tensors[name] = ((torch.from_numpy(levels.T.copy()).float() - float(zero)) * float(scale)).contiguous()
+    save_file(tensors, directory / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        os.link(half_billion / name, directory / name)
+    return directory
+
+
+def test_published_weights_in_int8_lead_to_the_same_tokens(published: Path) -> None:
+    """Random weights are the hard case: the best token leads the second by a fifth of the logits' spread.
+
+    Every step is compared behind the same text, that of float32.
+    """
+    exact, int8 = Moondream(published), Moondream(published, int8=True)
+    layers = [m for part in (int8.vision, int8.text) for m in part.modules() if isinstance(m, Int8Linear)]  # type: ignore[attr-defined]
+    assert len(layers) == 27 * 4 + 3 + 24 * 4 + 1 - 1 - 4 - 5 * 2, f"all but {KEPT}"
+    assert all(layer.lossless for layer in layers)
+    equal, correlations, errors = 0, [], []
+    for seed in range(PICTURES):
+        noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((512, 384), Image.Resampling.BICUBIC)
+        with torch.inference_mode():
+            for model in (exact, int8):
+                model.encode(picture)
+            errors.append(relative(int8._image, exact._image))
+            steps = [model._prompt([198, 198, 24334, 1159, 25]) for model in (exact, int8)]
+            for _ in range(STEPS):
+                right, ours = steps[0].logits, steps[1].logits
+                correlations.append(float(torch.corrcoef(torch.stack([right, ours]))[0, 1]))
+                token = int(right.argmax())
+                equal += token == int(ours.argmax())
+                steps = [generate.prefill(model.text, model.cache, [token]) for model in (exact, int8)]
+    layers_off = [relative(ours, right) for ours, right in zip(int8.cache.filled(), exact.cache.filled(), strict=True)]
+    print(
+        f"\nimage embeddings: relative error {np.mean(errors):.4f}; keys and values by layer: {np.round(layers_off, 4)}"
+    )
+    print(f"logits: correlation {min(correlations):.4f} at least; {equal} of {PICTURES * STEPS} tokens are the same")
+    assert min(correlations) >= CORRELATION
+    assert equal >= SAME_TOKENS * PICTURES * STEPS
+
+
+def relative(ours: Tensor | None, right: Tensor | None) -> float:
+    assert ours is not None
+    assert right is not None
+    return float((ours - right).norm() / right.norm())
+
+
+UNAVAILABLE = """
+import json, platform, sys
+platform.machine = lambda: "riscv64"
+from pathlib import Path
+from edge_daemon.errors import UnavailableError
+from edge_daemon.moondream.model import Moondream
+try:
+    Moondream(Path(sys.argv[1]), int8=True)
+except UnavailableError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_processor_without_kernels_is_told() -> None:
+    done = subprocess.run([sys.executable, "-c", UNAVAILABLE, MODEL_DIR], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == "precision int8: this torch has no int8 kernels for riscv64: use float32"
+
+
+def test_a_float16_cache_is_half_as_large_and_says_nearly_the_same(half_billion: Path, noise: PictureFactory) -> None:
+    single, half = Moondream(half_billion, 800), Moondream(half_billion, 800, kv_dtype=torch.float16)
+    assert half.cache.size_bytes * 2 == single.cache.size_bytes
+    logits = []
+    with torch.inference_mode():
+        for model in (single, half):
+            model.encode(noise(512, 384))
+            model._prompt([198, 198, 16438, 8305, 25])
+            logits.append(generate.prefill(model.text, model.cache, [317]).logits)
+    assert relative(logits[1], logits[0]) < 0.01
+    assert not torch.equal(*logits)
