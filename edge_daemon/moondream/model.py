@@ -77,8 +77,9 @@ class Moondream:
 
         `dtype` is what torch computes in, float32 if nothing else is said; the graphs of an `engine: onnx` have
         their own. `int8` has the linear layers computed in 8 bits, by torch on a CPU. The cache is of the dtype that
-        is computed in unless `kv_dtype` says otherwise. Raises ModelError for an unusable directory, UnavailableError
-        for a device or a library that is not there, and BudgetError for a cache that cannot hold a picture.
+        is computed in, float16 beside int8 weights (half the memory in the same time), unless `kv_dtype` says
+        otherwise. Raises ModelError for an unusable directory, UnavailableError for a device or a library that is not
+        there, and BudgetError for a cache that cannot hold a picture.
         """
         self.config: ModelConfig = load_config(directory / "config.json")
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
@@ -89,7 +90,8 @@ class Moondream:
             )
         self.parts = open_parts(directory, self.config, device, dtype, int8)
         positions = self.config.text.max_context if kv_positions is None else kv_positions
-        self.cache = KVCache(self.config, positions, self.parts.device, kv_dtype or self.parts.dtype)
+        kept = kv_dtype or (torch.float16 if int8 else self.parts.dtype)
+        self.cache = KVCache(self.config, positions, self.parts.device, kept, self.parts.dtype)
         self._image: Tensor | None = None
 
     @cached_property

@@ -43,10 +43,7 @@ class TextAttention(nn.Module):
         b, s, _ = y.shape
         qkv = self.qkv(y).view(b, s, 3, self.config.heads, self.config.head_dim).permute(2, 0, 3, 1, 4)
         q, k = turn(qkv[:2])
-        if cache is None:
-            return q, k, qkv[2]
-        k, v = cache.update(layer, k, qkv[2])
-        return q, k.to(q.dtype), v.to(q.dtype)
+        return (q, k, qkv[2]) if cache is None else (q, *cache.update(layer, k, qkv[2]))
 
     def join(self, heads: Tensor) -> Tensor:
         """What was attended to, (B, H, S, E) → (B, S, T)."""
