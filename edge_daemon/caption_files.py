@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from edge_daemon import memory
 from edge_daemon.decoders import open_decoder
 from edge_daemon.errors import CaptionError, PictureError
 from edge_daemon.moondream import device
@@ -19,6 +21,8 @@ from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.device import Choice, WantedDevice, WantedPrecision
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream, clipped
+from edge_daemon.moondream.opening import open_chosen
+from edge_daemon.needs import room
 from edge_daemon.picture import Limits, load
 
 
@@ -41,12 +45,11 @@ class Opened:
 
 
 def open_model(directory: Path, wanted: WantedDevice, precision: WantedPrecision) -> Opened:
-    """Load a model. Raises ModelError, and UnavailableError for a device or a library that is not there."""
+    """Load a model. Raises ModelError, and UnavailableError for a device, precision or library that is not there."""
     config = load_config(directory / "config.json")
-    choice = device.decide(directory, config, wanted, precision)
-    model = Moondream(directory, device=choice.device, dtype=device.dtype_of(choice, config))
-    model.load()
-    return Opened(model, choice)
+    limits = memory.budget(memory.read_limits(None))
+    choice = device.decide(directory, config, wanted, precision, partial(room, directory, config, limits))
+    return Opened(open_chosen(directory, config, choice), choice)
 
 
 def caption_files(opened: Opened, paths: list[Path], wishes: Wishes) -> Iterator[dict[str, Any]]:
@@ -68,7 +71,7 @@ def _about(opened: Opened, frame: Image.Image, wishes: Wishes) -> dict[str, Any]
     """All that is wished to be known of one picture."""
     model, choice = opened.model, opened.choice
     sampling = Sampling(wishes.max_tokens)
-    times = model.encode(frame)
+    encode_s = model.encode(frame)
     said = model.caption(wishes.length, sampling)
     answers = [(question, model.query(question, sampling)) for question in wishes.questions]
     found = [(target, model.detect(target)) for target in wishes.targets]
@@ -86,8 +89,8 @@ def _about(opened: Opened, frame: Image.Image, wishes: Wishes) -> dict[str, Any]
         **({"note": model.config.note} if model.config.note else {}),
         "kv_tokens": model.cache.positions,
         "latency_ms": {
-            "encode": round(times.vision_s * 1000, 1),
-            "prefill": round((times.prefill_s + said.prefill_s) * 1000, 1),
+            "encode": round(encode_s * 1000, 1),
+            "prefill": round(said.prefill_s * 1000, 1),
             "generate": round(said.generate_s * 1000, 1),
         },
     }

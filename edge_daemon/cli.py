@@ -130,7 +130,10 @@ def _add_caption(commands: Commands) -> None:
     command.add_argument("--model", default="demo-shapes", metavar="NAME_OR_DIR", help="default: demo-shapes")
     _add_device_options(command, "auto")
     command.add_argument(
-        *("--precision",), choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: auto"
+        "--precision",
+        choices=["auto", "float32", "int8", "bfloat16", "float16"],
+        default="auto",
+        help="default: auto, on a CPU float32 where the memory holds it, else int8",
     )
     command.add_argument("--json", action="store_true", help="one JSON document a picture, one a line")
     command.set_defaults(command=caption)
@@ -177,21 +180,24 @@ def find_model(path: Path, settings: Config) -> tuple[Path, str]:
     try:
         if settings.model.name != variant.FAMILY:
             return models.directory_of(settings.model.name, settings.state_dir), ""
-        limit_mib = settings.model.memory_limit_mib
-        return _variant(settings.model.variant, settings.state_dir, None if limit_mib == "auto" else limit_mib)
+        model = settings.model
+        limit_mib = None if model.memory_limit_mib == "auto" else model.memory_limit_mib
+        return _variant(model.variant, settings.state_dir, limit_mib, model.precision)
     except (ConfigError, UnavailableError) as error:
         raise ConfigError(f"{path}: model.name: {error}") from error
 
 
-def _variant(wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_mib: int | None) -> tuple[Path, str]:
+def _variant(
+    wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_mib: int | None, precision: str
+) -> tuple[Path, str]:
     """The directory of a moondream of the store, by the memory that there is now, and why this one."""
-    from edge_daemon import memory, models, variant
+    from edge_daemon import memory, models, needs, variant
 
     present = models.installed(state_dir)
     directories = {name: models.directory_of(name, state_dir) for name in variant.STORED.values() if name in present}
-    needs = {name: variant.needs_of(directory) for name, directory in directories.items()}
+    needed = {name: needs.installed(directory, precision) for name, directory in directories.items()}
     limits = memory.read_limits(None if limit_mib is None else limit_mib * memory.MIB)
-    chosen = variant.choose(wanted, needs, memory.budget(limits))
+    chosen = variant.choose(wanted, needed, memory.budget(limits))
     return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
 
 
@@ -213,18 +219,33 @@ def check_config(arguments: argparse.Namespace) -> int:
         return OK
     broker = f"{settings.mqtt.host}:{settings.mqtt.port}"
     named = settings.model.name
+    directory = None
     if named == variant.FAMILY:
-        named = find_model(arguments.config, settings)[1]
+        directory, named = find_model(arguments.config, settings)
     else:
         try:
-            models.directory_of(named, settings.state_dir)
+            directory = models.directory_of(named, settings.state_dir)
         except UnavailableError:  # the file may be for another machine
             named += " (not on this machine: edge-daemon model list says what can be fetched)"
-    print(f"{arguments.config}: good\n  model {named}\n  broker {broker}")
+    print(f"{arguments.config}: good\n  model {named}")
+    if directory is not None:
+        print(f"    on the CPU of this machine: {_memory_in_words(directory, settings)}")
+    print(f"  broker {broker}")
     for name, source in settings.sources.items():
         topic = f"{settings.mqtt.base_topic}/{settings.node}/{name}/caption"
         print(f"  source {name}: {source.type} {source.path} → {topic}")
     return OK
+
+
+def _memory_in_words(directory: Path, settings: Config) -> str:
+    """Whether the model fits here now, and in which precision it would run."""
+    from edge_daemon import memory
+    from edge_daemon.models.inventory import memory_of
+
+    model = settings.model
+    limits = memory.read_limits(None if model.memory_limit_mib == "auto" else model.memory_limit_mib * memory.MIB)
+    verdict = memory_of(directory, memory.budget(limits), model.precision, model.kv_precision)
+    return f"{'fits' if verdict['fits'] else 'DOES NOT FIT'}: {verdict['why']}"
 
 
 def caption(arguments: argparse.Namespace) -> int:
@@ -233,7 +254,7 @@ def caption(arguments: argparse.Namespace) -> int:
 
     state_dir = config.default_state_dir()
     if arguments.model == variant.FAMILY:
-        directory, reason = _variant("auto", state_dir, None)
+        directory, reason = _variant("auto", state_dir, None, arguments.precision)
         print(f"edge-daemon: {reason}", file=sys.stderr)
     else:
         directory = models.directory_of(arguments.model, state_dir)

@@ -6,7 +6,7 @@ card it makes a board unusable long before it makes it work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,9 @@ RESERVE_BYTES = 128 * MIB
 """Left to the rest of the system: page cache, sshd, the grabbers' short peaks."""
 SMALLEST_ANSWER_POSITIONS = 48
 """Fewest positions behind the picture that are still useful: a prompt of a dozen tokens and a short caption."""
+USEFUL_POSITIONS = 256
+"""Behind the picture: a question and a long answer. Also the margin that keeps us from choosing what no longer fits a
+moment later, when the worker looks."""
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -44,19 +47,58 @@ class Needs:
 
     runtime_bytes: int
     """Resident memory of the worker before any weight is touched."""
-    weights_bytes: int
-    activation_bytes: int
-    """The largest peak of one stage."""
+    vision_bytes: int
+    """Weights that look at the picture, and can be given back when they have."""
+    text_bytes: int
+    """Weights that write; and all others that are always there."""
+    vision_activation_bytes: int
+    """The peak of the work space while the picture is looked at."""
+    text_activation_bytes: int
+    """The same while it goes through the decoder."""
     bytes_per_position: int
     prefix_positions: int
     """BOS and the picture."""
     max_positions: int
     """The model's context."""
+    releases_vision: bool = False
+    """Whether the vision encoder is given back after every picture."""
+
+    @property
+    def stage_bytes(self) -> int:
+        """The vision encoder and all work space, at the worst moment.
+
+        While the picture is looked at, its weights and its work space; then the decoder's work space, beside the
+        vision encoder unless that was given back.
+        """
+        if self.releases_vision:
+            return max(self.vision_bytes + self.vision_activation_bytes, self.text_activation_bytes)
+        return self.vision_bytes + max(self.vision_activation_bytes, self.text_activation_bytes)
 
     def at(self, positions: int) -> int:
-        """Bytes in all with a cache of so many positions."""
-        fixed_bytes = self.runtime_bytes + self.weights_bytes + self.activation_bytes
-        return fixed_bytes + positions * self.bytes_per_position
+        """Bytes in all, at the peak, with a cache of so many positions."""
+        return self.runtime_bytes + self.text_bytes + self.stage_bytes + positions * self.bytes_per_position
+
+    @property
+    def smallest_positions(self) -> int:
+        """The shortest cache that is worth starting with."""
+        return min(self.prefix_positions + SMALLEST_ANSWER_POSITIONS, self.max_positions)
+
+    @property
+    def useful_positions(self) -> int:
+        """A cache for a full caption."""
+        return min(self.prefix_positions + USEFUL_POSITIONS, self.max_positions)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the budget allows."""
+
+    positions: int
+    releases_vision: bool
+    tight: bool
+    """Whether every MiB counts: the cache is shorter than it could be, or the vision encoder comes and goes."""
+    reason: str = ""
+    """Why the vision encoder is given back, if it is."""
 
 
 def budget(limits: Limits) -> Budget:
@@ -70,18 +112,40 @@ def budget(limits: Limits) -> Budget:
     return Budget(limit_bytes, reason)
 
 
+def fit(limit: Budget, needs: Needs, wanted: int | None = None) -> Fit:
+    """How the model is run within the budget: with the vision encoder kept, or given back where only that fits.
+
+    Raises BudgetError when neither does.
+    """
+    roomy = limit.limit_bytes >= needs.at(min(wanted or needs.max_positions, needs.max_positions))
+    missing_bytes = needs.at(needs.smallest_positions) - limit.limit_bytes
+    if missing_bytes <= 0:
+        return Fit(kv_positions(limit, needs, wanted), releases_vision=False, tight=not roomy)
+    released = replace(needs, releases_vision=True)
+    if released.stage_bytes == needs.stage_bytes:  # then it would not help, and is not spoken of
+        released = needs
+    positions = kv_positions(limit, released, wanted)
+    reason = (
+        f"the vision encoder ({needs.vision_bytes / MIB:.0f} MiB) is given back after every picture and read again for "
+        f"the next, because else {missing_bytes / MIB:.0f} MiB would be missing"
+    )
+    return Fit(positions, releases_vision=True, tight=True, reason=reason)
+
+
 def kv_positions(limit: Budget, needs: Needs, wanted: int | None = None) -> int:
     """Positions that the budget holds, at most `wanted` and the model's context.
 
     Raises BudgetError, which says how much is missing, when not even a short caption would fit.
     """
-    smallest = min(needs.prefix_positions + SMALLEST_ANSWER_POSITIONS, needs.max_positions)
+    smallest = needs.smallest_positions
     missing_bytes = needs.at(smallest) - limit.limit_bytes
     if missing_bytes > 0:
+        released = ", of which the vision encoder is given back after every picture" if needs.releases_vision else ""
+        weights_bytes, work_bytes = needs.vision_bytes + needs.text_bytes, needs.stage_bytes - needs.vision_bytes
         raise BudgetError(
             f"{missing_bytes / MIB:.0f} MiB of memory are missing: the model needs at least "
-            f"{needs.at(smallest) / MIB:.0f} MiB (weights {needs.weights_bytes / MIB:.0f}, smallest KV cache "
-            f"{smallest * needs.bytes_per_position / MIB:.0f}, work space {needs.activation_bytes / MIB:.0f}, "
+            f"{needs.at(smallest) / MIB:.0f} MiB (weights {weights_bytes / MIB:.0f}{released}, "
+            f"smallest KV cache {smallest * needs.bytes_per_position / MIB:.0f}, work space {work_bytes / MIB:.0f}, "
             f"program {needs.runtime_bytes / MIB:.0f}), the budget is {limit.limit_bytes / MIB:.0f} MiB "
             f"({limit.reason})"
         )

@@ -157,9 +157,13 @@ class WorkerReady:
     """torch, or onnx."""
     device: str = "cpu"
     reason: str = ""
-    """Why this device and this precision."""
+    """Why this device and this precision, and what the memory asks for beside."""
     warning: str = ""
     """What the configuration asks for and its owner will regret."""
+    threads_reason: str = ""
+    """Why so many."""
+    release_vision: bool = False
+    """Whether the vision encoder's memory is given back after every picture."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class TaskResult:
     tokens: int
     finish_reason: str
     prefill_ms: float
+    """The prompt through the decoder, for the first task together with the picture."""
     generate_ms: float
     error: str = ""
     """Why there is no outcome, when there is none."""
@@ -201,8 +206,6 @@ class Results:
 
     tasks: list[TaskResult]
     encode_ms: float
-    prefill_ms: float
-    """The image prefix."""
     rss_bytes: int
 
 

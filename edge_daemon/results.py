@@ -69,7 +69,7 @@ def document(
             "capture": round(frame.capture_ms, 1),
             "decode": round(frame.decode_ms, 1),
             "encode": round(results.encode_ms, 1),
-            "prefill": round(results.prefill_ms + outcome.prefill_ms, 1),
+            "prefill": round(outcome.prefill_ms, 1),
             "generate": round(outcome.generate_ms, 1),
             "total": round(frame.capture_ms + frame.decode_ms + (now_s - origin.taken_s) * 1000, 1),
         },

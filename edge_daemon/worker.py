@@ -8,15 +8,18 @@ on small boards, and the daemon must be able to tell.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_daemon import memory, pipe
 from edge_daemon.errors import BudgetError, CaptionError, UnavailableError
 from edge_daemon.messages import Failed, Progress, Request, Results, Task, TaskResult, WorkerReady, WorkerRefused
+from edge_daemon.moondream.allocator import give_back
+from edge_daemon.needs import needs_of, room
 
 if TYPE_CHECKING:
     from edge_daemon.moondream.config import ModelConfig
@@ -27,17 +30,25 @@ OOM_SCORE = 800
 """The kernel shall take the worker first: it is the largest and the only one that is easily replaced."""
 
 
+@dataclass(frozen=True)
+class Serving:
+    """The model, and how it is treated where memory is tight."""
+
+    model: Moondream
+    releases_vision: bool
+    tight: bool
+
+
 def main() -> int:
     """Start, serve, leave."""
     arguments = parse()
     daemon = pipe.Pipe()
     pipe.die_with_parent()
     pipe.volunteer_for_oom(OOM_SCORE)
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     daemon.write(Progress("importing torch"))
     start_s = time.monotonic()
     try:
-        model, report = load(arguments, start_s)
+        serving, report = load(arguments, start_s)
     except UnavailableError as error:
         daemon.write(WorkerRefused("model", str(error)))
         return 0
@@ -46,7 +57,7 @@ def main() -> int:
         return 0
     daemon.write(report)
     while (request := daemon.read()) is not None:
-        daemon.write(answer(model, request, daemon))
+        daemon.write(answer(serving, request, daemon))
     return 0
 
 
@@ -60,46 +71,71 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kv-positions", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--kv-precision", default="auto")
+    parser.add_argument("--threads-file", type=Path, help="where the number of threads is remembered")
     return parser.parse_args()
 
 
-def load(arguments: argparse.Namespace, start_s: float) -> tuple[Moondream, WorkerReady]:
-    """Import torch, decide on a device, size the cache by the budget, open the model.
+def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, WorkerReady]:
+    """Import torch, decide on a device and a precision, size the cache by the budget, open the model.
 
-    Raises ModelError, UnavailableError (a device or a library) or BudgetError.
+    Raises ModelError, UnavailableError (a device, a precision or a library) or BudgetError.
     """
-    import psutil
     import torch
 
     from edge_daemon.moondream import device
     from edge_daemon.moondream.config import load_config
-    from edge_daemon.moondream.model import Moondream
+    from edge_daemon.moondream.opening import open_chosen
 
-    if arguments.threads != "auto":
-        torch.set_num_threads(int(arguments.threads))
     config = load_config(arguments.model / "config.json")
-    choice = device.decide(arguments.model, config, arguments.device, arguments.precision)
+    budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
+    told_room = partial(room, arguments.model, config, budget, resident_bytes(), arguments.kv_precision)
+    choice = device.decide(arguments.model, config, arguments.device, arguments.precision, told_room)
+    threads_reason = set_threads(arguments, config, choice)
     wanted = None if arguments.kv_positions == "auto" else int(arguments.kv_positions)
     budget, needs = size(arguments, config, choice)
-    positions = memory.kv_positions(budget, needs, wanted)
-    model = Moondream(arguments.model, positions, choice.device, device.dtype_of(choice, config))
-    model.load()
-    return model, WorkerReady(
+    fit = memory.fit(budget, needs, wanted)
+    model = open_chosen(arguments.model, config, choice, fit.positions, arguments.kv_precision)
+    give_back()  # what packing the weights left behind
+    return Serving(model, fit.releases_vision, fit.tight), WorkerReady(
         model=config.name,
         note=config.note,
         precision=choice.precision,
         kv_positions=model.cache.positions,
         kv_bytes=model.cache.size_bytes,
         budget_bytes=budget.limit_bytes,
-        rss_bytes=psutil.Process().memory_info().rss,
+        rss_bytes=resident_bytes(),
         load_s=time.monotonic() - start_s,
         threads=torch.get_num_threads(),
+        threads_reason=threads_reason,
         versions=versions(),
         engine=config.engine,
         device=choice.device,
-        reason=choice.reason,
+        reason="; ".join(filter(None, (choice.reason, fit.reason))),
         warning=choice.warning,
+        release_vision=fit.releases_vision,
     )
+
+
+def set_threads(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> str:
+    """Tell torch its threads, as configured or as measured; says why. ONNX Runtime is told the same number."""
+    import torch
+
+    from edge_daemon.moondream import threads
+
+    if arguments.threads != "auto":
+        torch.set_num_threads(int(arguments.threads))
+        return "configured"
+    cores = threads.cores_here()
+    if config.engine == "onnx" or choice.device != "cpu":
+        torch.set_num_threads(cores)
+        return f"all {cores} cores"
+    cpu = threads.cpu_name(threads.CPUINFO.read_text(errors="replace"))
+    board = threads.Board(cpu, cores, torch.__version__, choice.precision, config.name)
+    begin = partial(threads.measuring, config, choice.precision)
+    number, reason = threads.threads_for(board, arguments.threads_file, begin)
+    torch.set_num_threads(number)
+    return reason
 
 
 def size(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> tuple[memory.Budget, memory.Needs]:
@@ -107,27 +143,24 @@ def size(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> 
 
     A CUDA device has memory of its own, and that is then what counts (never tried: we had none).
     """
-    import psutil
     import torch
 
-    from edge_daemon.moondream.device import dtype_of
     from edge_daemon.moondream.footprint import footprint
 
-    dtype = dtype_of(choice, config) or torch.float32
-    taken = footprint(arguments.model, config, dtype.itemsize)
     budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
-    runtime_bytes = psutil.Process().memory_info().rss
+    runtime_bytes = resident_bytes()
     if choice.device == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info()
         budget, runtime_bytes = memory.Budget(free_bytes, "what the CUDA device has free"), 0
-    return budget, memory.Needs(
-        runtime_bytes=runtime_bytes,
-        weights_bytes=taken.weights_bytes,
-        activation_bytes=taken.activation_bytes,
-        bytes_per_position=taken.bytes_per_position,
-        prefix_positions=config.prefix_positions,
-        max_positions=config.text.max_context,
-    )
+    taken = footprint(arguments.model, config, choice.precision, arguments.kv_precision)
+    return budget, needs_of(taken, config, runtime_bytes)
+
+
+def resident_bytes() -> int:
+    """The program as it is now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def versions() -> dict[str, str]:
@@ -138,24 +171,28 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in present}
 
 
-def answer(model: Moondream, request: Request, daemon: pipe.Pipe) -> Results | Failed:
+def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | Failed:
     """All tasks of one request; one task's failure is its own."""
-    import psutil
     from PIL import Image
 
+    model = serving.model
     size = (request.width_px, request.height_px)
     try:
         picture = Image.frombuffer("RGB", size, request.payload, "raw", "RGB", 0, 1)
     except ValueError as error:
         return Failed(f"{len(request.payload)} bytes are no RGB picture of {size[0]}×{size[1]}: {error}")
     daemon.write(Progress("encode"))
-    times = model.encode(picture)
+    encode_s = model.encode(picture)
+    if serving.releases_vision:
+        model.release_vision()
+        give_back()
     done = []
     for task in request.tasks:
         daemon.write(Progress(task.id))
         done.append(perform(model, task, request, daemon))
-    rss_bytes = psutil.Process().memory_info().rss
-    return Results(done, times.vision_s * 1000, times.prefill_s * 1000, rss_bytes)
+    if serving.tight:
+        give_back()
+    return Results(done, encode_s * 1000, resident_bytes())
 
 
 def perform(model: Moondream, task: Task, request: Request, daemon: pipe.Pipe) -> TaskResult:

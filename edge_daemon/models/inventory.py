@@ -10,10 +10,14 @@ from typing import Any
 
 from edge_daemon import memory
 from edge_daemon.errors import BudgetError, ModelError
-from edge_daemon.models.catalogue import FLOAT32_BYTES, TORCH_RUNTIME_BYTES, Artefact
+from edge_daemon.models.catalogue import FLOAT32_BYTES, Artefact
 from edge_daemon.models.store import BUILT_IN, MIB, Installed, Store, free_on_disk, look
 from edge_daemon.moondream.config import ModelConfig, load_config
-from edge_daemon.moondream.footprint import Footprint, footprint
+from edge_daemon.moondream.footprint import Footprint, footprint, footprint_of, precision_of, tensors_of
+from edge_daemon.needs import needs_of
+
+BY_TORCH = ("float32", "int8")
+"""What `precision: auto` takes on a CPU, the first that fits."""
 
 
 def inventory(store: Store, catalogue: tuple[Artefact, ...], budget: memory.Budget) -> dict[str, Any]:
@@ -38,16 +42,29 @@ def _local(model: Installed, budget: memory.Budget) -> dict[str, Any]:
         "repository": said.get("repository"),
         "commit": said.get("commit"),
     }
+    return document | {"memory": memory_of(model.directory, budget)}
+
+
+def memory_of(
+    directory: Path, budget: memory.Budget, precision: str = "auto", kv_precision: str = "auto"
+) -> dict[str, Any]:
+    """The verdict on a model directory, in a precision or in the one that `auto` takes on a CPU."""
     try:
-        config = load_config(model.directory / "config.json")
-        return document | {"memory": memory_verdict(config, footprint(model.directory, config), budget)}
+        config = load_config(directory / "config.json")
+        if config.engine == "onnx":
+            taken = {precision_of(directory, config): footprint(directory, config)}
+        else:
+            wanted = BY_TORCH if precision == "auto" else (precision,)
+            taken = {each: footprint(directory, config, each, kv_precision) for each in wanted}
+        return memory_verdict(config, taken, budget)
     except ModelError as error:
-        return document | {"memory": {"fits": False, "why": f"it cannot be used: {error}"}}
+        return {"fits": False, "why": f"it cannot be used: {error}"}
 
 
 def _remote(known: Artefact, store: Store, budget: memory.Budget) -> dict[str, Any]:
     shape = known.shape
-    needs = Footprint(known.weights * FLOAT32_BYTES, shape.activation_bytes, shape.kv_bytes_per_position)
+    tensors = tensors_of(shape, "F32" if known.stored_bytes_per_weight == FLOAT32_BYTES else "BF16")
+    needs = {precision: footprint_of(tensors, shape, precision) for precision in BY_TORCH}
     return {
         "name": known.name,
         "summary": known.summary,
@@ -60,26 +77,25 @@ def _remote(known: Artefact, store: Store, budget: memory.Budget) -> dict[str, A
     }
 
 
-def memory_verdict(config: ModelConfig, needs: Footprint, budget: memory.Budget) -> dict[str, Any]:
-    """Whether a worker with this model would start now, by the rule that the worker itself uses."""
-    all_needs = memory.Needs(
-        runtime_bytes=TORCH_RUNTIME_BYTES,
-        weights_bytes=needs.weights_bytes,
-        activation_bytes=needs.activation_bytes,
-        bytes_per_position=needs.bytes_per_position,
-        prefix_positions=config.prefix_positions,
-        max_positions=config.text.max_context,
-    )
+def memory_verdict(config: ModelConfig, taken: dict[str, Footprint], budget: memory.Budget) -> dict[str, Any]:
+    """Whether a worker with this model would start now on the CPU, by the rules that the worker itself uses.
+
+    `taken` is what each precision takes that the model can be computed in, the one that `auto` prefers first.
+    """
+    needs = {precision: needs_of(each, config) for precision, each in taken.items()}
+    chosen = next((p for p, n in needs.items() if n.at(n.useful_positions) <= budget.limit_bytes), [*needs][-1])
     try:
-        positions = memory.kv_positions(budget, all_needs)
+        fit = memory.fit(budget, needs[chosen])
     except BudgetError as error:
-        return {"fits": False, "why": str(error)}
-    least = min(config.prefix_positions + memory.SMALLEST_ANSWER_POSITIONS, config.text.max_context)
+        return {"fits": False, "why": f"{chosen}: {error}" if len(needs) > 1 else str(error)}
+    least = {p: f"{n.at(n.smallest_positions) / MIB:.0f} MiB" for p, n in needs.items()}
+    at_least = ", ".join(f"{size} in {precision}" for precision, size in least.items())
+    used = f"{chosen}, {fit.positions}" if len(needs) > 1 else str(fit.positions)
     why = (
-        f"needs {all_needs.at(least) / MIB:.0f} MiB at least, the budget is {budget.limit_bytes / MIB:.0f} MiB "
-        f"({budget.reason}): {positions} of {config.text.max_context} KV positions"
+        f"needs {at_least} at least, the budget is {budget.limit_bytes / MIB:.0f} MiB ({budget.reason}): "
+        f"{used} of {config.text.max_context} KV positions"
     )
-    return {"fits": True, "why": why}
+    return {"fits": True, "why": f"{why}; {fit.reason}" if fit.reason else why}
 
 
 def disk_verdict(known: Artefact, place: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ Engine = Literal["torch", "onnx"]
 MOST_CROPS = {"template": 4, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""
 
+KEPT = ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)))
+"""Layers of the vision encoder that stay in float32 where all others are computed in int8 (quantize.py says why)."""
 OVERLAP_MARGIN = 4
 """Patches of margin on each side of a tile of the overlap scheme."""
 FORMAT = 1
@@ -146,23 +148,28 @@ class ModelConfig:
         return self.kv_values_per_position * 4
 
     @property
-    def activation_bytes(self) -> int:
-        """Upper estimate of the largest work space of one stage in float32.
+    def vision_activation_bytes(self) -> int:
+        """Upper estimate of the work space of a picture in the vision encoder, in float32.
 
-        Vision: every crop at once, with input, qkv and the inner layer alive. Prefill: the same for the
-        prefix, and the mask. The factor 2 covers what torch's kernels take beside (measured: tests/model).
+        Every crop at once, with input, qkv and the inner layer alive. The factor 2 covers what torch's kernels take
+        beside (measured: tests/model).
         """
-        vision, text = self.vision, self.text
+        vision = self.vision
         crops = MOST_CROPS[self.cropping]
         patch_values = max(3 * vision.patch_px**2 + vision.dim, 4 * vision.dim + 2 * vision.ff_dim)
-        projection_values = 2 * vision.dim + 2 * self.vision.projection_dim
-        text_values = 6 * text.dim + 2 * text.ff_dim
-        stages = (
-            crops * vision.patches * patch_values,
-            vision.patches * projection_values,
-            self.prefix_positions * (text_values + self.prefix_positions),
-        )
-        return 2 * 4 * max(stages)
+        projection_values = 2 * vision.dim + 2 * vision.projection_dim
+        return 2 * 4 * vision.patches * max(crops * patch_values, projection_values)
+
+    @property
+    def text_activation_bytes(self) -> int:
+        """The same of the picture in the decoder, and the mask."""
+        values = 6 * self.text.dim + 2 * self.text.ff_dim + self.prefix_positions
+        return 2 * 4 * self.prefix_positions * values
+
+    @property
+    def activation_bytes(self) -> int:
+        """The larger of the two: the stages follow one another."""
+        return max(self.vision_activation_bytes, self.text_activation_bytes)
 
     def to_json(self) -> str:
         """The text of `config.json`."""

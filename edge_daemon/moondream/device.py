@@ -2,14 +2,17 @@
 
 What the article promised: CUDA, then MPS, then the CPU, each with the dtype that fits. What a Raspberry Pi taught
 (moondream issue 134, 20 minutes a picture): a processor that has no instructions for bfloat16 or float16 emulates
-them, many times slower than float32; so on a CPU nothing but float32 is ever chosen unasked.
+them, many times slower than float32; so on a CPU none of these is ever chosen unasked. float32 is, where it fits into
+the memory, and int8 where it does not.
 
 Never run by us on an accelerator: there was none.
 """
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda", "mps"]
 WantedDevice = Literal["auto", "cpu", "cuda", "mps"]
-WantedPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+WantedPrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
+MIB = 1 << 20
 NATIVE = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
@@ -53,6 +57,18 @@ class Machine:
     mps: bool
     native: frozenset[str]
     """The short float types that the CPU itself computes with."""
+    int8: bool = True
+    """Whether this torch has int8 layers for the CPU (quantize.py)."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that there is, and what the model takes of it in each precision with a full caption's context."""
+
+    budget_bytes: int
+    budget_reason: str
+    float32_bytes: int
+    int8_bytes: int
 
 
 @dataclass(frozen=True)
@@ -66,19 +82,27 @@ class Choice:
     """What the user asked for and will regret."""
 
 
-def choose(device: WantedDevice, precision: WantedPrecision, machine: Machine) -> Choice:
-    """The device and the precision that torch shall use. Raises UnavailableError for a device that is not there."""
+def choose(
+    device: WantedDevice, precision: WantedPrecision, machine: Machine, room: Callable[[], Room] | None = None
+) -> Choice:
+    """The device and the precision that torch shall use.
+
+    `room` is asked where the memory decides; without it there is enough. Raises UnavailableError for a device that is
+    not there, and for int8 where it cannot be.
+    """
     if (device == "cuda" and not machine.cuda) or (device == "mps" and not machine.mps):
         raise UnavailableError(
             f"device {device}: torch finds none on this machine; "
             f"set device to auto or cpu, or install a torch build for it"
         )
+    if precision == "int8":
+        return _int8(device, machine)
     found: Device = "cuda" if machine.cuda else "mps" if machine.mps else "cpu"
     used: Device = found if device == "auto" else device
     why = f"{used} was asked for" if device != "auto" else WHY_DEVICE[used]
     if precision == "auto":
-        fitting = _fitting(used, machine)
-        return Choice(used, fitting, f"{why}; {WHY_PRECISION[used, fitting]}")
+        fitting, because = _fitting(used, machine, room)
+        return Choice(used, fitting, f"{why}; {because}")
     emulated = used == "cpu" and precision != "float32" and precision not in machine.native
     warning = (
         f"this processor has no instructions for {precision} and emulates it, many times slower than float32 "
@@ -89,10 +113,40 @@ def choose(device: WantedDevice, precision: WantedPrecision, machine: Machine) -
     return Choice(used, precision, f"{why}; {precision} was asked for", warning)
 
 
-def _fitting(device: Device, machine: Machine) -> str:
+def _int8(device: WantedDevice, machine: Machine) -> Choice:
+    """As it was asked for: on the CPU, whatever else there is."""
+    if device not in ("auto", "cpu"):
+        raise UnavailableError(
+            f"precision int8: runs on the CPU only, and device {device} was asked for; "
+            f"set device to auto or cpu, or precision to auto"
+        )
+    if not machine.int8:
+        raise UnavailableError(
+            "precision int8: torch has no int8 layers for this processor; set precision to auto or float32"
+        )
+    why = "cpu was asked for" if device == "cpu" else "int8 runs on the CPU"
+    return Choice("cpu", "int8", f"{why}; int8 was asked for")
+
+
+def _fitting(device: Device, machine: Machine, room: Callable[[], Room] | None) -> tuple[str, str]:
+    """The precision for a device, and why."""
     if device == "cuda":
-        return "bfloat16" if machine.cuda_bfloat16 else "float16"
-    return "float16" if device == "mps" else "float32"
+        short = "bfloat16" if machine.cuda_bfloat16 else "float16"
+        return short, WHY_PRECISION[device, short]
+    if device == "mps":
+        return "float16", WHY_PRECISION[device, "float16"]
+    if room is None:
+        return "float32", WHY_PRECISION[device, "float32"]
+    there = room()
+    numbers = (
+        f"float32 needs {there.float32_bytes / MIB:.0f} MiB, "
+        f"the budget is {there.budget_bytes / MIB:.0f} MiB ({there.budget_reason})"
+    )
+    if there.float32_bytes <= there.budget_bytes:
+        return "float32", f"{numbers}: float32"
+    if not machine.int8:
+        return "float32", f"{numbers}: too little, but torch has no int8 layers for this processor: float32"
+    return "int8", f"{numbers}: int8, which needs {there.int8_bytes / MIB:.0f} MiB"
 
 
 def for_graphs(device: WantedDevice, precision: WantedPrecision, held: str) -> Choice:
@@ -122,21 +176,35 @@ def this_machine() -> Machine:
     """Ask torch and the kernel."""
     import torch
 
+    from edge_daemon.moondream import quantize
+
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     native = native_precisions(CPUINFO.read_text(errors="replace")) if CPUINFO.is_file() else frozenset[str]()
-    return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native)
+    int8 = quantize.ENGINES.get(platform.machine()) in torch.backends.quantized.supported_engines
+    return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, int8)
 
 
-def decide(directory: Path, config: ModelConfig, device: WantedDevice, precision: WantedPrecision) -> Choice:
-    """Where the model in `directory` shall run here. Raises UnavailableError, and ModelError for damaged graphs."""
+def decide(
+    directory: Path,
+    config: ModelConfig,
+    device: WantedDevice,
+    precision: WantedPrecision,
+    room: Callable[[], Room] | None = None,
+) -> Choice:
+    """Where the model in `directory` shall run here, as `choose`.
+
+    Raises UnavailableError, and ModelError for damaged files.
+    """
     if config.engine == "onnx":
         return for_graphs(device, precision, precision_of(directory, config))
-    return choose(device, precision, this_machine())
+    return choose(device, precision, this_machine(), room)
 
 
 def dtype_of(choice: Choice, config: ModelConfig) -> torch.dtype | None:
-    """What torch computes in; None where graphs have their own precision."""
+    """What torch computes in, int8 aside; None where graphs have their own precision."""
     import torch
 
-    return None if config.engine == "onnx" else getattr(torch, choice.precision)
+    if config.engine == "onnx":
+        return None
+    return torch.float32 if choice.precision == "int8" else getattr(torch, choice.precision)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from PIL import Image
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
+from edge_daemon.moondream import quantize
+from edge_daemon.moondream.config import KEPT, load_config
 from edge_daemon.moondream.device import (
     CPUINFO,
     Choice,
     Machine,
+    Room,
     WantedDevice,
     WantedPrecision,
     choose,
@@ -28,6 +33,8 @@ from edge_daemon.moondream.device import (
 )
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.opening import KvPrecision, open_chosen
+from edge_daemon.moondream.quantize import ENGINES
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,7 +129,7 @@ def test_auto_takes_the_best_device_and_what_fits_it(
 
 
 @pytest.mark.parametrize("machine", [NOTHING, NVIDIA, OLD_NVIDIA, APPLE, BOTH, XEON])
-def test_on_the_cpu_auto_is_always_float32(machine: Machine) -> None:
+def test_on_the_cpu_auto_is_float32_where_memory_does_not_matter(machine: Machine) -> None:
     choice = choose("cpu", "auto", machine)
     assert (choice.device, choice.precision, choice.warning) == ("cpu", "float32", "")
     assert "cpu was asked for" in choice.reason
@@ -180,6 +187,104 @@ def test_graphs_run_on_the_cpu_as_they_are(device: WantedDevice, held: str) -> N
 def test_graphs_can_be_nothing_else(device: WantedDevice, precision: WantedPrecision, words: str) -> None:
     with pytest.raises(UnavailableError, match=rf"{words}: .*precision of its graphs, int8; set device and precision"):
         for_graphs(device, precision, "int8")
+
+
+# -- float32 or int8, by the memory
+
+MIB = 1 << 20
+PI = "what the board has free, less a reserve"
+
+
+def holding(mib: float) -> Callable[[], Room]:
+    return lambda: Room(int(mib * MIB), PI, 2700 * MIB, 1200 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("mib", "precision", "because"),
+    [
+        (3600, "float32", f"float32 needs 2700 MiB, the budget is 3600 MiB ({PI}): float32"),
+        (2700, "float32", f"float32 needs 2700 MiB, the budget is 2700 MiB ({PI}): float32"),
+        (2699, "int8", f"float32 needs 2700 MiB, the budget is 2699 MiB ({PI}): int8, which needs 1200 MiB"),
+        (500, "int8", f"float32 needs 2700 MiB, the budget is 500 MiB ({PI}): int8, which needs 1200 MiB"),
+    ],
+)
+@pytest.mark.parametrize("machine", [NOTHING, XEON])
+def test_float32_where_it_fits_else_int8(machine: Machine, mib: float, precision: str, because: str) -> None:
+    assert choose("auto", "auto", machine, holding(mib)) == Choice(
+        "cpu", precision, f"torch finds no accelerator; {because}"
+    )
+
+
+def test_float32_where_there_is_no_int8() -> None:
+    choice = choose("cpu", "auto", replace(NOTHING, int8=False), holding(1700))
+    assert choice.precision == "float32"
+    assert choice.reason.endswith("too little, but torch has no int8 layers for this processor: float32")
+
+
+def test_an_accelerator_does_not_ask_for_the_boards_memory() -> None:
+    def never() -> Room:
+        raise AssertionError("nobody should ask")
+
+    assert choose("auto", "auto", NVIDIA, never).precision == "bfloat16"
+    assert choose("auto", "auto", APPLE, never).precision == "float16"
+    assert choose("cpu", "float32", NVIDIA, never).precision == "float32"
+    assert choose("cpu", "int8", NVIDIA, never).precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("machine", "device"), [(NOTHING, "auto"), (NOTHING, "cpu"), (NVIDIA, "auto"), (APPLE, "auto")]
+)
+def test_int8_that_was_asked_for_runs_on_the_cpu(machine: Machine, device: WantedDevice) -> None:
+    choice = choose(device, "int8", machine)
+    assert (choice.device, choice.precision, choice.warning) == ("cpu", "int8", "")
+    assert choice.reason.endswith("; int8 was asked for")
+
+
+@pytest.mark.parametrize(("machine", "device"), [(NVIDIA, "cuda"), (APPLE, "mps")])
+def test_int8_on_an_accelerator_is_refused(machine: Machine, device: WantedDevice) -> None:
+    with pytest.raises(UnavailableError, match=f"precision int8: runs on the CPU only, and device {device} was asked"):
+        choose(device, "int8", machine)
+
+
+def test_int8_where_torch_has_none_is_refused() -> None:
+    with pytest.raises(UnavailableError, match=r"precision int8: .* set precision to auto or float32"):
+        choose("auto", "int8", replace(NOTHING, int8=False))
+
+
+def test_this_machine_has_int8_where_torch_has_its_engine() -> None:
+    engine = ENGINES.get(platform.machine())
+    assert this_machine().int8 == (engine in torch.backends.quantized.supported_engines)
+
+
+def test_the_layers_that_are_kept_are_the_ones_that_are_counted() -> None:
+    assert quantize.KEPT == KEPT
+
+
+@pytest.mark.parametrize(
+    ("precision", "kv_precision", "held"),
+    [
+        ("float32", "auto", torch.float32),
+        ("float32", "float16", torch.float16),
+        ("int8", "auto", torch.float16),
+        ("int8", "float32", torch.float32),
+        ("bfloat16", "float32", torch.bfloat16),
+    ],
+)
+def test_a_model_is_opened_as_it_was_chosen(
+    tmp_path: Path, precision: WantedPrecision, kv_precision: KvPrecision, held: torch.dtype
+) -> None:
+    config = load_config(MODEL_DIR / "config.json")
+    choice = choose("cpu", precision, this_machine())
+    model = open_chosen(MODEL_DIR, config, choice, 200, kv_precision)
+    assert model.parts.precision == precision
+    assert model.cache.filled().dtype == held
+    exact, pairs = Moondream(MODEL_DIR), []
+    for path, _ in sample_pictures(tmp_path, 3, seed=21):
+        picture = Image.open(path).convert("RGB")
+        for each in (exact, model):
+            each.encode(picture)
+        pairs.append([each.caption("short", Sampling()).text for each in (exact, model)])
+    assert sum(one == other for one, other in pairs) >= 2
 
 
 # -- what follows from it

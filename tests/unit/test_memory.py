@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,17 @@ SIZES = st.integers(0, 16 << 30)
 NEEDS = st.builds(
     Needs,
     runtime_bytes=SIZES,
-    weights_bytes=SIZES,
-    activation_bytes=SIZES,
+    vision_bytes=SIZES,
+    text_bytes=SIZES,
+    vision_activation_bytes=SIZES,
+    text_activation_bytes=SIZES,
     bytes_per_position=st.integers(1, 1 << 20),
     prefix_positions=st.integers(1, 3000),
     max_positions=st.integers(2, 4096),
 )
-HALF_BILLION = Needs(250 * MIB, 1900 * MIB, 100 * MIB, 96 * 1024, 730, 2048)
+HALF_BILLION = Needs(250 * MIB, 600 * MIB, 1300 * MIB, 100 * MIB, 80 * MIB, 96 * 1024, 730, 2048)
+LONG_TEXT = replace(HALF_BILLION, text_activation_bytes=300 * MIB)
+"""With a decoder whose work space is the larger: then giving the vision encoder back helps."""
 
 
 @given(st.none() | SIZES, st.none() | SIZES, SIZES)
@@ -83,6 +88,65 @@ def test_a_refusal_says_how_much_is_missing_and_why() -> None:
     )
     # with what it says is missing, it starts
     memory.kv_positions(Budget(2324 * MIB, "model.memory_limit_mib"), HALF_BILLION)
+
+
+# ---- the vision encoder, kept or given back
+
+
+def test_what_is_there_at_the_same_time() -> None:
+    """Vision weights with their own work space, or the decoder's; only while they are kept with both."""
+    needs = Needs(1, 100, 1000, 20, 50, 1, 1, 9)
+    assert needs.at(7) == 1 + 1000 + 7 + 100 + 50
+    assert replace(needs, releases_vision=True).at(7) == 1 + 1000 + 7 + max(100 + 20, 50)
+    assert replace(needs, releases_vision=True, text_activation_bytes=500).at(7) == 1 + 1000 + 7 + 500
+
+
+@given(NEEDS, st.integers(0, 4096))
+def test_giving_back_never_takes_more(needs: Needs, positions: int) -> None:
+    kept, released = needs.at(positions), replace(needs, releases_vision=True).at(positions)
+    assert kept - needs.vision_bytes <= released <= kept
+
+
+@given(SIZES, NEEDS, st.none() | st.integers(2, 5000))
+def test_the_vision_encoder_is_kept_wherever_it_can_be(limit: int, needs: Needs, wanted: int | None) -> None:
+    released = replace(needs, releases_vision=True)
+    try:
+        fit = memory.fit(Budget(limit, "test"), needs, wanted)
+    except BudgetError:
+        assert released.at(needs.smallest_positions) > limit
+        return
+    assert fit.releases_vision == (needs.at(needs.smallest_positions) > limit)
+    assert (released if fit.releases_vision else needs).at(fit.positions) <= limit
+    assert bool(fit.reason) == fit.releases_vision
+    if not fit.tight:
+        assert fit.positions >= min(wanted or needs.max_positions, needs.max_positions)
+        assert not fit.releases_vision
+
+
+def test_where_only_that_fits_it_is_given_back_and_told() -> None:
+    # kept: 250 + 600 + 1300 + 300 and 72.9 for the cache; released: 250 + 1300 + 700 and 72.9
+    fit = memory.fit(Budget(2400 * MIB, "test"), LONG_TEXT)
+    assert (fit.releases_vision, fit.tight) == (True, True)
+    assert fit.positions == 1600  # (2400 - 2250) MiB of 96 KiB
+    assert fit.reason == (
+        "the vision encoder (600 MiB) is given back after every picture and read again for the next, "
+        "because else 123 MiB would be missing"
+    )
+    assert memory.fit(Budget(2523 * MIB, "test"), LONG_TEXT).releases_vision is False
+
+
+def test_a_refusal_that_giving_back_would_not_help_does_not_speak_of_it() -> None:
+    with pytest.raises(BudgetError, match="work space 100, program 250") as caught:
+        memory.fit(Budget(2000 * MIB, "test"), HALF_BILLION)
+    assert "given back" not in str(caught.value)
+    with pytest.raises(BudgetError, match=r"weights 1900, of which the vision encoder is given back"):
+        memory.fit(Budget(2000 * MIB, "test"), LONG_TEXT)
+
+
+@pytest.mark.parametrize(("mib", "wanted", "tight"), [(2500, None, False), (2400, None, True), (2400, 900, False)])
+def test_memory_is_tight_where_the_cache_had_to_be_cut(mib: int, wanted: int | None, tight: bool) -> None:
+    """The whole context takes 250 + 1900 + 100 + 192 MiB."""
+    assert memory.fit(Budget(mib * MIB, "test"), HALF_BILLION, wanted).tight is tight
 
 
 def cgroup(root: Path, files: dict[str, str]) -> Path:

@@ -178,7 +178,7 @@ def test_an_unknown_type_is_refused(name: str) -> None:
 
 
 def test_lists_and_mappings_are_checked_to_the_last_item() -> None:
-    result = pack(Results([TaskResult("a", "detect", "", [{"x": 0.5}], 0, "eos", 0.0, 0.0)], 1.0, 2.0, 3))
+    result = pack(Results([TaskResult("a", "detect", "", [{"x": 0.5}], 0, "eos", 0.0, 0.0)], 1.0, 3))
     wrongs: list[object] = ["0.5", None, True, float("nan"), {}]
     for wrong in wrongs:
         result.fields["tasks"][0]["objects"] = [{"x": 0.5}, {"x": wrong}]

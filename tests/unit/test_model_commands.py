@@ -11,13 +11,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_daemon import cli, memory
+from edge_daemon.demo import MODEL_DIR
 from edge_daemon.model_commands import Bar, name_of
 from edge_daemon.models.catalogue import CATALOGUE, RemoteFile, artefact
-from edge_daemon.models.inventory import inventory
+from edge_daemon.models.inventory import inventory, memory_of
 from edge_daemon.models.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -73,31 +75,57 @@ def test_the_list_as_json(state: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("mib", "fitting"),
     [
-        (2048, []),
-        (3700, ["moondream-0.5b", "moondream-0.5b-int4"]),
-        (7700, ["moondream-0.5b", "moondream-0.5b-int4"]),
-        (12_000, ["moondream-0.5b", "moondream-0.5b-int4", "moondream-2b"]),
+        (800, {}),
+        (1700, {"moondream-0.5b": "int8", "moondream-0.5b-int4": "int8"}),
+        (3500, {"moondream-0.5b": "float32", "moondream-0.5b-int4": "float32"}),
+        (7700, {"moondream-0.5b": "float32", "moondream-0.5b-int4": "float32", "moondream-2b": "int8"}),
+        (12_000, {"moondream-0.5b": "float32", "moondream-0.5b-int4": "float32", "moondream-2b": "float32"}),
     ],
 )
-def test_what_fits_a_board(state: Path, mib: int, fitting: list[str]) -> None:
-    """A Pi 4 with 4 GB holds the 0.5B in float32, a board with 8 GB does not hold the 2B."""
+def test_what_fits_a_board(state: Path, mib: int, fitting: dict[str, str]) -> None:
+    """A Pi 4 with 4 GB holds the 0.5B in float32, one with 2 GB in int8; a board with 8 GB holds the 2B in int8."""
     document = inventory(Store(state), CATALOGUE, board(mib))
-    assert [known["name"] for known in document["catalogue"] if known["memory"]["fits"]] == fitting
+    assert {known["name"] for known in document["catalogue"] if known["memory"]["fits"]} == fitting.keys()
     for known in document["catalogue"]:
         why = known["memory"]["why"]
         assert f"the budget is {mib} MiB (what the board has free, less a reserve)" in why
-        words = r"needs \d+ MiB at least, .*: \d+ of 2048 KV positions"
-        assert re.search(words if known["memory"]["fits"] else r"\d+ MiB of memory are missing", why)
+        precision = fitting.get(known["name"])
+        words = rf"needs \d+ MiB in float32, \d+ MiB in int8 at least, .*: {precision}, \d+ of 2048 KV positions$"
+        assert re.search(words if precision else r"^int8: \d+ MiB of memory are missing", why)
 
 
 def test_the_memory_of_the_half_billion() -> None:
-    """Weights in float32: 632 million of them; the smallest cache holds the picture and a short answer."""
+    """Weights: 632 million, of which all but 95 million are packed; the cache holds a picture and an answer."""
     known = artefact("moondream-0.5b")
     assert known.weights * 4 == pytest.approx(2.53e9, rel=0.01)
     document = inventory(Store(Path("/nowhere")), (known,), board(20_000))
-    least = int(re.findall(r"needs (\d+) MiB", document["catalogue"][0]["memory"]["why"])[0])
+    (float32, int8), *_ = re.findall(r"needs (\d+) MiB in float32, (\d+) MiB in int8", told(document))
     cache_mib = (730 + 48) * 196_608 / MIB
-    assert 2410 + cache_mib < least < 2410 + cache_mib + 600
+    assert 2048 + cache_mib < int(float32) < 2048 + cache_mib + 600
+    assert 512 + cache_mib < int(int8) < 512 + cache_mib + 600
+
+
+def told(document: dict[str, Any]) -> str:
+    return str(document["catalogue"][0]["memory"]["why"])
+
+
+def test_a_model_on_graphs_has_one_precision_and_says_what_it_needs(tmp_path: Path) -> None:
+    """By the sizes of its files alone: the graphs need not be good ones."""
+    config = json.loads((MODEL_DIR / "config.json").read_text()) | {"engine": "onnx"}
+    config["provenance"] = {"precision": "int8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "graphs").mkdir()
+    for name in ("vision_encoder", "text_decoder", "size_decoder"):
+        (tmp_path / "graphs" / f"{name}.onnx").write_bytes(bytes(10 << 20))
+    header = "{'descr': '<f2', 'fortran_order': False, 'shape': (1,), }".ljust(117) + "\n"
+    (tmp_path / "initial_kv_cache.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.encode() + bytes(2))
+    why = memory_of(tmp_path, board(2000))["why"]
+    assert re.match(r"needs 3\d\d MiB in int8 at least, .*: 512 of 512 KV positions$", why)
+    assert "given back" not in why
+
+
+def test_a_verdict_is_told_in_the_precision_that_is_configured() -> None:
+    assert re.match(r"needs \d+ MiB in int8 at least", memory_of(MODEL_DIR, board(2000), "int8")["why"])
 
 
 def test_a_disk_that_is_too_small_is_told(state: Path) -> None:

@@ -27,7 +27,7 @@ def outcome(task: Task, text: str = "", error: str = "") -> TaskResult:
 
 
 def results(*outcomes: TaskResult) -> Results:
-    return Results(list(outcomes), 80.0, 20.0, 5)
+    return Results(list(outcomes), 80.0, 5)
 
 
 def test_a_caption() -> None:
@@ -54,7 +54,7 @@ def test_a_caption() -> None:
             "capture": 0.0,
             "decode": 31.3,
             "encode": 80.0,
-            "prefill": 30.0,
+            "prefill": 10.0,
             "generate": 200.0,
             "total": 531.3,
         },
