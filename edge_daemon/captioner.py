@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,10 +19,15 @@ from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
 from edge_daemon.errors import BudgetError, CaptionError, ChildBootError, ChildError, ChildTimeout, ModelError
 from edge_daemon.messages import Failed, Progress, Request, Results, WorkerReady, WorkerRefused
-from edge_daemon.supervisor import RestartPolicy
+from edge_daemon.supervisor import Pace, RestartPolicy
 
 SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
+"""Of a worker, where its owner has not set it. glibc reads it before a process begins, so the daemon must say it: each
+arena keeps freed memory of its own, and there would be up to eight for each core."""
+THREADS_FILE = "threads.json"
+"""In the state directory: how many threads were found to be the fastest."""
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +43,8 @@ class WorkerState:
     """The report of the worker that runs, or of the last one that did."""
     variant_reason: str = ""
     """Why this variant of the model, where we chose it."""
+    rehearsal: dict[str, float] = field(default_factory=dict)
+    """What the stages of the picture took that was captioned at the start, in seconds."""
 
 
 class Captioner:
@@ -50,14 +57,18 @@ class Captioner:
         beat: Callable[[], None],
         on_change: Callable[[], None],
         command: Sequence[str] = (sys.executable, "-m", "edge_daemon.worker"),
+        state_dir: Path | None = None,
     ) -> None:
-        """`command` is the worker; its options are added to it."""
+        """`command` is the worker; its options are added to it. What it finds out is kept in `state_dir`."""
         self.config = config
         self.directory = directory
         self.state = WorkerState()
+        configured = config.silence_timeout_s
+        self.pace = Pace(None if configured == "auto" else configured)
         self._beat = beat
         self._on_change = on_change
         self._command = command
+        self._state_dir = state_dir
         self._policy = RestartPolicy()
         self._child: Child | None = None
 
@@ -76,11 +87,44 @@ class Captioner:
 
     async def run(self, request: Request) -> Results:
         """Answer one request. Raises CaptionError (the worker lives) or ChildError (it is gone)."""
+        answer, taken_s, silence_s = await self._answer(request)
+        self.pace.pictured(taken_s, silence_s)
+        return answer
+
+    async def rehearse(self, request: Request) -> None:
+        """Answer a request that nobody made, for what it takes. Raises as `run`; who stops waiting ends the worker."""
+        try:
+            answer, taken_s, silence_s = await self._answer(request)
+        except asyncio.CancelledError:
+            if self._child is not None:
+                await self._child.kill()
+                self._child = None
+            raise
+        self.pace.rehearsed(taken_s, silence_s)
+        task = answer.tasks[0]
+        if task.error:
+            raise CaptionError(task.error)
+        self.state.rehearsal = {
+            "encode_s": round(answer.encode_ms / 1000, 3),
+            "prefill_s": round(task.prefill_ms / 1000, 3),
+            "token_s": round(task.generate_ms / 1000 / max(1, task.tokens), 4),
+        }
+        self._on_change()
+
+    async def _answer(self, request: Request) -> tuple[Results, float, float]:
+        """The results, the seconds that they took, and the longest of them without a word from the worker."""
         await self.ready()
         assert self._child is not None
+        longest_s, start_s = 0.0, time.monotonic()
+        heard_s = start_s
         try:
             await self._child.send(request, SEND_S)
-            while isinstance(answer := await self._child.receive(self.config.silence_timeout_s), Progress):
+            while True:
+                answer = await self._child.receive(self.pace.silence_s)
+                heard_s, before_s = time.monotonic(), heard_s
+                longest_s = max(longest_s, heard_s - before_s)
+                if not isinstance(answer, Progress):
+                    break
                 self._beat()
         except ChildError as error:
             await self._after_death(error)
@@ -92,7 +136,7 @@ class Captioner:
             await self._after_death(ChildError(f"the worker answered what was not asked: {type(answer).__name__}"))
             raise ChildError(self.state.last_death)
         self.state.rss_bytes = answer.rss_bytes
-        return answer
+        return answer, heard_s - start_s, longest_s
 
     async def stop(self, grace_s: float) -> None:
         """Let the worker leave, or kill it after the grace."""
@@ -108,8 +152,11 @@ class Captioner:
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
         argv += ["--device", self.config.device, "--precision", self.config.precision]
+        argv += ["--kv-precision", self.config.kv_precision]
+        if self._state_dir is not None:
+            argv += ["--threads-file", str(self._state_dir / THREADS_FILE)]
         self._change("starting")
-        child = await Child.start("worker", argv)
+        child = await Child.start("worker", argv, ENVIRONMENT)
         try:
             ready = await self._handshake(child)
         except BaseException:
@@ -122,8 +169,8 @@ class Captioner:
         self._policy.ready(time.monotonic())
         self._change("ready")
         log.info(
-            "model %s is ready after %.1f s: %d KV positions (%.0f MiB), %d threads, %.0f MiB resident",
-            *(ready.model, ready.load_s, ready.kv_positions, ready.kv_bytes / MIB, ready.threads),
+            "model %s is ready after %.1f s: %d KV positions (%.0f MiB), %d threads (%s), %.0f MiB resident",
+            *(ready.model, ready.load_s, ready.kv_positions, ready.kv_bytes / MIB, ready.threads, ready.threads_reason),
             ready.rss_bytes / MIB,
         )
         log.info("engine %s, %s on %s: %s", ready.engine, ready.precision, ready.device, ready.reason)

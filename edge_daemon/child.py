@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,8 +35,11 @@ class Child:
         self._stderr = asyncio.create_task(self._follow_stderr(), name=f"{name} stderr")
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str]) -> Child:
-        """Start `argv` in its own session, so that a Ctrl-C at the terminal reaches only the daemon."""
+    async def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+        """Start `argv` in its own session, so that a Ctrl-C at the terminal reaches only the daemon.
+
+        `environment` is added to ours, but where ours says something else.
+        """
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
@@ -44,6 +47,7 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             limit=wire.MAX_HEADER_BYTES,
             start_new_session=True,
+            env={**(environment or {}), **os.environ},
         )
         return cls(name, process)
 

@@ -101,8 +101,11 @@ class ModelConfig(Section):
     variant: Literal["auto", "0.5b", "2b"] = "auto"
     """Which moondream; `auto` takes the 2B where the memory holds it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: float32 on the CPU, bfloat16 or float16 on an accelerator, what the graphs hold for `engine: onnx`."""
+    precision: Literal["auto", "float32", "int8", "bfloat16", "float16"] = "auto"
+    """`auto`: on the CPU float32 where the memory holds it, else int8; bfloat16 or float16 on an accelerator; what the
+    graphs hold for `engine: onnx`."""
+    kv_precision: Literal["auto", "float32", "float16"] = "auto"
+    """Of the KV cache; float16 halves it. `auto`: float16 beside int8, else what is computed in."""
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -110,8 +113,8 @@ class ModelConfig(Section):
     memory_limit_mib: Literal["auto"] | Annotated[int, Field(ge=64)] = "auto"
     kv_positions: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     start_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    silence_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """A worker that reports no step for so long is stuck and is killed."""
+    silence_timeout_s: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """A worker that reports no step for so long is stuck and is killed; `auto` follows from what steps take here."""
     stop_grace_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a caption in flight may take to finish when the service stops."""
 

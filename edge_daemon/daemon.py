@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import notify
+from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, Capture
 from edge_daemon.config import Config, FolderConfig
@@ -57,12 +57,14 @@ class Daemon:
         self.progress = Progress(time.monotonic)
         self.slots: Slots[Origin] = Slots(config.sources)
         self.connection = Connection(config.mqtt, self.topics, self.changed.set)
-        silence_s = max(config.model.silence_timeout_s, config.model.start_timeout_s)
-        self.caption_beat = self.progress.expect("caption", silence_s + STUCK_MARGIN_S)
-        self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
+        self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
+        self.captioner = Captioner(
+            config.model, model_directory, self.caption_beat, self.changed.set, state_dir=config.state_dir
+        )
+        self._allow_silence()
         self.captioner.state.variant_reason = variant_reason
         self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
-        self.health = Health(self.topics, self.connection, self.captioner.state, self.captures, outbox)
+        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox)
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
         beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
@@ -136,9 +138,16 @@ class Daemon:
             notify.notify("STOPPING=1\nSTATUS=finishing the caption in flight")
             self.stopping.set()
 
+    def _allow_silence(self) -> None:
+        """The caption task may wait as long as a worker may be silent or may start."""
+        silence_s = max(self.captioner.pace.silence_s, self.config.model.start_timeout_s)
+        self.progress.allow("caption", silence_s + STUCK_MARGIN_S)
+
     async def _caption(self) -> None:
         """Take the next picture, have it captioned, keep the result: for ever."""
+        await self._rehearse()
         while True:
+            self._allow_silence()
             origin = await patiently(self.slots.take(), self.caption_beat)
             work = asyncio.ensure_future(self._one_picture(origin))
             try:
@@ -146,6 +155,19 @@ class Daemon:
             except asyncio.CancelledError:
                 await self._finish(work)
                 raise
+
+    async def _rehearse(self) -> None:
+        """See what a picture takes here, if none is waiting; nothing of it is published."""
+        if self.slots.waiting:
+            return
+        try:
+            await self.captioner.rehearse(rehearsal.request())
+        except (CaptionError, ChildError) as error:
+            log.warning("what a picture takes here is not known yet: %s", error)
+            return
+        log.info(
+            "a picture takes about %.1f s here: %s", *(self.captioner.pace.interval_s, self.captioner.state.rehearsal)
+        )
 
     async def _finish(self, work: asyncio.Future[None]) -> None:
         """The service stops: the picture in flight has its grace."""

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from edge_daemon import __version__, notify
-from edge_daemon.captioner import WorkerState
+from edge_daemon.captioner import Captioner
 from edge_daemon.capture import Capture
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
@@ -25,13 +25,14 @@ class Health:
         self,
         topics: Topics,
         connection: Connection,
-        worker: WorkerState,
+        captioner: Captioner,
         captures: Mapping[str, Capture],
         outbox: Outbox,
     ) -> None:
         self._topics = topics
         self._connection = connection
-        self._worker = worker
+        self._worker = captioner.state
+        self._pace = captioner.pace
         self._captures = captures
         self._outbox = outbox
         self._started_s = time.monotonic()
@@ -55,14 +56,21 @@ class Health:
             "uptime_s": round(time.monotonic() - self._started_s),
             "rss_bytes": psutil.Process().memory_info().rss,
             "model": self._model(),
-            "worker": {
-                "state": self._worker.state,
-                "rss_bytes": self._worker.rss_bytes,
-                "restarts": self._worker.restarts,
-                "last_death": self._worker.last_death,
-            },
+            "worker": self._worker_document(),
             "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
+        }
+
+    def _worker_document(self) -> dict[str, Any]:
+        interval_s = self._pace.interval_s
+        return {
+            "state": self._worker.state,
+            "rss_bytes": self._worker.rss_bytes,
+            "restarts": self._worker.restarts,
+            "last_death": self._worker.last_death,
+            "expected_interval_s": None if interval_s is None else round(interval_s, 3),
+            "silence_limit_s": round(self._pace.silence_s, 1),
+            "self_benchmark": self._worker.rehearsal,
         }
 
     def _state(self) -> str:
@@ -85,7 +93,9 @@ class Health:
             "precision": ready.precision,
             "reason": ready.reason,
             "warning": ready.warning,
+            "release_vision": ready.release_vision,
             "threads": ready.threads,
+            "threads_reason": ready.threads_reason,
             "load_s": round(ready.load_s, 1),
             "kv_positions": ready.kv_positions,
             "kv_bytes": ready.kv_bytes,

@@ -21,6 +21,11 @@ class Slots(Generic[T]):
         self._content: dict[str, T] = {}
         self._changed = asyncio.Condition()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._content)
+
     async def put(self, name: str, item: T) -> None:
         """Wait until the slot is empty and fill it."""
         async with self._changed:

@@ -56,7 +56,7 @@ class StandIn:
         self.ready()
 
     def begin_with_results(self) -> None:
-        self.daemon.write(Results([], 0.0, 0.0, 0))
+        self.daemon.write(Results([], 0.0, 0))
 
     def refuse_for_memory(self) -> None:
         self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing"))
@@ -98,7 +98,7 @@ class StandIn:
             self.daemon.write(Progress(task.id))
             words = f"{task.text} of {len(request.payload)} bytes"
             done.append(TaskResult(task.id, task.kind, words, [], 3, "eos", 1.0, 2.0))
-        self.daemon.write(Results(done, 1.0, 2.0, 6 << 20))
+        self.daemon.write(Results(done, 1.0, 6 << 20))
 
     def answer_slowly(self, request: Request) -> None:
         """Longer in all than the daemon bears silence, but never silent for so long."""
@@ -107,12 +107,17 @@ class StandIn:
             self.daemon.write(Progress("token"))
         self.answer(request)
 
+    def answer_with_an_error(self, request: Request) -> None:
+        """The worker lives, and its only task failed."""
+        failed = [TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, "no such length") for task in request.tasks]
+        self.daemon.write(Results(failed, 1.0, 6 << 20))
+
     def answer_and_die(self, request: Request) -> None:
         self.answer(request)
         self.die_of_sigkill()
 
     def answer_another_question(self, request: Request) -> None:
-        self.daemon.write(Results([TaskResult("weather", "query", "rain", [], 1, "eos", 0.0, 0.0)], 0.0, 0.0, 0))
+        self.daemon.write(Results([TaskResult("weather", "query", "rain", [], 1, "eos", 0.0, 0.0)], 0.0, 0))
 
     def answer_with_idle(self, request: Request) -> None:
         self.daemon.write(Idle())
@@ -125,7 +130,7 @@ def main() -> None:
     """Find out which life this is, and live it."""
     directory = Path(sys.argv[1])
     number = len(list(directory.glob("life-*.json")))
-    record = {"pid": os.getpid(), "arguments": sys.argv[2:]}
+    record = {"pid": os.getpid(), "arguments": sys.argv[2:], "arenas": os.environ.get("MALLOC_ARENA_MAX")}
     (directory / f"life-{number}.json").write_text(json.dumps(record))
     plan = json.loads((directory / "plan.json").read_text())
     StandIn().live(plan[min(number, len(plan) - 1)])

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from edge_daemon import supervisor
+from edge_daemon import rehearsal, supervisor
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
 from edge_daemon.errors import (
@@ -43,17 +44,19 @@ class Stage:
     states: list[str] = field(default_factory=list)
     """Every state that was announced."""
 
-    def captioner(self, *lives: list[str], start_timeout_s: float = 60.0) -> Captioner:
+    def captioner(
+        self, *lives: list[str], start_timeout_s: float = 60.0, silence_s: float | Literal["auto"] = SILENCE_S
+    ) -> Captioner:
         (self.directory / "plan.json").write_text(json.dumps(lives))
         config = ModelConfig(
-            threads=2, memory_limit_mib=300, start_timeout_s=start_timeout_s, silence_timeout_s=SILENCE_S
+            threads=2, memory_limit_mib=300, start_timeout_s=start_timeout_s, silence_timeout_s=silence_s
         )
         command = [sys.executable, str(STAND_IN), str(self.directory)]
 
         def changed() -> None:
             self.states.append(made.state.state)
 
-        made = Captioner(config, Path("/models/none"), self.beat, changed, command)
+        made = Captioner(config, Path("/models/none"), self.beat, changed, command, self.directory)
         return made
 
     def beat(self) -> None:
@@ -105,8 +108,83 @@ async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
     assert options["--threads"] == "2"
     assert options["--kv-positions"] == "auto"
     assert (options["--device"], options["--precision"]) == ("auto", "auto")
+    assert options["--kv-precision"] == "auto"
+    assert options["--threads-file"] == str(stage.directory / "threads.json")
     assert 0 < int(options["--budget-bytes"]) <= 300 << 20
     assert options["--budget-reason"]
+
+
+@pytest.mark.parametrize(("ours", "workers"), [(None, "2"), ("5", "5")])
+async def test_its_c_library_keeps_two_arenas_unless_the_owner_says_otherwise(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, ours: str | None, workers: str
+) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if ours is not None:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", ours)
+    captioner = stage.captioner(GOOD)
+    await captioner.ready()
+    await captioner.stop(60)
+    assert stage.lives()[0]["arenas"] == workers
+
+
+async def test_a_rehearsal_tells_what_a_picture_takes(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "answer slowly", "answer"], silence_s="auto")
+    await captioner.ready()
+    assert captioner.pace.interval_s is None
+    await captioner.rehearse(rehearsal.request())
+    assert captioner.state.rehearsal == {"encode_s": 0.001, "prefill_s": 0.001, "token_s": 0.0007}
+    rehearsed_s = captioner.pace.interval_s
+    assert rehearsed_s is not None
+    assert rehearsed_s >= 8 * 0.4, "it takes this long to answer slowly"
+    assert captioner.pace.silence_s == supervisor.SHORTEST_SILENCE_S
+    await captioner.run(REQUEST)
+    assert captioner.pace.interval_s < rehearsed_s, "a real picture counts more"
+    await captioner.stop(60)
+
+
+async def test_the_longest_silence_sets_the_deadline(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 0.0)
+    captioner = stage.captioner(["ready", "answer slowly"], silence_s="auto")
+    await captioner.run(REQUEST)
+    interval_s = captioner.pace.interval_s
+    assert interval_s is not None
+    assert 10 * 0.4 <= captioner.pace.silence_s < 10 * interval_s, "of a step, not of the whole"
+    await captioner.stop(60)
+
+
+async def test_a_worker_is_held_to_the_measured_deadline(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 1.0)
+    captioner = stage.captioner(["ready", "answer", "hang"], silence_s="auto")
+    await captioner.run(REQUEST)
+    with pytest.raises(ChildTimeout, match="said nothing for 1 s and was killed"):
+        await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_a_rehearsal_without_a_caption_is_an_error_and_costs_nothing(stage: Stage) -> None:
+    captioner = stage.captioner(["ready", "answer with an error", "answer"])
+    with pytest.raises(CaptionError, match="no such length"):
+        await captioner.rehearse(rehearsal.request())
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 0
+    assert captioner.state.rehearsal == {}
+    await captioner.stop(60)
+
+
+async def test_who_stops_waiting_for_a_rehearsal_ends_the_worker(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service stops: nobody waits for a caption that nobody asked for."""
+    captioner = stage.captioner(["ready", "chatter"])
+    asking = asyncio.create_task(captioner.rehearse(rehearsal.request()))
+    while stage.beats < 5:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert stage.alive() == []
+    await captioner.stop(60)
+    assert "did not leave" not in caplog.text
 
 
 async def test_a_regrettable_wish_is_warned_of_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

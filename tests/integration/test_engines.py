@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,49 @@ def test_a_precision_that_was_asked_for_is_used_and_told(
         assert "bfloat16 was asked for" in health["model"]["reason"]
 
 
+def test_int8_that_was_asked_for_is_used_and_told(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
+    model = {"precision": "int8"}
+    with running(Service(tmp_path, broker.port, model=model)) as service:
+        results, truths = captioned(service, subscriber)
+        assert {(r["engine"], r["precision"]) for r in results} == {("torch", "int8")}
+        assert sum(r["caption"] == truth for r, truth in zip(results, truths, strict=True)) >= 1
+        health = subscriber.last_health()
+        assert health is not None
+        assert (health["model"]["precision"], health["model"]["device"]) == ("int8", "cpu")
+        assert health["model"]["reason"] == "int8 runs on the CPU; int8 was asked for"
+        assert health["model"]["kv_bytes"] < health["model"]["kv_positions"] * 4096
+
+
+def test_the_reason_for_float32_has_the_numbers(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
+    with running(Service(tmp_path, broker.port, model={"memory_limit_mib": 900})) as service:
+        wait_for("health says ok", lambda: (subscriber.last_health() or {}).get("state") == "ok")
+        health = subscriber.last_health()
+        assert health is not None
+        told = r"float32 needs \d+ MiB, the budget is 900 MiB \(model\.memory_limit_mib\): float32"
+        assert re.search(told, health["model"]["reason"])
+        assert re.search(told, service.log())
+        assert health["model"]["release_vision"] is False
+
+
+def test_the_service_learns_what_a_picture_takes_before_there_is_one(
+    tmp_path: Path, broker: Broker, subscriber: Subscriber
+) -> None:
+    def learnt() -> dict[str, Any] | None:
+        health = subscriber.last_health()
+        return health if health and health["worker"]["self_benchmark"] else None
+
+    with running(Service(tmp_path, broker.port)) as service:
+        health = wait_for("the self-benchmark", learnt)
+        assert health["worker"]["expected_interval_s"] > 0
+        assert health["worker"]["silence_limit_s"] >= 60
+        assert health["worker"]["self_benchmark"].keys() == {"encode_s", "prefill_s", "token_s"}
+        assert health["sources"]["inbox"]["captioned"] == 0
+        assert subscriber.results() == [], "nothing of it is published"
+        assert "a picture takes about" in service.log()
+        captioned(service, subscriber, 1)
+        assert service.end() == 0
+
+
 def test_the_variant_that_fits_is_run_and_told(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
     """demo-shapes stands for the 0.5B in a store that has nothing else."""
     shutil.copytree(MODEL_DIR, tmp_path / "state" / "models" / "moondream-0.5b")
@@ -114,6 +158,17 @@ def test_the_variant_that_fits_is_run_and_told(tmp_path: Path, broker: Broker, s
         assert health is not None
         assert health["model"]["variant_reason"].startswith("moondream-0.5b: moondream-0.5b needs ")
         assert health["model"]["variant_reason"] in service.log()
+
+
+def test_the_command_in_int8(tmp_path: Path) -> None:
+    ((picture, _),) = sample_pictures(tmp_path, 1, 5)
+    argv = [sys.executable, "-m", "edge_daemon", "caption", str(picture), "--json", "--precision", "int8"]
+    document = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert (document["engine"], document["device"], document["precision"]) == ("torch", "cpu", "int8")
+    assert document["caption"]
+    refused = subprocess.run([*argv, "--device", "cuda"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 69
+    assert "device cuda" in refused.stderr
 
 
 @pytest.mark.parametrize("options", [["--cpu"], ["--device", "cpu", "--precision", "bfloat16"]])
@@ -147,7 +202,8 @@ from edge_daemon.moondream.generate import Sampling
 from PIL import Image
 
 sys.argv = ["worker", "--model", sys.argv[1], "--budget-bytes", str(4 << 30), "--budget-reason", "a test"]
-model, report = worker.load(worker.parse(), time.monotonic())
+serving, report = worker.load(worker.parse(), time.monotonic())
+model = serving.model
 model.encode(Image.new("RGB", (512, 384)))
 model.caption("short", Sampling(8))
 model.query("How many shapes are there?", Sampling(8))

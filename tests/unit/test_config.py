@@ -465,6 +465,12 @@ def test_the_place_of_a_key_that_is_not_there_is_that_of_the_nearest_above(file:
 def test_the_machine_decides_where_and_how_the_model_runs(file: Path) -> None:
     model = load(file, SOURCE).model
     assert (model.device, model.precision, model.variant) == ("auto", "auto", "auto")
+    assert (model.kv_precision, model.silence_timeout_s) == ("auto", "auto")
+
+
+def test_int8_a_short_cache_and_a_deadline_can_be_asked_for(file: Path) -> None:
+    model = load(file, f"model: {{precision: int8, kv_precision: float16, silence_timeout_s: 40}}\n{SOURCE}").model
+    assert (model.precision, model.kv_precision, model.silence_timeout_s) == ("int8", "float16", 40.0)
 
 
 @pytest.mark.parametrize("variant", ["2b", "0.5b"])
@@ -480,9 +486,11 @@ def test_a_variant_is_one_of_moondream(file: Path, variant: str) -> None:
     [
         ("device: gpu", "model.device: value 'gpu': input should be 'auto', 'cpu', 'cuda' or 'mps'"),
         (
-            "precision: int8",
-            "model.precision: value 'int8': input should be 'auto', 'float32', 'bfloat16' or 'float16'",
+            "precision: int4",
+            "model.precision: value 'int4': input should be 'auto', 'float32', 'int8', 'bfloat16' or 'float16'",
         ),
+        ("kv_precision: int8", "model.kv_precision: value 'int8': input should be 'auto', 'float32' or 'float16'"),
+        ("silence_timeout_s: never", "model.silence_timeout_s: value 'never': input should be 'auto' or "),
         ("variant: 7b", "model.variant: value '7b': input should be 'auto', '0.5b' or '2b'"),
     ],
 )

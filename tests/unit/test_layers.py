@@ -33,6 +33,7 @@ LEAVES: dict[str, set[str]] = {
     "pipe": {"messages", "wire"},
     "results": {"messages"},
     "picture": {"errors"},
+    "rehearsal": {"messages"},
     "demo": set(),
 }
 """Modules that import the standard library and these of ours (`` is the package itself)."""
@@ -50,19 +51,19 @@ IMPORTERS: dict[str, set[str]] = {
     "daemon": {"cli"},
     "worker": set(),
     "grabber": set(),
-    "moondream": {"moondream", "worker", "caption_files", "demo", "models", "variant"},
+    "moondream": {"moondream", "worker", "caption_files", "demo", "models", "needs", "bench"},
     "paho": {"mqtt", "demo"},
     "sqlite3": {"outbox"},
     "yaml": {"yaml_file"},
     "pydantic": {"config"},
-    "torch": {"moondream", "worker", "demo", "models"},
+    "torch": {"moondream", "worker", "demo", "models", "bench"},
     "onnx": {"models"},
     "onnxruntime": {"models", "moondream"},
     "huggingface_hub": {"models"},
     "transformers": {"models"},
     "pyvips": {"decoders"},
     "watchfiles": {"sources"},
-    "argparse": {"cli", "model_commands", "subcommand", "worker", "grabber", "demo"},
+    "argparse": {"cli", "model_commands", "subcommand", "worker", "grabber", "demo", "bench"},
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
 NEVER_IN_THE_DAEMON = (

@@ -29,6 +29,16 @@ def test_a_task_is_stuck_when_its_last_beat_is_older_than_its_limit(clock: Clock
     assert watched.stuck() == ["capture"]
 
 
+def test_a_task_may_be_given_another_limit_which_is_no_beat(clock: Clock) -> None:
+    watched = Progress(clock)
+    watched.expect("caption", 300)
+    clock.advance(400)
+    watched.allow("caption", 500)
+    assert watched.stuck() == []
+    clock.advance(101)
+    assert watched.stuck() == ["caption"]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100))))
 def test_each_beat_counts_for_its_own_task_only(beats: list[tuple[str, float]]) -> None:
     clock = Clock()

@@ -131,3 +131,12 @@ async def test_who_stops_waiting_to_take_has_taken_or_leaves_it(turns: int) -> N
     assert (await slots.take() if taking.cancelled() else taking.result()) == 1
     await slots.put("a", 2)
     assert await slots.take() == 2
+
+
+async def test_what_waits_is_seen_without_taking_it() -> None:
+    slots: Slots[int] = Slots(NAMES)
+    assert not slots.waiting
+    await slots.put("b", 1)
+    assert slots.waiting
+    assert await slots.take() == 1
+    assert not slots.waiting

@@ -1,11 +1,20 @@
-"""When a dead child is started again."""
+"""When a dead child is started again, and when a silent one is taken for stuck."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon.supervisor import FIRST_DELAY_S, GOOD_TIME_S, LONGEST_DELAY_S, RestartPolicy
+from edge_daemon.supervisor import (
+    FIRST_DELAY_S,
+    GOOD_TIME_S,
+    LONGEST_DELAY_S,
+    REMEMBERED,
+    SHORTEST_SILENCE_S,
+    UNKNOWN_SILENCE_S,
+    Pace,
+    RestartPolicy,
+)
 from tests.clock import Clock
 
 LIVES = st.lists(st.tuples(st.none() | st.floats(0, 2 * GOOD_TIME_S), st.sampled_from("abc")), max_size=40)
@@ -77,3 +86,58 @@ def test_the_clock_has_no_zero(lives: list[tuple[float | None, str]], offset_s: 
     for worked_s, reason in lives:
         whole_s = None if worked_s is None else float(int(worked_s))
         assert live(one, clock, whole_s, reason) == live(other, later, whole_s, reason)
+
+
+# ---- how long a worker may be silent
+
+SECONDS = st.floats(0, 1e5)
+
+
+def test_before_anything_is_measured_a_worker_has_much_time() -> None:
+    pace = Pace()
+    assert pace.interval_s is None
+    assert pace.silence_s == UNKNOWN_SILENCE_S == 300
+
+
+def test_the_rehearsal_tells_the_pace_until_there_are_pictures() -> None:
+    pace = Pace()
+    pace.rehearsed(20.0, 12.5)
+    assert (pace.interval_s, pace.silence_s) == (20.0, 125.0)
+    pace.pictured(31.0, 13.0)
+    assert (pace.interval_s, pace.silence_s) == (31.0, 130.0)
+
+
+def test_a_fast_board_is_not_held_to_its_speed() -> None:
+    pace = Pace()
+    pace.rehearsed(0.3, 0.02)
+    assert pace.silence_s == SHORTEST_SILENCE_S == 60
+
+
+def test_one_slow_picture_is_forgotten() -> None:
+    pace = Pace()
+    pace.pictured(500.0, 400.0)
+    for _ in range(REMEMBERED - 1):
+        pace.pictured(10.0, 8.0)
+    assert (pace.interval_s, pace.silence_s) == (10.0, 4000.0)
+    pace.pictured(10.0, 8.0)
+    assert (pace.interval_s, pace.silence_s) == (10.0, 80.0)
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS)), st.floats(0.1, 1e4))
+def test_a_configured_number_wins(pictures: list[tuple[float, float]], configured_s: float) -> None:
+    pace = Pace(configured_s)
+    for taken_s, silence_s in pictures:
+        pace.pictured(taken_s, silence_s)
+    assert pace.silence_s == configured_s
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1))
+def test_what_was_borne_is_borne_again(pictures: list[tuple[float, float]]) -> None:
+    pace = Pace()
+    for taken_s, silence_s in pictures:
+        pace.pictured(taken_s, silence_s)
+        assert pace.silence_s >= max(SHORTEST_SILENCE_S, 10 * silence_s)
+    last = [taken_s for taken_s, _ in pictures[-REMEMBERED:]]
+    assert pace.interval_s is not None
+    assert sum(taken_s < pace.interval_s for taken_s in last) <= len(last) / 2
+    assert sum(taken_s > pace.interval_s for taken_s in last) <= len(last) / 2
