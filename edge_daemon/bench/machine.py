@@ -45,9 +45,13 @@ def describe() -> dict[str, Any]:
     }
 
 
-def forget_peak() -> None:
-    """Let `peak_rss_bytes` count from now on."""
-    (SELF / "clear_refs").write_text(RESET_PEAK)
+def forget_peak() -> bool:
+    """Let `peak_rss_bytes` count from now on. False where the kernel does not know how (CONFIG_PROC_PAGE_MONITOR)."""
+    try:
+        (SELF / "clear_refs").write_text(RESET_PEAK)
+    except OSError:
+        return False
+    return True
 
 
 def peak_rss_bytes() -> int:

@@ -82,7 +82,8 @@ def measure(directory: Path, wishes: Wishes, say: Say) -> Measured:
         _use_threads(wishes.threads)
     say("the machine's limits: matrix products and reading memory")
     gemm, read = limits.gemm_rates(), limits.read_rates()
-    machine.forget_peak()
+    if not machine.forget_peak():
+        say("this kernel cannot reset the peak of memory: it includes what measuring the limits took")
     start_s = time.perf_counter()
     model = open_model(directory, config, wishes.precision, positions, say)
     load_s = time.perf_counter() - start_s

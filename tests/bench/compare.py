@@ -52,9 +52,10 @@ PAIRS = (("peer", "int8"), ("peer", "float32"), ("plain", "float32"), ("float32"
 class Side:
     """One open process, which captions when it is asked."""
 
-    def __init__(self, name: str, python: str | Path, *arguments: str | Path) -> None:
+    def __init__(self, name: str, command: list[str | Path]) -> None:
+        """`command` is a Python, a module and its arguments."""
         self.name = name
-        argv = [str(python), "-m", *map(str, arguments)]
+        argv = [command[0], "-m", *command[1:]]
         self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = self._read()
 
@@ -120,14 +121,13 @@ def material(arguments: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
 def compare(directory: Path, moonfile: Path, pictures: int, tokens: int) -> dict[str, Any]:
     """The document."""
     with ExitStack() as stack:
-        sides = [
-            Side("peer", PEER_PYTHON, "tests.bench.peer", moonfile),
-            Side("float32", sys.executable, "tests.bench.ours", directory, "float32"),
-            Side("int8", sys.executable, "tests.bench.ours", directory, "int8"),
-            Side("plain", sys.executable, "tests.bench.plain", directory),
-        ]
-        for side in sides:
-            stack.enter_context(side)
+        opened = {
+            "peer": (PEER_PYTHON, "tests.bench.peer", moonfile),
+            "float32": (sys.executable, "tests.bench.ours", directory, "float32"),
+            "int8": (sys.executable, "tests.bench.ours", directory, "int8"),
+            "plain": (sys.executable, "tests.bench.plain", directory),
+        }
+        sides = [stack.enter_context(Side(name, [*command])) for name, command in opened.items()]
         scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         answers: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
         for index in range(-1, pictures):  # the first one warms up

@@ -198,7 +198,10 @@ def main() -> None:
         }
         said = {"schema": 1, **machine.describe(), "model": config.name, "precision": model.parts.precision}
         for title, measure in kinds.items():
-            said[title] = rows(measure())
+            if not (lines := measure()):
+                print(f"{title}: a context of {config.text.max_context} positions is too short for this", end="\n\n")
+                continue
+            said[title] = rows(lines)
             print(table(title, said[title]), end="\n\n", flush=True)
     print(json.dumps(said, separators=(",", ":")))
 
