@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -64,28 +64,27 @@ class Scaling:
 
     def crops(self) -> list[Line]:
         """The vision encoder on several crops at once: operations."""
-        return [
-            Line(count, self._timed(partial(self._look, count)), arithmetic.vision(self.config, count).flops)
-            for count in CROPS
-        ]
+        return self._lines(
+            {count: arithmetic.vision(self.config, count).flops for count in CROPS},
+            lambda count: self._timed(partial(self._look, count)),
+        )
 
     def positions(self) -> list[Line]:
         """One token behind a sequence: bytes, as it waits for the memory."""
         fitting = [past for past in POSITIONS if past + TOKENS <= self.model.cache.positions]
-        lines = []
-        for past in fitting:
-            work = arithmetic.token(self.config, past + TOKENS // 2)
-            lines.append(Line(past, self._tokens(past), work.bytes(self.weight_bytes, self.position_bytes)))
-        return lines
+        works = {past: arithmetic.token(self.config, past + TOKENS // 2) for past in fitting}
+        return self._lines(
+            {past: work.bytes(self.weight_bytes, self.position_bytes) for past, work in works.items()}, self._tokens
+        )
 
     def prompts(self) -> list[Line]:
         """A prompt behind the picture: operations. A short one waits for the memory, so the others take less."""
         past = self.config.prefix_positions
         fitting = [count for count in PROMPTS if past + count <= self.model.cache.positions]
-        return [
-            Line(count, self._timed(partial(self._ask, count)), arithmetic.decoder(self.config, past, count).flops)
-            for count in fitting
-        ]
+        return self._lines(
+            {count: arithmetic.decoder(self.config, past, count).flops for count in fitting},
+            lambda count: self._timed(partial(self._ask, count)),
+        )
 
     def threads(self) -> list[Line]:
         """The vision encoder on one crop."""
@@ -96,12 +95,25 @@ class Scaling:
         return self._by_threads(lambda: self._tokens(self.config.prefix_positions))
 
     def _by_threads(self, measure: Callable[[], list[float]]) -> list[Line]:
-        before, lines = torch.get_num_threads(), []
-        for threads in range(1, machine.cores() + 1):
+        before = torch.get_num_threads()
+
+        def with_threads(threads: int) -> list[float]:
             torch.set_num_threads(threads)
-            lines.append(Line(threads, measure(), 1 / threads))
-        torch.set_num_threads(before)
-        return lines
+            return measure()
+
+        try:
+            return self._lines({threads: 1 / threads for threads in range(1, machine.cores() + 1)}, with_threads)
+        finally:
+            torch.set_num_threads(before)
+
+    def _lines(self, works: Mapping[int, float], measure: Callable[[int], list[float]]) -> list[Line]:
+        """All cases, again and again, so that a busy moment meets all of them; the first time does not count."""
+        times_s: dict[int, list[float]] = {case: [] for case in works}
+        for repeat in range(self.repeats + 1):
+            for case in works:
+                taken_s = measure(case)
+                times_s[case] += taken_s if repeat else []
+        return [Line(case, times_s[case], work) for case, work in works.items()]
 
     def _look(self, crops: int) -> object:
         size_px = self.config.vision.crop_px
@@ -112,11 +124,8 @@ class Scaling:
         return generate.prefill(self.model.text, self.model.cache, [self.config.tokens.bos] * tokens)
 
     def _tokens(self, past: int) -> list[float]:
-        times_s = []
-        for _ in range(self.repeats):
-            self._fill(past)
-            times_s += [token.seconds for token in speak(self.model, self.config.tokens.bos, TOKENS)]
-        return times_s
+        self._fill(past)
+        return [token.seconds for token in speak(self.model, self.config.tokens.bos, TOKENS)]
 
     def _fill(self, positions: int) -> None:
         """The cache as if so many positions had been written: random numbers, as zeros could be quicker."""
@@ -126,15 +135,11 @@ class Scaling:
 
     @torch.inference_mode()
     def _timed(self, call: Callable[[], object]) -> list[float]:
-        """Seconds of the repeats, after one that does not count. The cache holds a picture."""
+        """Seconds of one call, as a list. The cache holds a picture."""
         self._fill(self.config.prefix_positions)
+        start_s = time.perf_counter()
         call()
-        times_s = []
-        for _ in range(self.repeats):
-            start_s = time.perf_counter()
-            call()
-            times_s.append(time.perf_counter() - start_s)
-        return times_s
+        return [time.perf_counter() - start_s]
 
 
 def rows(lines: list[Line]) -> list[dict[str, Any]]:
