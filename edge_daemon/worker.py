@@ -185,7 +185,6 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
     encode_s = model.encode(picture)
     if serving.releases_vision:
         model.release_vision()
-        give_back()
     done = []
     for task in request.tasks:
         daemon.write(Progress(task.id))

@@ -62,8 +62,8 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (1, heads, n, head_dim) keys and values behind `length`; return all up to and with them.
 
-        The returned views have shape (1, heads, length + n, head_dim) and are good until the next call. `length` itself moves with
-        `advance`, once all layers have written. Raises IndexError when n positions are not free.
+        The returned views have shape (1, heads, length + n, head_dim) and are good until the next call. `length`
+        itself moves with `advance`, once all layers have written. Raises IndexError when n positions are not free.
         """
         end = self.length + k.shape[2]
         if end > self.positions:  # a slice past the end would be cut short in silence

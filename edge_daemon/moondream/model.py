@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream import generate
+from edge_daemon.moondream.allocator import give_back
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, load_config
 from edge_daemon.moondream.generate import FinishReason, OnToken, Sampling, ignore
 from edge_daemon.moondream.image import crop, reassemble, scale
@@ -153,6 +154,7 @@ class Moondream:
     def release_vision(self) -> None:
         """Give the vision encoder's memory back; the next picture opens it again."""
         self.__dict__.pop("vision", None)
+        give_back()
 
     def load(self) -> None:
         """Map what every caption needs now, so that a damaged file is refused before the first picture."""

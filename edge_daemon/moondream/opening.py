@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from edge_daemon.moondream import quantize
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.device import Choice, dtype_of
 from edge_daemon.moondream.model import Moondream
@@ -29,8 +28,6 @@ def open_chosen(
     """
     dtype = dtype_of(choice, config)
     int8 = choice.precision == "int8" and config.engine == "torch"
-    if int8:
-        quantize.use_engine()
     chosen = dtype == torch.float32 and kv_precision != "auto"
     kv_dtype = getattr(torch, kv_precision) if chosen else None
     model = Moondream(directory, positions, choice.device, dtype, int8, kv_dtype)

@@ -1,16 +1,17 @@
 """Linear layers in int8: weights in 8 bits, activations quantized on the fly, products in integers.
 
-One way for each architecture, chosen on evidence (tests/bench/README.md): FBGEMM on x86-64, and on aarch64 what
-torch's ARM build has. Shapes: … any leading ones, R rows, K inputs, N outputs.
+One way for each architecture, chosen on evidence (tests/bench/README.md): FBGEMM on x86-64, QNNPACK on aarch64. Both
+take weights with zero points and hold them once. Shapes: … any leading ones, R rows, K inputs, N outputs.
 
 What is lost, and where:
 
 * Weights that were published in int8 (a moonfile's, imported to floats) are recognised and taken back as they were:
   nothing is lost. Others are rounded, each output channel with its own scale: at most half of 1/255 of its range.
 * Activations are rounded to 256 levels between the smallest and the largest of the call.
-* What the first layers of the vision encoder lose is amplified by all that follow, so `KEPT` stay in float32.
-* GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of a level of
-  the activation that is quantized next, and three times as fast.
+* What the first layers of the vision encoder lose is amplified by all that follow, so `config.KEPT` stay in
+  float32.
+* On x86-64 the GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of
+  a level of the activation that is quantized next, and three times as fast.
 """
 
 from __future__ import annotations
@@ -25,11 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_daemon.errors import UnavailableError
-from edge_daemon.moondream.linear import Linear
+from edge_daemon.moondream.linear import Linear, gelu
 
-KEPT = ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)))
-"""Of the vision encoder. In random weights of the 0.5B shape they make 3/4 of the error of a picture's embeddings
-(0.077 with them in int8, 0.017 without), and take 3 % of its time."""
 LOSSLESS = 1e-3
 """Of a level: what the float32 of a published int8 weight is off."""
 SAMPLE_ROWS, BLOCK_ROWS = 8, 256
@@ -107,6 +105,9 @@ class Int8Linear(nn.Module):
             else:
                 weight = torch._make_per_channel_quantized_tensor(found.levels, found.scales, found.zeros, 0)
             self._packed = torch.ops.quantized.linear_prepack(weight, linear.bias)
+        if torch.backends.quantized.engine == "qnnpack":  # packs when it is first used, and keeps the original as well
+            self(torch.zeros(1, self.in_features))
+            weight.untyped_storage().resize_(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
@@ -115,7 +116,7 @@ class Int8Linear(nn.Module):
 
     def gelu(self, x: Tensor) -> Tensor:
         """The layer, and a GELU behind it."""
-        return F.gelu(self(x))
+        return F.gelu(self(x)) if platform.machine() == "x86_64" else gelu(self(x))
 
 
 def full_range(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

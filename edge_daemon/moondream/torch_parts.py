@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
-from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.config import KEPT, ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
-from edge_daemon.moondream.quantize import KEPT, Int8Linear, use_engine
+from edge_daemon.moondream.quantize import Int8Linear, use_engine
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
@@ -44,7 +45,7 @@ class TorchParts:
 
     def vision(self) -> Vision:
         """Vision encoder and projection."""
-        return self._fast(self.weights.part("vision", lambda: Vision(self.config.vision, self.config.text.dim)), KEPT)
+        return self._part("vision", lambda: Vision(self.config.vision, self.config.text.dim), KEPT)
 
     def text(self) -> Text:
         """The decoder, and a look at the stored BOS if there shall be one."""
@@ -52,21 +53,33 @@ class TorchParts:
         stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
         extra = stored if self.config.bos_state == "stored" else None
         prefix = self.config.prefix_positions if self.config.mask == "prefix" else 0
-        return self._fast(self.weights.part("text", lambda: Text(text, prefix), extra))
+        return self._part("text", lambda: Text(text, prefix), extra=extra)
 
-    def _fast(self, part: M, kept: tuple[str, ...] = ()) -> M:
-        """With the linear layers that are fastest here; one layer at a time, so that nothing large is there twice."""
+    def _part(
+        self,
+        prefix: str,
+        build: Callable[[], M],
+        kept: tuple[str, ...] = (),
+        extra: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> M:
+        """With the linear layers that are fastest here; of int8, those whose names begin with `kept` in float32.
+
+        One layer at a time, so that nothing large is there twice, whatever the file holds it in.
+        """
         if self.device.type != "cpu" or self.dtype != torch.float32:
-            return part
+            return self.weights.part(prefix, build, extra)
+        part = self.weights.part(prefix, build, extra, as_stored=True)
 
         def packed(name: str, layer: Linear) -> nn.Module:
+            stored = layer.weight
+            layer.to(self.dtype)
             built = Int8Linear(layer) if self.int8 and not name.startswith(kept) else PackedLinear(layer)
-            forget(layer.weight)
+            forget(stored)
             return built
 
         with torch.inference_mode(False), torch.no_grad():
             replace(part, packed)
-        return part
+            return part.to(self.dtype)
 
     def region(self) -> Region:
         """The region head. Raises ModelError when the model has none."""

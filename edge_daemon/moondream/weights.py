@@ -55,12 +55,12 @@ class Weights:
         """Forget the file; tensors that were handed out stay mapped."""
         self._file = None
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor."""
+    def tensor(self, name: str, as_stored: bool = False) -> Tensor:
+        """One tensor; `as_stored` it is mapped, whatever its type."""
         if name not in self.names:
             raise ModelError(f"{self.path}: missing tensor {name}")
         tensor: Tensor = self._file.get_tensor(name)
-        return tensor.to(self._device, self._dtype)
+        return tensor if as_stored else tensor.to(self._device, self._dtype)
 
     def refuse_others(self, prefixes: frozenset[str]) -> None:
         """Raise ModelError that lists every tensor that is of no part in `prefixes`."""
@@ -68,8 +68,14 @@ class Weights:
         if others:
             raise self._misfit([f"unexpected tensor {name}" for name in others])
 
-    def part(self, prefix: str, build: Callable[[], M], extra: Mapping[str, tuple[int, ...]] | None = None) -> M:
-        """Build a module on the meta device and give it the tensors under `prefix.`.
+    def part(
+        self,
+        prefix: str,
+        build: Callable[[], M],
+        extra: Mapping[str, tuple[int, ...]] | None = None,
+        as_stored: bool = False,
+    ) -> M:
+        """Build a module on the meta device and give it the tensors under `prefix.`, `as_stored` or converted.
 
         `extra` are names and shapes under the prefix that belong to the checkpoint but not to the module.
         Raises ModelError that lists every missing, unexpected, misshapen and mistyped tensor.
@@ -80,7 +86,7 @@ class Weights:
         present = {name for name in self.names if name.startswith(f"{prefix}.")}
         self._compare({f"{prefix}.{name}": shape for name, shape in shapes.items()} | dict(extra or {}), present)
         with torch.inference_mode(False):
-            tensors = {name: self.tensor(f"{prefix}.{name}") for name in shapes}
+            tensors = {name: self.tensor(f"{prefix}.{name}", as_stored) for name in shapes}
             module.load_state_dict(tensors, strict=True, assign=True)
         return module.requires_grad_(False).eval()
 

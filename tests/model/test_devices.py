@@ -15,8 +15,7 @@ from PIL import Image
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
-from edge_daemon.moondream import quantize
-from edge_daemon.moondream.config import KEPT, load_config
+from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.device import (
     CPUINFO,
     Choice,
@@ -254,10 +253,6 @@ def test_int8_where_torch_has_none_is_refused() -> None:
 def test_this_machine_has_int8_where_torch_has_its_engine() -> None:
     engine = ENGINES.get(platform.machine())
     assert this_machine().int8 == (engine in torch.backends.quantized.supported_engines)
-
-
-def test_the_layers_that_are_kept_are_the_ones_that_are_counted() -> None:
-    assert quantize.KEPT == KEPT
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,12 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream import generate
+from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
-from edge_daemon.moondream.linear import Linear
+from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.quantize import KEPT, LOSSLESS, Int8Linear, Levels, levels_of
+from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, levels_of
+from tests.model.checkpoints import modules_of
 
 PictureFactory = Callable[..., Image.Image]
 
@@ -90,6 +92,19 @@ def test_a_layer_computes_what_its_levels_say() -> None:
         assert float((packed.gelu(x) - wanted).norm() / wanted.norm()) < 0.015
 
 
+def test_the_gelu_of_small_boards_is_the_published_one() -> None:
+    x = torch.linspace(-60, 60, 100_001)
+    assert torch.allclose(gelu(x), torch.nn.functional.gelu(x.double(), approximate="tanh").float(), atol=1e-6)
+    assert gelu(torch.tensor([float("inf"), -1e30])).tolist() == [float("inf"), 0.0]
+
+
+def test_layers_without_a_fused_gelu_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(40, 56).requires_grad_(False)
+    x = torch.randn(9, 40)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert torch.allclose(PackedLinear(layer).gelu(x), layer.gelu(x), atol=1e-5)
+
+
 # -- what is said
 
 
@@ -128,7 +143,7 @@ def test_published_weights_in_int8_lead_to_the_same_tokens(published: Path) -> N
     Every step is compared behind the same text, that of float32.
     """
     exact, int8 = Moondream(published), Moondream(published, int8=True)
-    layers = [m for part in (int8.vision, int8.text) for m in part.modules() if isinstance(m, Int8Linear)]  # type: ignore[attr-defined]
+    layers = [m for part in modules_of(int8) for m in part.modules() if isinstance(m, Int8Linear)]
     assert len(layers) == 27 * 4 + 3 + 24 * 4 + 1 - 1 - 4 - 5 * 2, f"all but {KEPT}"
     assert all(layer.lossless for layer in layers)
     equal, correlations, errors = 0, [], []
