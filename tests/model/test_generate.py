@@ -46,8 +46,9 @@ def test_greedy_is_argmax(logits: Tensor) -> None:
 
 @given(some_logits, st.integers(0, 2**31))
 def test_a_tiny_temperature_takes_one_of_the_most_likely(logits: Tensor, seed: int) -> None:
-    token = chooser(Sampling(temperature=1e-30, seed=seed))(logits)
-    assert logits[token] == logits.max()
+    temperature = 1e-30
+    token = chooser(Sampling(temperature=temperature, seed=seed))(logits)
+    assert logits[token] >= logits.max() - 100 * temperature
 
 
 @given(some_logits, st.integers(0, 2**31))
@@ -78,7 +79,8 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> set[int]:
         kept.add(token)
         reached += probabilities[token]
         assume(abs(reached - top_p) > 1e-5)
-    return kept
+    least = min(probabilities[token] for token in kept)
+    return kept | {token for token in order if abs(probabilities[token] - least) < 1e-7}  # equal in float32
 
 
 def test_tokens_are_drawn_by_their_probability() -> None:
