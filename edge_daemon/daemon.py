@@ -165,9 +165,8 @@ class Daemon:
         except (CaptionError, ChildError) as error:
             log.warning("what a picture takes here is not known yet: %s", error)
             return
-        log.info(
-            "a picture takes about %.1f s here: %s", *(self.captioner.pace.interval_s, self.captioner.state.rehearsal)
-        )
+        parts = ", ".join(f"{name.removesuffix('_s')} {s:.2f} s" for name, s in self.captioner.state.rehearsal.items())
+        log.info("a picture takes about %.1f s here: %s", self.captioner.pace.interval_s, parts)
 
     async def _finish(self, work: asyncio.Future[None]) -> None:
         """The service stops: the picture in flight has its grace."""

@@ -185,6 +185,8 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
     encode_s = model.encode(picture)
     if serving.releases_vision:
         model.release_vision()
+    else:
+        give_back()  # the vision encoder's work space and the decoder's need not both be there
     done = []
     for task in request.tasks:
         daemon.write(Progress(task.id))
