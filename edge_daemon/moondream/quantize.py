@@ -50,8 +50,13 @@ class Levels:
 
 
 def levels_of(weight: Tensor) -> Levels:
-    """The 8-bit form of a float32 matrix (N, K): the one it was made from, or the nearest with a scale per channel."""
+    """The 8-bit form of a float32 matrix (N, K): the one it was made from, or the nearest with a scale per channel.
+
+    Raises ValueError for one that is not all numbers.
+    """
     low, high = weight.aminmax(dim=1)
+    if not (low.isfinite() & high.isfinite()).all():
+        raise ValueError("has values that are no numbers")
     for grid in (_asymmetric(low.min()[None], high.max()[None]), _asymmetric(low, high), _symmetric(low, high)):
         if _rounded(weight[:SAMPLE_ROWS], grid).off <= LOSSLESS and (found := _rounded(weight, grid)).off <= LOSSLESS:
             return found

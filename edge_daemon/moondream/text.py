@@ -63,7 +63,7 @@ class TextBlock(nn.Module):
     def forward(
         self, x: Tensor, turn: Turn, attention: Attention, cache: KVCache | None, layer: int, rows: int = 0
     ) -> Tensor:
-        """(B, S, T) → (B, S, T), or of the last `rows` positions only: all give their keys and values in any case."""
+        """(B, S, T) → (B, S, T), or, unless `rows` is 0, of so many last positions; all give their keys and values."""
         y = self.ln(x)
         q, k, v = self.attn.heads(y, turn, cache, layer)
         x, y, q = x[:, -rows:], y[:, -rows:], q[:, :, -rows:]

@@ -73,7 +73,12 @@ class TorchParts:
         def packed(name: str, layer: Linear) -> nn.Module:
             stored = layer.weight
             layer.to(self.dtype)
-            built = Int8Linear(layer) if self.int8 and not name.startswith(kept) else PackedLinear(layer)
+            try:
+                built = Int8Linear(layer) if self.int8 and not name.startswith(kept) else PackedLinear(layer)
+            except ValueError as error:
+                raise ModelError(
+                    f"{self.weights.path}: {prefix}.{name}.weight {error}: is the file damaged?"
+                ) from error
             forget(stored)
             return built
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
+from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.config import KEPT
@@ -28,7 +29,7 @@ from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, levels_of, use_engine
-from tests.model.checkpoints import modules_of
+from tests.model.checkpoints import modules_of, random_tensors, tiny_config, write_tensors
 
 PictureFactory = Callable[..., Image.Image]
 
@@ -76,6 +77,15 @@ def test_other_weights_are_at_most_half_a_level_off(rows: int, columns: int, siz
 @pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.full((3, 5), 2.0), torch.full((3, 5), -1e-30)])
 def test_constant_weights_are_no_trouble(weight: Tensor) -> None:
     assert torch.allclose(floats_of(levels_of(weight)), weight, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_damaged_matrix_is_named(tmp_path: Path, wrong: float) -> None:
+    tensors = random_tensors(tiny_config(), 0)
+    tensors["text.blocks.1.mlp.fc1.weight"][2, 3] = wrong
+    write_tensors(tmp_path, tiny_config(), tensors)
+    with pytest.raises(ModelError, match=r"safetensors: text.blocks.1.mlp.fc1.weight has values that are no numbers"):
+        Moondream(tmp_path, int8=True).load()
 
 
 def test_a_layer_computes_what_its_levels_say() -> None:
