@@ -124,6 +124,12 @@ class ModelConfig(Section):
             raise ValueError(f"variant {self.variant} is for the name 'moondream'; with {self.name!r} leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _int8_is_for_the_cpu(self) -> Self:
+        if self.precision == "int8" and self.device in ("cuda", "mps"):
+            raise ValueError(f"precision int8 runs on the CPU only; with device {self.device} leave precision out")
+        return self
+
 
 class Question(Section):
     """A question that is asked about every picture of a source."""

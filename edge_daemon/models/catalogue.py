@@ -14,8 +14,6 @@ from edge_daemon.moondream.config import ModelConfig, RegionConfig, Templates, T
 FLOAT32_BYTES = 4
 TOKENIZER_BYTES = 8 << 20
 """A generous tokenizer.json (the published ones have 2 and 4 MB) and config.json."""
-TORCH_RUNTIME_BYTES = 300 << 20
-"""A worker after `import torch`, before any weight: 230 MiB measured on x86-64 with torch 2.13, and some room."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,6 @@ class Artefact:
     def importing_bytes(self) -> int:
         """Bytes of disk that the import needs: the new directory, and a moonfile's graphs twice for the proof."""
         return self.installed_bytes + 2 * (self.unpacked_bytes or 0)
-
-    @property
-    def weights_memory_bytes(self) -> int:
-        """Resident bytes of all weights: everything is computed in float32 on the CPU."""
-        return self.weights * FLOAT32_BYTES
 
 
 def weights_of(shape: ModelConfig) -> int:
@@ -130,7 +123,7 @@ MOONFILES = ("vikhyatk/moondream2", "9dddae84d54db4ac56fe37817aeaeb502ed083e2")
 CATALOGUE = (
     Artefact(
         name="moondream-0.5b",
-        summary="Moondream 0.5B, the official int8 file, run in float32",
+        summary="Moondream 0.5B, the official int8 file",
         files=(RemoteFile(*MOONFILES, "moondream-0_5b-int8.mf.gz", 621_619_051, None),),
         licence="Apache-2.0",
         shape=HALF_BILLION,
@@ -147,7 +140,7 @@ CATALOGUE = (
     ),
     Artefact(
         name="moondream-2b",
-        summary="Moondream 2B of 2025-06-21, bfloat16 weights, run in float32",
+        summary="Moondream 2B of 2025-06-21, bfloat16 weights",
         files=(
             RemoteFile(
                 repository="vikhyatk/moondream2",

@@ -10,7 +10,6 @@ Never run by us on an accelerator: there was none.
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ def this_machine() -> Machine:
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     native = native_precisions(CPUINFO.read_text(errors="replace")) if CPUINFO.is_file() else frozenset[str]()
-    int8 = quantize.ENGINES.get(platform.machine()) in torch.backends.quantized.supported_engines
+    int8 = quantize.engine_here() is not None
     return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, int8)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import platform
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from edge_daemon.moondream.linear import Linear, gelu
 
 LOSSLESS = 1e-3
 """Of a level: what the float32 of a published int8 weight is off."""
+CPUINFO = Path("/proc/cpuinfo")
 SAMPLE_ROWS, BLOCK_ROWS = 8, 256
 ENGINES = {"x86_64": "fbgemm", "aarch64": "qnnpack"}
 """Names of torch.backends.quantized.supported_engines, by platform.machine()."""
@@ -101,7 +103,7 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         found = levels_of(linear.weight)
         self.lossless = found.off <= LOSSLESS
-        self._narrow = not full_range()
+        self._narrow = narrow()
         with warnings.catch_warnings():  # torch says that quantized tensors will go one day; our torch is pinned
             warnings.simplefilter("ignore", UserWarning)
             if len(found.scales) == 1:
@@ -124,20 +126,30 @@ class Int8Linear(nn.Module):
         return F.gelu(self(x)) if platform.machine() == "x86_64" else gelu(self(x))
 
 
-def full_range(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether activations may take all 8 bits.
+def full_range(machine: str, cpuinfo: str) -> bool:
+    """Whether activations may take all 8 bits, by platform.machine() and the text of /proc/cpuinfo.
 
     On x86 without AVX512-VNNI, FBGEMM adds pairs of products in 16 bits, which overflow unless one factor has 7 bits
-    (its README, "acc16"; torch calls it reduce_range).
+    (torch calls it reduce_range).
     """
-    if platform.machine() != "x86_64" or not cpuinfo.is_file():
-        return True
-    return "avx512_vnni" in cpuinfo.read_text(errors="replace")
+    return machine != "x86_64" or "avx512_vnni" in cpuinfo.split()
+
+
+@cache
+def narrow() -> bool:
+    """Whether activations take 7 bits here; asked by every layer."""
+    return not full_range(platform.machine(), CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else "")
+
+
+def engine_here() -> str | None:
+    """The engine of this architecture, where this torch has it."""
+    engine = ENGINES.get(platform.machine())
+    return engine if engine in torch.backends.quantized.supported_engines else None
 
 
 def use_engine() -> None:
     """Let torch pack for the kernels of this architecture. Raises UnavailableError where it has none."""
-    engine = ENGINES.get(platform.machine(), "")
-    if engine not in torch.backends.quantized.supported_engines:
+    engine = engine_here()
+    if engine is None:
         raise UnavailableError(f"precision int8: this torch has no int8 kernels for {platform.machine()}: use float32")
     torch.backends.quantized.engine = engine

@@ -23,12 +23,12 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
-from edge_daemon.moondream import generate
+from edge_daemon.moondream import generate, quantize
 from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, levels_of, use_engine
+from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, full_range, levels_of, use_engine
 from tests.model.checkpoints import modules_of, random_tensors, tiny_config, write_tensors
 
 PictureFactory = Callable[..., Image.Image]
@@ -77,6 +77,19 @@ def test_other_weights_are_at_most_half_a_level_off(rows: int, columns: int, siz
 @pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.full((3, 5), 2.0), torch.full((3, 5), -1e-30)])
 def test_constant_weights_are_no_trouble(weight: Tensor) -> None:
     assert torch.allclose(floats_of(levels_of(weight)), weight, rtol=1e-4)
+
+
+def test_activations_have_seven_bits_where_eight_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert full_range("x86_64", "flags\t\t: fpu avx2 avx512_vnni")
+    assert not full_range("x86_64", "flags\t\t: fpu avx2 avx_vnni")
+    assert full_range("aarch64", "Features\t: fp asimd")
+    monkeypatch.setattr(quantize, "narrow", lambda: True)
+    use_engine()
+    layer = Linear(720, 300).requires_grad_(False)
+    x = torch.randn(5, 720, generator=torch.Generator().manual_seed(1))
+    off = relative(Int8Linear(layer)(x), layer(x))
+    monkeypatch.setattr(quantize, "narrow", lambda: False)
+    assert relative(Int8Linear(layer)(x), layer(x)) < off < 0.03, "a bit less is a little worse"
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])

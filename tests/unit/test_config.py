@@ -481,6 +481,12 @@ def test_a_variant_is_one_of_moondream(file: Path, variant: str) -> None:
     assert message.endswith(f"variant {variant} is for the name 'moondream'; with 'moondream-{variant}' leave it out")
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_int8_and_an_accelerator_contradict_each_other(file: Path, device: str) -> None:
+    message = refusal(file, f"model: {{precision: int8, device: {device}}}\n{SOURCE}")
+    assert message.endswith(f"precision int8 runs on the CPU only; with device {device} leave precision out")
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
