@@ -27,9 +27,10 @@ from edge_daemon.config import Config, FolderConfig
 from edge_daemon.errors import CaptionError, ChildError
 from edge_daemon.health import Health
 from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
-from edge_daemon.mqtt import Connection, publish_results
+from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
+from edge_daemon.publisher import publish_results
 from edge_daemon.results import Origin, documents, utc
 from edge_daemon.slots import Slots
 from edge_daemon.topics import Topics

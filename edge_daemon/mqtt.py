@@ -1,8 +1,8 @@
-"""The connection to the broker, and the publisher that drains the outbox into it.
+"""The connection to the broker.
 
 paho runs in one thread of ours; its callbacks only hand over to the event loop. Retained state
-(availability, health) is not queued: the latest of each topic is sent again on every connect. Results come
-from the outbox and leave it when the broker has confirmed (PUBACK) every message they became.
+(availability, health) is not queued: the latest of each topic is sent again on every connect. Knows nothing
+of results: the publisher sends those.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +18,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_daemon.config import MqttConfig
-from edge_daemon.outbox import Entry, Outbox
-from edge_daemon.topics import OFFLINE, ONLINE, Publication, Topics, publications
+from edge_daemon.topics import OFFLINE, ONLINE, Publication, Topics
 
 RECONNECT_FIRST_S, RECONNECT_LONGEST_S = 1, 30
-BATCH = 20
-"""Results on their way at once; a long backlog is replayed at the broker's pace."""
 CONFIRM_S = 3.0
 """How long a clean goodbye may take."""
 log = logging.getLogger(__name__)
@@ -37,8 +33,8 @@ class Connection:
         self.config = config
         self.topics = topics
         self.connected = asyncio.Event()
-        self.connected_at_s = 0.0
-        """Unix time of the last connect: what was written before it is a replay."""
+        self.sessions = 0
+        """How often a broker has taken us: what was on its way in an earlier session must be sent again."""
         self.problem = "not connected yet"
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails when the network thread ends though nobody asked it to."""
@@ -129,7 +125,7 @@ class Connection:
             return
         log.info("connected to the broker %s", self._address)
         self.problem = ""
-        self.connected_at_s = time.time()
+        self.sessions += 1
         self.connected.set()
         self.publish(Publication(self.topics.availability, ONLINE, retain=True))
         for topic, payload in self._state.items():
@@ -170,37 +166,3 @@ class Connection:
 def _forget(client: paho.Client, _: object) -> None:
     """What was not confirmed is ours to send again after a reconnect, from the outbox and the retained state."""
     client.drop_out_messages()
-
-
-async def publish_results(
-    outbox: Outbox, written: asyncio.Event, connection: Connection, beat: Callable[[], None], beat_s: float
-) -> None:
-    """Drain the outbox into the connection, in order, for ever. `written` wakes it; `beat` shows progress."""
-    while True:
-        beat()
-        entries = outbox.head(BATCH) if connection.connected.is_set() else []
-        if not entries:
-            await _wait(written if connection.connected.is_set() else connection.connected, beat_s)
-            written.clear()
-            continue
-        sent = [(entry, [connection.publish(m) for m in _messages(connection, entry)]) for entry in entries]
-        for entry, confirmations in sent:
-            while not all(c.done() for c in confirmations):
-                await asyncio.wait(confirmations, timeout=beat_s)
-                beat()
-            if any(c.cancelled() for c in confirmations):
-                break  # the connection broke: once more from here
-            outbox.delete(entry.row)
-
-
-def _messages(connection: Connection, entry: Entry) -> list[Publication]:
-    replayed = entry.written_at_s < connection.connected_at_s
-    return publications(connection.topics, entry.source, {**entry.body, "replayed": replayed})
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -97,6 +97,10 @@ class Outbox:
         )
         return [Entry(row, source, json.loads(body), written_at_s) for row, source, body, written_at_s in rows]
 
+    def last_row(self) -> int:
+        """The row of the newest entry that waits, 0 when there is none; later ones have higher rows."""
+        return int(self._db.execute("SELECT coalesce(max(row), 0) FROM outbox").fetchone()[0])
+
     def delete(self, row: int) -> None:
         """Forget an entry: the broker has it."""
         self._db.execute("DELETE FROM outbox WHERE row = ?", (row,))

@@ -1,0 +1,93 @@
+"""A connection of ours, and a subscriber that misses nothing: for the tests of the connection and the publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_daemon.config import MqttConfig
+from edge_daemon.demo.broker import Broker
+from edge_daemon.mqtt import Connection
+from edge_daemon.topics import Topics
+
+TOPICS = Topics("edge-daemon", "test")
+SOURCE_STATE = TOPICS.of("porch", "availability")
+EVENT, CAPTION = TOPICS.of("porch", "event"), TOPICS.of("porch", "caption")
+LONG_S = 60.0
+
+
+async def until(what: str, probe: Callable[[], object]) -> None:
+    """Wait for something that will come."""
+    try:
+        async with asyncio.timeout(LONG_S):
+            while not probe():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {LONG_S:.0f} s: {what}") from None
+
+
+class Listener:
+    """A subscriber whose session the broker keeps, so that it misses nothing while the broker restarts."""
+
+    def __init__(self, port: int) -> None:
+        self.heard: list[tuple[str, bytes, bool]] = []
+        """Topic, payload, and whether it was retained."""
+        self._subscribed = threading.Event()
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = lambda _c, _u, m: self.heard.append((m.topic, bytes(m.payload), m.retain))
+        self._client.connect_async("127.0.0.1", port)
+        self._client.loop_start()
+        assert self._subscribed.wait(LONG_S)
+
+    def on(self, topic: str) -> list[bytes]:
+        return [payload for heard, payload, _ in self.heard if heard == topic]
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(payload) for payload in self.on(EVENT)]
+
+    def stop(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def retained(port: int, topic: str) -> bytes | None:
+    """What a newcomer hears first, or None."""
+    argv = [str(shutil.which("mosquitto_sub")), "-p", str(port), "-t", topic, "-C", "1", "-W", "2", "-N"]
+    return subprocess.run(argv, capture_output=True, check=False).stdout or None
+
+
+@asynccontextmanager
+async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
+    """A started connection; stopped afterwards."""
+    made = Connection(MqttConfig(host="127.0.0.1", port=port, **options), TOPICS, lambda: None)
+    made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+        assert not made._thread.is_alive()
+
+
+@contextmanager
+def frozen(broker: Broker) -> Iterator[None]:
+    """The broker holds its connections and reads nothing, as behind a cut network."""
+    process = broker._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
