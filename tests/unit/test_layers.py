@@ -30,6 +30,8 @@ LEAVES: dict[str, set[str]] = {
     "supervisor": set(),
     "progress": set(),
     "slots": set(),
+    "thermal": set(),
+    "sensors": {"thermal"},
     "pipe": {"messages", "wire"},
     "results": {"messages"},
     "picture": {"errors"},
