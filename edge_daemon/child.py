@@ -11,15 +11,20 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from edge_daemon import messages, wire
-from edge_daemon.errors import ChildDied, ChildTimeout, WireError
+from edge_daemon.errors import ChildBootError, ChildDied, ChildTimeout, WireError
 
 KEPT_LINES = 20
+LINE_BYTES = 2000
+"""Of a longer line the end is shown: a traceback's last line says what it was."""
+LINES_AT_ONCE, LINES_PER_S = 200, 1.0
+"""What a child may say on stderr: a traceback or two, then little; it must not fill the journal."""
 REAP_S = 10.0
 """A process that was sent SIGKILL and is still there after so long hangs in the kernel."""
 log = logging.getLogger(__name__)
@@ -32,23 +37,29 @@ class Child:
         self.name = name
         self._process = process
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._allowance = Allowance(LINES_AT_ONCE, LINES_PER_S, time.monotonic())
+        self._buried = False
         self._stderr = asyncio.create_task(self._follow_stderr(), name=f"{name} stderr")
 
     @classmethod
     async def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
         """Start `argv` in its own session, so that a Ctrl-C at the terminal reaches only the daemon.
 
-        `environment` is added to ours, but where ours says something else.
+        `environment` is added to ours, but where ours says something else. Raises ChildBootError when it cannot be
+        started: its program is not there, or the machine has no memory, process or file descriptor left.
         """
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=wire.MAX_HEADER_BYTES,
-            start_new_session=True,
-            env={**(environment or {}), **os.environ},
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=wire.MAX_HEADER_BYTES,
+                start_new_session=True,
+                env={**(environment or {}), **os.environ},
+            )
+        except OSError as error:
+            raise ChildBootError(f"the {name} cannot be started: {error}") from error
         return cls(name, process)
 
     @property
@@ -98,24 +109,29 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to its whole session, and reap; nothing happens if it has gone already."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
+        """SIGKILL to its whole session, and reap; what it has started goes with it, even when it has gone already."""
+        if not self._buried or self._process.returncode is None:
+            self._buried = True  # once it is reaped its number may be another's: not twice
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-            try:
-                async with asyncio.timeout(REAP_S):
-                    await self._read_to_the_end()
-                    await self._process.wait()
-            except TimeoutError:
-                log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
         await asyncio.wait([self._stderr], timeout=1.0)
         self._stderr.cancel()
+        self._close_pipes()
+        try:
+            async with asyncio.timeout(REAP_S):
+                await self._process.wait()
+        except TimeoutError:
+            log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
 
-    async def _read_to_the_end(self) -> None:
-        """Throw away what nobody has read: asyncio ends its wait only when every pipe has ended, and closes it then."""
-        assert self._process.stdout is not None
-        while await self._process.stdout.read(wire.MAX_HEADER_BYTES):
-            pass
+    def _close_pipes(self) -> None:
+        """Close our ends, whatever is unread and whoever else holds the other ones: asyncio waits for that."""
+        transport = self._process._transport  # type: ignore[attr-defined]
+        for number in (0, 1, 2):
+            pipe = transport.get_pipe_transport(number)
+            if number == 0 and pipe.get_write_buffer_size():
+                pipe.abort()  # `close` would wait until somebody reads that
+            else:
+                pipe.close()
 
     async def _give_up(self, what: str) -> None:
         await self.kill()
@@ -123,29 +139,64 @@ class Child:
 
     async def _dead(self) -> Any:
         """Reap a child whose pipe is broken or at its end, and say how it died."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._process.wait()
-        except TimeoutError:
-            await self.kill()
-            raise ChildDied(f"the {self.name} closed its pipe and was killed") from None
+        lives = self._process.returncode is None
         await self.kill()
+        if lives:
+            raise ChildDied(f"the {self.name} closed its pipe and was killed")
         words = f"; its last words: {self._last_lines[-1]}" if self._last_lines else ""
         raise ChildDied(f"the {self.name} {exit_in_words(self._process.returncode)}{words}")
 
     async def _follow_stderr(self) -> None:
         assert self._process.stderr is not None
-        while True:
-            try:
-                line = await self._process.stderr.readline()
-            except ValueError:  # a line longer than the stream's limit; asyncio has dropped it
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                self._last_lines.append(text)
-                log.info("%s: %s", self.name, text)
+        rest = b""
+        while chunk := await self._process.stderr.read(1 << 13):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._heard(line)
+            rest = rest[-LINE_BYTES:]
+            await asyncio.sleep(0)  # who babbles must not keep the daemon from everything else
+        self._heard(rest)
+
+    def _heard(self, line: bytes) -> None:
+        """One line of its stderr."""
+        text = line[-LINE_BYTES:].decode(errors="replace").rstrip()
+        if not text:
+            return
+        self._last_lines.append(text)
+        if self._allowance.take(time.monotonic()):
+            if missed := self._allowance.missed():
+                log.info("%s: (%d lines are not shown)", self.name, missed)
+            log.info("%s: %s", self.name, text)
+
+
+class Allowance:
+    """So much at once, and so much a second after that. Pure: times are passed in."""
+
+    def __init__(self, at_once: int, per_s: float, now_s: float) -> None:
+        """Full at first."""
+        self._at_once = at_once
+        self._per_s = per_s
+        self._left = float(at_once)
+        self._at_s = now_s
+        self._refused = 0
+
+    def take(self, now_s: float) -> bool:
+        """Take one, if there is one."""
+        self._left = min(self._at_once, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        if self._left < 1:
+            self._refused += 1
+            return False
+        self._left -= 1
+        return True
+
+    def missed(self) -> int:
+        """How many were refused since this was last asked."""
+        missed, self._refused = self._refused, 0
+        return missed
 
 
 def exit_in_words(returncode: int | None) -> str:

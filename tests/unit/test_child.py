@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import select
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edge_daemon.child import KEPT_LINES, Child, exit_in_words
-from edge_daemon.errors import ChildDied, ChildError, ChildTimeout
+from edge_daemon.child import KEPT_LINES, LINES_AT_ONCE, Allowance, Child, exit_in_words
+from edge_daemon.errors import ChildBootError, ChildDied, ChildError, ChildTimeout
 from edge_daemon.messages import Frame, Next, Progress, Request
 
 LONG_S = 60.0
@@ -219,6 +223,36 @@ async def test_noise_on_stderr_does_not_hide_the_last_words(noise: str) -> None:
             await child.receive(LONG_S)
 
 
+async def test_endless_words_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running("for number in range(300): err(b'noise\\n' * 1000)\nerr(b'the reason')\nsys.exit(1)") as child:
+        with pytest.raises(ChildDied, match="last words: the reason"):
+            await child.receive(LONG_S)
+    lines = [record.message for record in caplog.records if record.name == "edge_daemon.child"]
+    assert LINES_AT_ONCE <= len(lines) < LINES_AT_ONCE + 100
+
+
+async def test_who_writes_to_stderr_for_ever_keeps_nobody_from_work() -> None:
+    async with running("while True: err(b'\\n'.join([b'x'] * 30000))") as child:
+        with pytest.raises(ChildTimeout):
+            await child.receive(SHORT_S)
+        assert not alive(child.pid)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=200))
+def test_what_is_allowed_over_time(waits_s: list[float]) -> None:
+    """Never more than so much at once and so much a second; whoever waits long enough is never refused."""
+    allowance, now_s, taken, missed = Allowance(10, 0.5, 0.0), 0.0, 0, 0
+    for wait_s in waits_s:
+        now_s += wait_s
+        allowed = allowance.take(now_s)
+        assert allowed or wait_s < 2
+        taken += allowed
+        assert taken <= 10 + 0.5 * now_s + 1e-6
+        missed += allowance.missed() if allowed else 0
+    assert taken + missed + allowance.missed() == len(waits_s)
+
+
 async def test_ctrl_c_at_the_terminal_does_not_reach_it() -> None:
     async with running("say('Progress', step=str(os.getsid(0)))\nhear()") as child:
         assert await child.receive(LONG_S) == Progress(str(child.pid))
@@ -240,6 +274,38 @@ async def test_what_a_child_has_started_is_killed_with_it(tmp_path: Path) -> Non
     os.close(ours)
 
 
+async def test_what_a_child_has_left_behind_is_killed_after_its_death(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    ours = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    code = f"os.open({str(fifo)!r}, os.O_WRONLY)\nif os.fork() == 0: os.close(1); time.sleep(600)\nos._exit(7)"
+    async with running(code) as child:
+        with pytest.raises(ChildDied, match="exit code 7"):
+            await child.receive(LONG_S)
+        assert select.select([ours], [], [], LONG_S)[0]
+        assert os.read(ours, 1) == b""
+    os.close(ours)
+
+
+async def test_who_left_the_session_with_its_pipes_hides_neither_the_death_nor_a_descriptor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A grandchild that nobody can find holds the other ends; what it does with them is not awaited."""
+    code = (
+        "keep = os.dup(2)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid(); os.close(0); os.close(1); signal.alarm(30); time.sleep(600)\n"
+        "err(b'the reason\\n'); os._exit(9)"
+    )
+    before = sorted(os.listdir("/proc/self/fd"))
+    async with running(code) as child:
+        with pytest.raises(ChildDied, match="exit code 9; its last words: the reason"):
+            await child.receive(LONG_S)
+    await asyncio.sleep(0)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert "cannot be killed" not in caplog.text
+
+
 async def test_a_receive_that_is_cancelled_leaves_the_child_alone() -> None:
     async with running("hear()\nsay('Progress', step='late')\nhear()") as child:
         receiving = asyncio.create_task(child.receive(LONG_S))
@@ -253,23 +319,43 @@ async def test_a_receive_that_is_cancelled_leaves_the_child_alone() -> None:
 
 
 async def test_a_program_that_is_not_there() -> None:
-    with pytest.raises(OSError, match="no-such-program"):
+    with pytest.raises(ChildBootError, match=r"the tester cannot be started: .*no-such-program"):
         await Child.start("tester", ["/no-such-program"])
 
 
-async def test_many_deaths_leave_nothing_behind() -> None:
-    """File descriptors and threads are as before, whatever the children died of."""
-    deaths = [
-        "sys.exit(1)",
-        "os.kill(os.getpid(), signal.SIGKILL)",
-        "os.write(1, b'x' * (4 << 20))",
-        "os.close(1); time.sleep(600)",
-        "time.sleep(600)",
-        "err(b'x' * 100000); os.write(1, b'?\\n')",
-    ]
+async def test_no_file_descriptor_is_left_for_a_child() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, before)) + 4, hard))
+    with ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with suppress(OSError):
+            while True:
+                held.enter_context(open("/dev/null"))  # noqa: ASYNC230
+        with pytest.raises(ChildBootError, match=r"cannot be started: .*Too many open files"):
+            await Child.start("tester", [sys.executable])
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+DEATHS = [
+    "exit 1",
+    "kill -KILL $$",
+    "kill -SEGV $$",
+    "exec head -c 4000000 /dev/zero",
+    "exec 1>&-; exec sleep 600",
+    "exec sleep 600",
+    "head -c 100000 /dev/zero >&2; echo ?",
+    "sleep 600 & exit 0",
+    'printf \'{"type": "Frame", "fields": {}, "payload_bytes": 9999999999}\\n\'; exec sleep 600',
+    'printf \'{"type": "Progress", "fields": {}, "payload_bytes": 60000000}\\n\'; exec sleep 600',
+]
+
+
+async def test_hundreds_of_deaths_leave_nothing_behind() -> None:
+    """Processes, file descriptors, threads and tasks are as before, whatever the children died of."""
 
     async def one(code: str) -> None:
-        child = await Child.start("tester", [sys.executable, "-S", "-c", BEGIN + code])
+        child = await Child.start("tester", ["/bin/sh", "-c", code])
         try:
             await child.receive(SHORT_S)
         except ChildError:
@@ -277,8 +363,13 @@ async def test_many_deaths_leave_nothing_behind() -> None:
         finally:
             await child.stop(SHORT_S)
 
-    await asyncio.gather(*map(one, deaths))  # what is made once is made now
-    before = (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks()))
-    await asyncio.gather(*map(one, deaths))
+    def held() -> tuple[object, ...]:
+        children = psutil.Process().children(recursive=True)
+        return (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks()), children)
+
+    await asyncio.gather(*map(one, DEATHS))  # what is made once is made now
+    before = held()
+    for _ in range(2):
+        await asyncio.gather(*map(one, DEATHS * 10))
     await asyncio.sleep(0)
-    assert (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks())) == before
+    assert held() == before
