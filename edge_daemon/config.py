@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from edge_daemon import yaml_file
 from edge_daemon.errors import ConfigError
+from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
 from edge_daemon.yaml_file import Document, Key
 
 NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
@@ -131,6 +132,20 @@ class ModelConfig(Section):
         return self
 
 
+class ThermalConfig(Section):
+    """When captions pause between pictures, so that the board stays cool."""
+
+    slow_down_at_c: Annotated[float, Field(ge=30, le=120)] = SLOW_DOWN_AT_C
+    limit_at_c: Annotated[float, Field(ge=30, le=120)] = LIMIT_AT_C
+    """Where pauses are longest: before the firmware slows the board down by itself."""
+
+    @model_validator(mode="after")
+    def _limit_is_above(self) -> Self:
+        if self.limit_at_c <= self.slow_down_at_c:
+            raise ValueError(f"limit_at_c has to be above slow_down_at_c ({self.slow_down_at_c:g})")
+        return self
+
+
 class Question(Section):
     """A question that is asked about every picture of a source."""
 
@@ -185,6 +200,7 @@ class Config(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     mqtt: MqttConfig = MqttConfig()
     model: ModelConfig = ModelConfig()
+    thermal: ThermalConfig = ThermalConfig()
     sources: Annotated[dict[SourceName, FolderConfig], Field(min_length=1)]
 
 

@@ -24,6 +24,7 @@ from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, Capture
 from edge_daemon.config import Config, FolderConfig
+from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildError
 from edge_daemon.health import Health
 from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
@@ -32,7 +33,9 @@ from edge_daemon.outbox import Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
 from edge_daemon.publisher import publish_results
 from edge_daemon.results import Origin, documents, utc
+from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.slots import Slots
+from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
 
 WORKER_TRIES = 2
@@ -62,10 +65,12 @@ class Daemon:
         self.captioner = Captioner(
             config.model, model_directory, self.caption_beat, self.changed.set, state_dir=config.state_dir
         )
+        duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
+        self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)
         self._allow_silence()
         self.captioner.state.variant_reason = variant_reason
         self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
-        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox)
+        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty)
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
         beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
@@ -115,7 +120,7 @@ class Daemon:
         publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
         publish = publish_results(self.outbox, self.written, self.connection, publish_beat, PATIENCE_S)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(c) for c in (publish, self._watch(), self._report())]
+            beside = [tasks.create_task(c) for c in (publish, self._watch(), self._report(), self.cooling.watch())]
             producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
             producers.append(tasks.create_task(self._caption(), name="caption"))
             await self.stopping.wait()
@@ -149,6 +154,7 @@ class Daemon:
         await self._rehearse()
         while True:
             self._allow_silence()
+            await self.cooling.rest()  # first, then take: a live source goes on to renew its picture
             origin = await patiently(self.slots.take(), self.caption_beat)
             work = asyncio.ensure_future(self._one_picture(origin))
             try:
@@ -180,11 +186,14 @@ class Daemon:
         capture = self.captures[origin.source]
         tasks = tasks_of(capture.config)
         log.debug("source %s: %s is in work", origin.source, origin.frame.file)
+        start_s = time.monotonic()
         try:
             results = await self._ask(origin, tasks)
         except (CaptionError, ChildError) as error:
             capture.report(str(error), origin.frame.file)
             return
+        finally:
+            self.cooling.duty.worked(start_s, time.monotonic())
         worker = await self.captioner.ready()
         for outcome in results.tasks:
             if outcome.error:

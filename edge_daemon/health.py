@@ -15,6 +15,7 @@ from edge_daemon.capture import Capture
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
 from edge_daemon.results import SCHEMA, utc
+from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import OFFLINE, ONLINE, Topics, json_bytes
 
 
@@ -28,6 +29,7 @@ class Health:
         captioner: Captioner,
         captures: Mapping[str, Capture],
         outbox: Outbox,
+        duty: DutyCycle,
     ) -> None:
         self._topics = topics
         self._connection = connection
@@ -35,6 +37,7 @@ class Health:
         self._pace = captioner.pace
         self._captures = captures
         self._outbox = outbox
+        self._duty = duty
         self._started_s = time.monotonic()
 
     def publish(self) -> None:
@@ -57,12 +60,15 @@ class Health:
             "rss_bytes": psutil.Process().memory_info().rss,
             "model": self._model(),
             "worker": self._worker_document(),
+            "thermal": self._duty.document(),
             "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
         }
 
     def _worker_document(self) -> dict[str, Any]:
         interval_s = self._pace.interval_s
+        if interval_s is not None:
+            interval_s += self._duty.pause_s(interval_s)
         return {
             "state": self._worker.state,
             "rss_bytes": self._worker.rss_bytes,

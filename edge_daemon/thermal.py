@@ -91,9 +91,9 @@ class DutyCycle:
             self.duty = min(floor, self.duty + RISE_PER_S * passed_s)
         return news + self._note_pauses()
 
-    def worked(self, taken_s: float, now_s: float) -> None:
-        """A picture took so long and is ready now."""
-        self._taken_s, self._ended_s = taken_s, now_s
+    def worked(self, start_s: float, end_s: float) -> None:
+        """A picture was in work."""
+        self._taken_s, self._ended_s = end_s - start_s, end_s
 
     def pause_s(self, taken_s: float) -> float:
         """The pause after a picture that took so long."""

@@ -502,3 +502,9 @@ def test_int8_and_an_accelerator_contradict_each_other(file: Path, device: str) 
 )
 def test_what_is_not_one_of_a_few_is_told_with_the_few(file: Path, setting: str, words: str) -> None:
     assert words in refusal(file, f"model:\n  {setting}\n{SOURCE}")
+
+
+def test_the_limit_of_heat_is_above_where_pauses_begin(file: Path) -> None:
+    assert load(file, f"thermal: {{slow_down_at_c: 50, limit_at_c: 60}}\n{SOURCE}").thermal.limit_at_c == 60
+    message = refusal(file, f"thermal: {{slow_down_at_c: 85}}\n{SOURCE}")
+    assert message.endswith("limit_at_c has to be above slow_down_at_c (85)")

@@ -45,6 +45,7 @@ def test_the_full_example_has_every_key() -> None:
     assert set(values) == set(config.Config.model_fields)
     assert set(values["mqtt"]) == set(config.MqttConfig.model_fields)
     assert set(values["model"]) == set(config.ModelConfig.model_fields)
+    assert set(values["thermal"]) == set(config.ThermalConfig.model_fields)
     assert set(values["sources"]["inbox"]) == set(config.FolderConfig.model_fields)
 
 

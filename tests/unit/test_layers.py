@@ -43,7 +43,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "memory": ({"errors"}, {"psutil"}),
     "yaml_file": ({"errors"}, {"yaml"}),
     "outbox": ({"errors", "messages"}, set()),
-    "config": ({"errors", "yaml_file"}, {"pydantic", "pydantic_core"}),
+    "config": ({"errors", "thermal", "yaml_file"}, {"pydantic", "pydantic_core"}),
     "child": ({"errors", "messages", "wire"}, set()),
     "mqtt": ({"config", "outbox", "topics"}, {"paho"}),
 }

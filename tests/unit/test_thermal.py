@@ -92,7 +92,7 @@ def test_whatever_is_read_the_duty_and_the_pause_stay_within_their_bounds(
             assert cycle.duty <= THROTTLED_DUTY
         if reading.temperature_c is not None and reading.temperature_c >= LIMIT_AT_C:
             assert cycle.duty == pytest.approx(LOWEST_DUTY)
-        cycle.worked(taken_s, clock())
+        cycle.worked(clock() - taken_s, clock())
         assert 0.0 <= cycle.rest_s(clock()) <= LONGEST_PAUSE_S
         clock.advance(EVERY_S)
     run(cycle, clock, Reading(SLOW_DOWN_AT_C - HYSTERESIS_C), 180)
@@ -103,13 +103,13 @@ def test_whatever_is_read_the_duty_and_the_pause_stay_within_their_bounds(
 def test_the_pause_follows_from_the_last_picture_and_the_duty_of_now() -> None:
     cycle, clock = DutyCycle(), Clock()
     run(cycle, clock, Reading(75))
-    cycle.worked(12.0, clock())
+    cycle.worked(clock() - 12.0, clock())
     assert cycle.rest_s(clock()) == pytest.approx(8.0)  # 12 s of 20 are 0.6
     clock.advance(3.0)
     assert cycle.rest_s(clock()) == pytest.approx(5.0)
     cycle.update(Reading(90), clock())
     assert cycle.rest_s(clock()) == pytest.approx(45.0), "it has become hotter meanwhile"
-    cycle.worked(1e6, clock())
+    cycle.worked(clock() - 1e6, clock())
     assert cycle.rest_s(clock()) == LONGEST_PAUSE_S
     clock.advance(LONGEST_PAUSE_S)
     assert cycle.rest_s(clock()) == 0.0
@@ -118,7 +118,7 @@ def test_the_pause_follows_from_the_last_picture_and_the_duty_of_now() -> None:
 def test_where_nothing_can_be_read_nothing_is_done_and_nothing_is_said() -> None:
     cycle, clock = DutyCycle(), Clock()
     assert run(cycle, clock, Reading(), 600) == []
-    cycle.worked(10.0, clock())
+    cycle.worked(clock() - 10.0, clock())
     assert cycle.rest_s(clock()) == 0.0
     assert cycle.document() == {
         "temperature_c": None,
