@@ -26,8 +26,6 @@ SEND_S = 30.0
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 """Of a worker, where its owner has not set it. glibc reads it before a process begins, so the daemon must say it: each
 arena keeps freed memory of its own, and there would be up to eight for each core."""
-THREADS_FILE = "threads.json"
-"""In the state directory: how many threads were found to be the fastest."""
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +55,8 @@ class Captioner:
         beat: Callable[[], None],
         on_change: Callable[[], None],
         command: Sequence[str] = (sys.executable, "-m", "edge_daemon.worker"),
-        state_dir: Path | None = None,
     ) -> None:
-        """`command` is the worker; its options are added to it. What it finds out is kept in `state_dir`."""
+        """`command` is the worker; its options are added to it."""
         self.config = config
         self.directory = directory
         self.state = WorkerState()
@@ -68,7 +65,6 @@ class Captioner:
         self._beat = beat
         self._on_change = on_change
         self._command = command
-        self._state_dir = state_dir
         self._policy = RestartPolicy()
         self._child: Child | None = None
 
@@ -153,8 +149,6 @@ class Captioner:
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
         argv += ["--device", self.config.device, "--precision", self.config.precision]
         argv += ["--kv-precision", self.config.kv_precision]
-        if self._state_dir is not None:
-            argv += ["--threads-file", str(self._state_dir / THREADS_FILE)]
         self._change("starting")
         child = await Child.start("worker", argv, ENVIRONMENT)
         try:

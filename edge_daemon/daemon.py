@@ -63,7 +63,7 @@ class Daemon:
         self.connection = Connection(config.mqtt, self.topics, self.changed.set)
         self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
         self.captioner = Captioner(
-            config.model, model_directory, self.caption_beat, self.changed.set, state_dir=config.state_dir
+            config.model, model_directory, self.caption_beat, self.changed.set
         )
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
         self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)

@@ -72,7 +72,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--kv-precision", default="auto")
-    parser.add_argument("--threads-file", type=Path, help="where the number of threads is remembered")
     return parser.parse_args()
 
 
@@ -91,7 +90,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
     told_room = partial(room, arguments.model, config, budget, resident_bytes(), arguments.kv_precision)
     choice = device.decide(arguments.model, config, arguments.device, arguments.precision, told_room)
-    threads_reason = set_threads(arguments, config, choice)
+    threads_reason = set_threads(arguments.threads)
     wanted = None if arguments.kv_positions == "auto" else int(arguments.kv_positions)
     budget, needs = size(arguments, config, choice)
     fit = memory.fit(budget, needs, wanted)
@@ -117,23 +116,15 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     )
 
 
-def set_threads(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> str:
-    """Tell torch its threads, as configured or as measured; says why. ONNX Runtime is told the same number."""
+def set_threads(configured: str) -> str:
+    """Tell torch its threads; says why these. ONNX Runtime is told the same number."""
     import torch
 
     from edge_daemon.moondream import threads
 
-    if arguments.threads != "auto":
-        torch.set_num_threads(int(arguments.threads))
-        return "configured"
-    cores = threads.cores_here()
-    if config.engine == "onnx" or choice.device != "cpu":
-        torch.set_num_threads(cores)
-        return f"all {cores} cores"
-    cpu = threads.cpu_name(threads.CPUINFO.read_text(errors="replace"))
-    board = threads.Board(cpu, cores, torch.__version__, choice.precision, config.name)
-    begin = partial(threads.measuring, config, choice.precision)
-    number, reason = threads.threads_for(board, arguments.threads_file, begin)
+    number, reason = threads.automatic(threads.cores_here())
+    if configured != "auto":
+        number, reason = int(configured), "configured"
     torch.set_num_threads(number)
     return reason
 

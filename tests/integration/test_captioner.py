@@ -56,7 +56,7 @@ class Stage:
         def changed() -> None:
             self.states.append(made.state.state)
 
-        made = Captioner(config, Path("/models/none"), self.beat, changed, command, self.directory)
+        made = Captioner(config, Path("/models/none"), self.beat, changed, command)
         return made
 
     def beat(self) -> None:
@@ -109,7 +109,6 @@ async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
     assert options["--kv-positions"] == "auto"
     assert (options["--device"], options["--precision"]) == ("auto", "auto")
     assert options["--kv-precision"] == "auto"
-    assert options["--threads-file"] == str(stage.directory / "threads.json")
     assert 0 < int(options["--budget-bytes"]) <= 300 << 20
     assert options["--budget-reason"]
 
