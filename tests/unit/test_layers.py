@@ -27,6 +27,7 @@ LEAVES: dict[str, set[str]] = {
     "notify": set(),
     "logs": set(),
     "topics": set(),
+    "answers": set(),
     "supervisor": set(),
     "progress": set(),
     "slots": set(),
