@@ -102,6 +102,23 @@ def _choice(words: str, choices: Sequence[str]) -> Value:
     return found.pop() if len(found) == 1 and not denied else UNKNOWN
 
 
+def choices_problem(choices: Sequence[str]) -> str:
+    """Why answers cannot be told apart by these choices, in words; empty if they can."""
+    if len(choices) < 2:
+        return "type choice needs two choices at least, such as choices: [open, closed]"
+    seen: dict[tuple[str, ...], str] = {}
+    for choice in choices:
+        words = folded(choice)
+        if not words:
+            return f"the choice {choice!r} has no word in it"
+        if words == (UNKNOWN,):
+            return f"the choice {choice!r} is what an unclear answer becomes anyway; leave it out"
+        if words in seen:
+            return f"the choices {seen[words]!r} and {choice!r} cannot be told apart"
+        seen[words] = choice
+    return ""
+
+
 def folded(text: str) -> tuple[str, ...]:
     """The words of a text without case, punctuation and plural: what makes two choices the same."""
     return tuple(_singular(word) for word in _words(text))

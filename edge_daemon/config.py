@@ -6,13 +6,11 @@ Defaults are the ones a Raspberry Pi owner wants; what has no sensible default i
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,17 +18,18 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from edge_daemon import yaml_file
+from edge_daemon import device_classes, yaml_file
+from edge_daemon.answers import AnswerType, choices_problem
+from edge_daemon.config_words import Wording
 from edge_daemon.errors import ConfigError
 from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
-from edge_daemon.yaml_file import Document, Key
 
 NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
 """Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
@@ -38,6 +37,11 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
 TOPIC_PATTERN = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
 HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?$"
 """A host name, an IPv4 or an IPv6 address."""
+PATTERNS_IN_WORDS = {
+    NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
+    TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
+    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
+}
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
 MIB = 1 << 20
@@ -94,6 +98,13 @@ class MqttConfig(Section):
         return self
 
 
+class OutboxConfig(Section):
+    """What may wait for the broker; the oldest results go first."""
+
+    max_mib: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_age_days: Annotated[float, Field(gt=0, le=3650)] = 7.0
+
+
 class ModelConfig(Section):
     """Which model answers, and within which bounds."""
 
@@ -146,11 +157,63 @@ class ThermalConfig(Section):
         return self
 
 
+class HomeAssistantConfig(Section):
+    """Whether Home Assistant is told what there is, and where it listens."""
+
+    enabled: bool = True
+    prefix: Annotated[str, Field(pattern=TOPIC_PATTERN)] = "homeassistant"
+    """Of the discovery topics, as set in Home Assistant."""
+
+
 class Question(Section):
     """A question that is asked about every picture of a source."""
 
     id: Name
     ask: Annotated[str, Field(min_length=1, max_length=1000)]
+    type: AnswerType = "text"
+    """What the words become: `value` of the result. A value that cannot be told for certain is "unknown"."""
+    choices: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=50)] = ()
+    for_frames: Annotated[int, Field(ge=1, le=100)] = 1
+    """So many pictures in a row have to say the same before the value changes; yes_no and choice only."""
+    unit: Annotated[str, Field(min_length=1, max_length=20)] | None = None
+    device_class: str | None = None
+    """How Home Assistant shows it, such as `door`."""
+
+    @model_validator(mode="after")
+    def _choices_can_be_told_apart(self) -> Self:
+        if self.type != "choice":
+            if self.choices:
+                raise ValueError(f"choices are for type choice; leave them out for type {self.type}")
+            return self
+        problem = choices_problem(self.choices)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_set_fits_the_type(self) -> Self:
+        if self.for_frames > 1 and self.type not in ("yes_no", "choice"):
+            raise ValueError(f"for_frames is for the types yes_no and choice; leave it out for type {self.type}")
+        problem = device_classes.problem(self.type, self.device_class, self.unit)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+class Detection(Section):
+    """Something to look for in every picture of a source; in the file also its name alone."""
+
+    id: Name
+    what: Annotated[str, Field(min_length=1, max_length=200)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_name(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            return {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", values).strip("-"), "what": values}
+        if not isinstance(values, dict):
+            raise ValueError("a thing to look for is expected, such as car, in quotes if it looks like a number")
+        return values
 
 
 class FolderConfig(Section):
@@ -168,6 +231,7 @@ class FolderConfig(Section):
     rescan_s: Annotated[float, Field(ge=1)] = 60.0
     caption: Literal["short", "normal", "long", "none"] = "short"
     questions: tuple[Question, ...] = ()
+    detect: tuple[Detection, ...] = ()
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_file_mib: Annotated[int, Field(ge=1)] = 100
     decode_memory_mib: Annotated[int, Field(ge=128)] = 512
@@ -182,13 +246,14 @@ class FolderConfig(Section):
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
-        ids = [question.id for question in self.questions]
-        if len(set(ids)) != len(ids):
-            raise ValueError("two questions have the same id")
+        ids = [question.id for question in self.questions] + [thing.id for thing in self.detect]
+        twice = next((name for name in ids if ids.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the id {twice!r} is there twice; questions and detect need an id of their own each")
         if "caption" in ids:
             raise ValueError("the id 'caption' is taken by the caption itself; give the question another one")
         if self.caption == "none" and not ids:
-            raise ValueError("there is nothing to do: set caption, or add questions")
+            raise ValueError("there is nothing to do: set caption, or add questions or detect")
         return self
 
 
@@ -199,8 +264,10 @@ class Config(Section):
     state_dir: Path = Field(default_factory=default_state_dir)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     mqtt: MqttConfig = MqttConfig()
+    outbox: OutboxConfig = OutboxConfig()
     model: ModelConfig = ModelConfig()
     thermal: ThermalConfig = ThermalConfig()
+    homeassistant: HomeAssistantConfig = HomeAssistantConfig()
     sources: Annotated[dict[SourceName, FolderConfig], Field(min_length=1)]
 
 
@@ -213,88 +280,20 @@ def load(path: Path) -> Config:
         return Config.model_validate(document.values)
     except ValidationError as error:
         problems: dict[str, list[str]] = {}
+        wording = Wording(Config, PATTERNS_IN_WORDS)
         for detail in error.errors():
-            subject, message = _explain(detail, document)
+            subject, message = wording.explain(detail, document)
             problems.setdefault(subject, []).append(message)
         raise ConfigError("\n".join(f"{subject}: {' or '.join(m)}" for subject, m in problems.items())) from None
 
 
-def _explain(detail: ErrorDetails, document: Document) -> tuple[str, str]:
-    """What one problem is about (place, key, value), and what is wrong with it."""
-    missing = detail["type"] == "missing"
-    key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), missing, document)
-    subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
-    if missing:
-        return subject, "this key is required"
-    subject += f": value {_shown(key, detail['input'], document)}"
-    if detail["type"] == "extra_forbidden":
-        return subject, f"unknown key{_suggestion(key)}"
-    if detail["type"] == "string_pattern_mismatch":
-        return subject, PATTERNS_IN_WORDS[detail["ctx"]["pattern"]]
-    message = TYPES_IN_WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    return subject, message[0].lower() + message[1:]
-
-
-PATTERNS_IN_WORDS = {
-    NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
-    TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
-    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
-}
-TYPES_IN_WORDS = {
-    "dict_type": "names with settings below them are expected",
-    "model_type": "keys with values are expected",
-    "path_type": "a path is expected",
-    "string_type": "a text is expected, in quotes if it looks like a number",
-    "too_short": "at least one is expected",
-    "tuple_type": "a list is expected",
-}
-
-
-def _real_key(key: Key, missing: bool, document: Document) -> Key:
-    """The part of a pydantic location that stands in the file, and the missing key if one is missing.
-
-    pydantic adds the names of union members to its locations; these are not keys.
-    """
-    length = len(key)
-    while length and key[:length] not in document.places:
-        length -= 1
-    return key[: length + missing]
-
-
-def _shown(key: Key, value: Any, document: Document) -> str:
-    """A value as it may be shown: never a secret, not even behind a misspelt key."""
-    words = [str(part).lower() for part in key]
-    if any(re.search("pass|pwd|secret", word) or difflib.get_close_matches(word, ["password"]) for word in words):
-        return "(hidden)"
-    if any(secret[: len(key)] == key for secret in document.secrets):
-        return "(hidden)"
-    if isinstance(value, dict | list):
-        return "(a list)" if isinstance(value, list) else "(keys with values)"
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    text = re.sub(r"//[^/@]*@", "//(hidden)@", text)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _suggestion(key: Key) -> str:
-    """The known key that was probably meant."""
-    section: Any = Config
-    for part in key[:-1]:
-        section = _below(section, part)
-    if not _is_section(section):
-        return ""
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _below(annotation: Any, part: str | int) -> Any:
-    """The annotation of what stands under `part` of a section, a mapping or a list."""
-    if _is_section(annotation):
-        field = annotation.model_fields.get(str(part))
-        return field.annotation if field else None
-    arguments = get_args(annotation)
-    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None
+def questions(values: Any) -> tuple[Question, ...]:
+    """Questions that come from elsewhere than the file, under its rules. Raises ConfigError with the first problem."""
+    kind = tuple[Question, ...]
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join(map(str, ("questions", *detail["loc"])))
+        problem = Wording(kind, PATTERNS_IN_WORDS).problem(detail, detail["loc"])
+        raise ConfigError(f"{where}: {problem}") from None

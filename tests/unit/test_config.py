@@ -272,11 +272,13 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         ),
         (
             "sources: {porch: {type: folder, path: /srv, caption: none}}",
-            "1:11: sources.porch: value (keys with values): there is nothing to do: set caption, or add questions",
+            "1:11: sources.porch: value (keys with values): there is nothing to do: set caption, or add questions or "
+            "detect",
         ),
         (
             "sources: {p: {type: folder, path: /srv, questions: [{id: a, ask: b}, {id: a, ask: c}]}}",
-            "1:11: sources.p: value (keys with values): two questions have the same id",
+            "1:11: sources.p: value (keys with values): the id 'a' is there twice; questions and detect need an "
+            "id of their own each",
         ),
         (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: caption, ask: b}\n",
@@ -508,3 +510,124 @@ def test_the_limit_of_heat_is_above_where_pauses_begin(file: Path) -> None:
     assert load(file, f"thermal: {{slow_down_at_c: 50, limit_at_c: 60}}\n{SOURCE}").thermal.limit_at_c == 60
     message = refusal(file, f"thermal: {{slow_down_at_c: 85}}\n{SOURCE}")
     assert message.endswith("limit_at_c has to be above slow_down_at_c (85)")
+
+
+# ---- questions and things to look for -------------------------------------------------------------------
+
+
+def asked(file: Path, question: str) -> config.Question:
+    (question_,) = (
+        load(file, f"sources: {{p: {{type: folder, path: /srv, questions: [{question}]}}}}").sources["p"].questions
+    )
+    return question_
+
+
+def test_a_question_of_an_older_file_asks_for_a_text(file: Path) -> None:
+    question = asked(file, "{id: gate, ask: Is it open}")
+    assert (question.type, question.choices, question.for_frames) == ("text", (), 1)
+    assert (question.unit, question.device_class) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "type: yes_no, for_frames: 2, device_class: door",
+        "type: choice, choices: [open, half open, closed], for_frames: 3",
+        "type: choice, choices: ['on', 'off']",
+        "type: number, unit: cats",
+        "type: number, unit: '°C', device_class: temperature",
+        "type: text",
+    ],
+)
+def test_what_a_question_can_ask_for(file: Path, settings: str) -> None:
+    assert asked(file, f"{{id: gate, ask: How, {settings}}}").type == settings.split()[1].strip(",")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("type: bool", "1: value 'bool': input should be 'text', 'yes_no', 'number' or 'choice'"),
+        ("type: choice", "type choice needs two choices at least, such as choices: [open, closed]"),
+        ("type: choice, choices: [open]", "type choice needs two choices at least"),
+        ("choices: [open, closed]", "choices are for type choice; leave them out for type text"),
+        ("type: choice, choices: [car, Cars]", "the choices 'car' and 'Cars' cannot be told apart"),
+        ("type: choice, choices: [car, '?']", "the choice '?' has no word in it"),
+        ("type: choice, choices: [car, Unknown]", "the choice 'Unknown' is what an unclear answer becomes anyway"),
+        (
+            "type: choice, choices: [on, off]",
+            "choices.0: value true: a text is expected; YAML takes yes, no, on and off for true and false, so put them",
+        ),
+        ("type: choice, choices: open", "choices: value 'open': a list is expected"),
+        ("for_frames: 2", "for_frames is for the types yes_no and choice; leave it out for type text"),
+        ("type: number, for_frames: 2", "for_frames is for the types yes_no and choice; leave it out for type number"),
+        ("type: yes_no, for_frames: 0", "for_frames: value 0: input should be greater than or equal to 1"),
+        ("type: yes_no, for: 2", "for: value 2: unknown key; known here: id, ask, type, choices, for_frames, unit"),
+        ("type: yes_no, unit: cats", "a unit is for type number; leave it out for type yes_no"),
+        ("device_class: door", "a device_class is for the types yes_no and number; leave it out for type text"),
+        ("type: yes_no, device_class: dor", "no device_class 'dor' for type yes_no; did you mean 'door'?"),
+        ("type: number, device_class: door", "no device_class 'door' for type number; known are battery, current"),
+        ("type: number, device_class: temperature", "device_class temperature needs one of these units: °C, °F, K"),
+        ("type: number, unit: C, device_class: temperature", "needs one of these units: °C, °F, K"),
+    ],
+)
+def test_what_a_question_cannot_ask_for(file: Path, settings: str, words: str) -> None:
+    question = f"{{id: gate, ask: How, {settings}}}"
+    source = f"sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {question}\n"
+    message = refusal(file, source)
+    assert message.startswith("6:")
+    assert "sources.p.questions.0" in message
+    assert words.removeprefix("1: ") in message
+
+
+def test_things_to_look_for_are_names_or_have_an_id(file: Path) -> None:
+    text = "sources: {p: {type: folder, path: /srv, caption: none, detect: [car, red  car!, {id: dogs, what: dog}]}}"
+    things = load(file, text).sources["p"].detect
+    assert [(thing.id, thing.what) for thing in things] == [("car", "car"), ("red-car", "red  car!"), ("dogs", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("detect", "words"),
+    [
+        ("car", "detect: value 'car': a list is expected"),
+        ("[1]", "detect.0: value 1: a thing to look for is expected, such as car"),
+        ("[on]", "detect.0: value true: a thing to look for is expected, such as car"),
+        ("['?']", "only letters, digits, '_' and '-' are allowed"),
+        ("[{what: car}]", "detect.0.id: this key is required"),
+        ("[{id: car, wat: car}]", "detect.0.wat: value 'car': unknown key; did you mean 'what'?"),
+        ("[car, car]", "the id 'car' is there twice; questions and detect need an id of their own each"),
+        ("[gate]", "the id 'gate' is there twice"),
+        ("[caption]", "the id 'caption' is taken by the caption itself"),
+    ],
+)
+def test_what_cannot_be_looked_for(file: Path, detect: str, words: str) -> None:
+    source = f"sources: {{p: {{type: folder, path: /srv, questions: [{{id: gate, ask: Open}}], detect: {detect}}}}}"
+    assert words in refusal(file, source)
+
+
+def test_questions_from_elsewhere_keep_the_rules_of_the_file() -> None:
+    assert config.questions([{"id": "gate", "ask": "Open?", "type": "yes_no"}])[0].type == "yes_no"
+    assert config.questions([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("gate", "questions: a list is expected"),
+        (None, "questions: a list is expected"),
+        ([5], "questions.0: keys with values are expected"),
+        ([{"id": "gate"}], "questions.0.ask: this key is required"),
+        ([{"id": "a b", "ask": "?"}], "questions.0.id: only letters, digits, '_' and '-' are allowed"),
+        ([{"id": "a", "ask": "?", "tpye": "text"}], "questions.0.tpye: unknown key; did you mean 'type'?"),
+        ([{"id": "a", "ask": "?", "type": "choice"}], "questions.0: type choice needs two choices at least"),
+    ],
+)
+def test_what_questions_from_elsewhere_cannot_be(values: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        config.questions(values)
+
+
+def test_home_assistant_is_told_unless_switched_off(file: Path) -> None:
+    assert load(file, SOURCE).homeassistant == config.HomeAssistantConfig(enabled=True, prefix="homeassistant")
+    assert not load(file, f"homeassistant: {{enabled: off}}\n{SOURCE}").homeassistant.enabled
+    message = refusal(file, f"homeassistant: {{prefix: 'ha/#'}}\n{SOURCE}")
+    assert message.endswith("only letters, digits, '_' and '-' are allowed, with single '/' between them")

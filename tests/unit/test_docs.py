@@ -19,7 +19,10 @@ from edge_daemon.topics import Topics, publications
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-EXAMPLE_VALUES = {"node", "mqtt.username", "mqtt.password", "mqtt.client_id", "sources.inbox.questions"}
+EXAMPLE_VALUES = {
+    *("node", "mqtt.username", "mqtt.password", "mqtt.client_id"),
+    *("sources.inbox.questions", "sources.inbox.detect"),
+}
 """Keys of the full example that have no default, or one that would teach nothing."""
 REQUIRED = {"sources", "sources.inbox.type", "sources.inbox.path"}
 
@@ -46,6 +49,9 @@ def test_the_full_example_has_every_key() -> None:
     assert set(values["mqtt"]) == set(config.MqttConfig.model_fields)
     assert set(values["model"]) == set(config.ModelConfig.model_fields)
     assert set(values["thermal"]) == set(config.ThermalConfig.model_fields)
+    assert set(values["homeassistant"]) == set(config.HomeAssistantConfig.model_fields)
+    asked = values["sources"]["inbox"]["questions"]
+    assert {key for question in asked for key in question} == set(config.Question.model_fields)
     assert set(values["sources"]["inbox"]) == set(config.FolderConfig.model_fields)
 
 

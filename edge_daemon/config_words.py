@@ -1,0 +1,108 @@
+"""What is wrong with a configuration, in words: the place, the key, the value and what would be right.
+
+Knows pydantic's errors and how sections of keys are nested, and nothing of any key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from pydantic_core import ErrorDetails
+
+from edge_daemon.yaml_file import Document, Key
+
+TYPES_IN_WORDS = {
+    "dict_type": "names with settings below them are expected",
+    "model_type": "keys with values are expected",
+    "path_type": "a path is expected",
+    "string_type": "a text is expected, in quotes if it looks like a number",
+    "too_short": "at least one is expected",
+    "tuple_type": "a list is expected",
+}
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words for what is wrong somewhere below one section."""
+
+    top: Any
+    """The section, or a tuple or dict type of sections."""
+    patterns: Mapping[str, str]
+    """What each pattern of a text allows."""
+
+    def explain(self, detail: ErrorDetails, document: Document) -> tuple[str, str]:
+        """What one problem is about (place, key, value), and what is wrong with it."""
+        missing = detail["type"] == "missing"
+        key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), missing, document)
+        subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
+        if not missing:
+            subject += f": value {_shown(key, detail['input'], document)}"
+        return subject, self.problem(detail, key)
+
+    def problem(self, detail: ErrorDetails, key: Key) -> str:
+        """What is wrong with the value of a key, without the value."""
+        if detail["type"] == "missing":
+            return "this key is required"
+        if detail["type"] == "extra_forbidden":
+            return f"unknown key{self._suggestion(key)}"
+        if detail["type"] == "string_pattern_mismatch":
+            return self.patterns[detail["ctx"]["pattern"]]
+        if detail["type"] == "string_type" and isinstance(detail["input"], bool):
+            return "a text is expected; YAML takes yes, no, on and off for true and false, so put them in quotes"
+        message = TYPES_IN_WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+        return message[0].lower() + message[1:]
+
+    def _suggestion(self, key: Key) -> str:
+        """The known key that was probably meant."""
+        section = self.top
+        for part in key[:-1]:
+            section = _below(section, part)
+        known = _keys(section)
+        if not known:
+            return ""
+        close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
+        return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _real_key(key: Key, missing: bool, document: Document) -> Key:
+    """The part of a pydantic location that stands in the file, and the missing key if one is missing.
+
+    pydantic adds the names of union members to its locations; these are not keys.
+    """
+    length = len(key)
+    while length and key[:length] not in document.places:
+        length -= 1
+    return key[: length + missing]
+
+
+def _shown(key: Key, value: Any, document: Document) -> str:
+    """A value as it may be shown: never a secret, not even behind a misspelt key."""
+    words = [str(part).lower() for part in key]
+    if any(re.search("pass|pwd|secret", word) or difflib.get_close_matches(word, ["password"]) for word in words):
+        return "(hidden)"
+    if any(secret[: len(key)] == key for secret in document.secrets):
+        return "(hidden)"
+    if isinstance(value, dict | list):
+        return "(a list)" if isinstance(value, list) else "(keys with values)"
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    text = re.sub(r"//[^/@]*@", "//(hidden)@", text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _keys(annotation: Any) -> list[str]:
+    """The keys of a section; none of anything else."""
+    return list(getattr(annotation, "model_fields", ()))
+
+
+def _below(annotation: Any, part: str | int) -> Any:
+    """The annotation of what stands under `part` of a section, a mapping or a list."""
+    if _keys(annotation):
+        field = annotation.model_fields.get(str(part))
+        return field.annotation if field else None
+    arguments = get_args(annotation)
+    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None
