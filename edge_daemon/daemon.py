@@ -228,7 +228,7 @@ class Daemon:
         raise AssertionError("not reached")
 
     async def _watch(self) -> None:
-        """Feed systemd's watchdog as long as every task makes progress; end with the network thread."""
+        """Feed systemd's watchdog as long as every task makes progress."""
         interval_s = min(notify.watchdog_interval_s() or WATCH_S, WATCH_S)
         while True:
             stuck = self.progress.stuck()
@@ -236,9 +236,7 @@ class Daemon:
                 log.error("no progress: %s; the watchdog is not fed", ", ".join(stuck))
             else:
                 notify.notify("WATCHDOG=1")
-            await asyncio.wait([self.connection.died], timeout=interval_s)
-            if self.connection.died.done():
-                self.connection.died.result()
+            await asyncio.sleep(interval_s)
 
     async def _report(self) -> None:
         """Publish health when something changed, at most once a second, and every now and then."""

@@ -7,11 +7,13 @@ EdgeDaemonError
 ├─ BudgetError          too little memory for the smallest useful cache   → the worker refuses to start
 ├─ PictureError         this picture only                                 → reported once, left alone
 ├─ CaptionError         this request only                                 → counted; the worker lives
+├─ PublishRefused       this message only                                 → set aside; the next ones are sent
 ├─ WireError            a malformed message                               → the peer is treated as dead
 └─ ChildError           a child process
    ├─ ChildBootError    died or stayed silent before READY
    ├─ ChildTimeout      a deadline passed; it has been killed
-   └─ ChildDied         exit code or signal, with its last words
+   ├─ ChildDied         exit code or signal, with its last words
+   └─ ChildEnded        by our own will: whoever asked it something asks again later
 """
 
 
@@ -43,6 +45,10 @@ class CaptionError(EdgeDaemonError):
     """Raised when one request cannot be answered; the worker goes on."""
 
 
+class PublishRefused(EdgeDaemonError):
+    """Raised when the broker will never take this message; sending it again would only end the connection again."""
+
+
 class WireError(EdgeDaemonError):
     """Raised when bytes on a pipe are not a message; its sender is then treated as dead."""
 
@@ -61,3 +67,7 @@ class ChildTimeout(ChildError):
 
 class ChildDied(ChildError):
     """Raised when a child ended unexpectedly; carries its exit status and its last words."""
+
+
+class ChildEnded(ChildError):
+    """Raised when a child was ended on purpose, or is not to be asked now: nobody is to blame, ask again later."""

@@ -3,26 +3,43 @@
 paho runs in one thread of ours; its callbacks only hand over to the event loop. Retained state
 (availability, health) is not queued: the latest of each topic is sent again on every connect. Knows nothing
 of results: the publisher sends those.
+
+Whatever is wrong is told once, in words that say what to change, and stands in `problem` until it is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_daemon import reasons
 from edge_daemon.config import MqttConfig
+from edge_daemon.outgoing import Outgoing
+from edge_daemon.suspicion import LONGEST_DELAY_S, SHORT_S
 from edge_daemon.topics import OFFLINE, ONLINE, Publication, Topics
 
-RECONNECT_FIRST_S, RECONNECT_LONGEST_S = 1, 30
+RECONNECT_FIRST_S = 1
+ANSWER_S = 30.0
+"""A broker that owes an answer (to CONNECT, to messages) and gives none for so long is hung up on.
+
+paho's own deadline is keepalive_s, up to an hour, and knows nothing of messages that are never confirmed."""
+REFUSED_S = 3600.0
+"""After so long a topic that the broker refused is tried again: its owner may have changed its settings."""
 CONFIRM_S = 3.0
 """How long a clean goodbye may take."""
+MALFORMED, KEEPALIVE = 130, 141
+"""Reason codes that paho makes up: what came was no MQTT; nothing came."""
 log = logging.getLogger(__name__)
 
 
@@ -36,33 +53,43 @@ class Connection:
         self.sessions = 0
         """How often a broker has taken us: what was on its way in an earlier session must be sent again."""
         self.problem = "not connected yet"
-        self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Fails when the network thread ends though nobody asked it to."""
+        self.refused = 0
+        """Messages that the broker will never take."""
+        self.last_refused = ""
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
         self._state: dict[str, bytes] = {}
-        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
-        self._stopping = False
+        self._refused_until_s: dict[str, float] = {}
+        """Retained topics that the broker does not take."""
+        self.outgoing = Outgoing(self._send)
+        self._suspicion = self.outgoing.suspicion
+        self._timer: asyncio.TimerHandle | None = None
+        self._calm: asyncio.TimerHandle | None = None
+        self._stopping = threading.Event()
         self._answered = False
+        self._hung_up_for = ""
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def _make_client(self) -> paho.Client:
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=self.config.client_id or f"edge-daemon-{self.topics.node}"
-        )
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=self.client_id)
         if self.config.username is not None:
             password = self.config.password
             client.username_pw_set(self.config.username, password.get_secret_value() if password else None)
         client.will_set(self.topics.availability, OFFLINE, qos=1, retain=True)
-        client.reconnect_delay_set(RECONNECT_FIRST_S, RECONNECT_LONGEST_S)
+        client.reconnect_delay_set(RECONNECT_FIRST_S, LONGEST_DELAY_S)
         client.on_connect = lambda c, u, flags, reason, props: self._hand_over(self._connected, reason)
         client.on_pre_connect = _forget
-        client.on_connect_fail = lambda c, u: self._hand_over(self._unreachable)
+        client.on_socket_open = lambda c, u, sock: self._hand_over(self._await_answer)
+        client.on_connect_fail = lambda c, u: self._hand_over(self._unreachable, sys.exception())
         client.on_disconnect = lambda c, u, flags, reason, props: self._hand_over(self._disconnected, reason)
-        client.on_publish = lambda c, u, mid, reason, props: self._hand_over(self._confirmed, mid)
-        client.connect_async(self.config.host, self.config.port, self.config.keepalive_s)
+        client.on_publish = lambda c, u, mid, reason, props: self._hand_over(self._confirmed, mid, reason)
         return client
+
+    @property
+    def client_id(self) -> str:
+        """Our name at the broker."""
+        return self.config.client_id or f"edge-daemon-{self.topics.node}"
 
     def start(self) -> None:
         """Connect in the background, for ever; a missing broker is not an error."""
@@ -73,21 +100,32 @@ class Connection:
         if self._state.get(topic) != payload:
             self._state[topic] = payload
             if self.connected.is_set():
-                self.publish(Publication(topic, payload, retain=True))
+                self._publish_state(topic, payload)
+
+    def _publish_state(self, topic: str, payload: bytes) -> None:
+        if time.monotonic() >= self._refused_until_s.get(topic, 0.0):
+            self.publish(Publication(topic, payload, retain=True))
 
     def publish(self, message: Publication) -> asyncio.Future[None]:
-        """Send with QoS 1; the future is done when the broker has confirmed, cancelled when the connection broke."""
-        info = self._client.publish(message.topic, message.payload, qos=1, retain=message.retain)
-        future = self._loop.create_future()
-        self._unconfirmed[info.mid] = future
+        """Send with QoS 1; the future is done when the broker has confirmed, cancelled when the connection broke.
+
+        It fails with PublishRefused when the broker will never take this message.
+        """
+        future = self.outgoing.add(message)
+        if self._timer is None:
+            self._await_answer()
         return future
+
+    def _send(self, message: Publication) -> int:
+        return self._client.publish(message.topic, message.payload, qos=1, retain=message.retain).mid
 
     async def stop(self) -> None:
         """Say `offline`, wait a moment for the broker to confirm, and leave cleanly: the will stays unsent."""
         if self.connected.is_set():
             goodbyes = [self.publish(Publication(t, OFFLINE, retain=True)) for t in self._goodbye_topics()]
             await asyncio.wait(goodbyes, timeout=CONFIRM_S)
-        self._stopping = True
+        self._stopping.set()
+        self._stop_timer()
         self._client.disconnect()
         await asyncio.to_thread(self._thread.join, CONFIRM_S)
 
@@ -96,67 +134,154 @@ class Connection:
         sources = [t for t in self._state if t.endswith("/availability") and t != self.topics.availability]
         return [*sources, self.topics.availability]
 
+    # ---- the network thread ------------------------------------------------------------------------------
+
     def _run(self) -> None:
-        """The network thread."""
-        error: BaseException | None = None
-        try:
-            self._client.loop_forever(retry_first_connection=True)
-        except Exception as caught:  # noqa: BLE001  whatever ends this thread must reach the daemon, which then ends too
-            error = caught
-        if not self._stopping:
-            self._hand_over(self._thread_died, error)
+        """Keep the client's loop running. An error in it, whoever made it, ends a connection and not the daemon."""
+        delay_s = RECONNECT_FIRST_S
+        while not self._stopping.is_set():
+            error: BaseException | None = None
+            try:
+                self._client.connect_async(self.config.host, self.config.port, self.config.keepalive_s)
+                self._client.loop_forever(retry_first_connection=True)
+            except Exception as caught:  # noqa: BLE001  whatever it is, the daemon must hear of it and go on
+                error = caught
+            if self._stopping.is_set():
+                return
+            self._hand_over(self._failed, error)
+            self._stopping.wait(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
     def _hand_over(self, callback: Callable[..., None], *arguments: Any) -> None:
         """Run a callback in the event loop; after its end there is nobody to tell."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _thread_died(self, error: BaseException | None) -> None:
-        if not self.died.done():
-            self.died.set_exception(RuntimeError(f"the MQTT thread ended unexpectedly: {error!r}"))
+    # ---- what it hands over ------------------------------------------------------------------------------
 
     def _connected(self, reason: ReasonCode) -> None:
         self._answered = True
-        if self._stopping:  # it was just connecting when `stop` was called
+        self._stop_timer()
+        if self._stopping.is_set():  # it was just connecting when `stop` was called
             self._client.disconnect()
             return
         if reason.is_failure:
-            self._say(f"the broker {self._address} refuses us: {reason}")
+            words = reasons.in_words(reason.value, has_login=self.config.username is not None)
+            self._say(f"the broker {self._address} refuses us ({reason}): {words}")
             return
-        log.info("connected to the broker %s", self._address)
-        self.problem = ""
+        self._suspicion.connected(time.monotonic())
+        if self._suspicion.short_ones < 2:
+            self._well()
+        else:  # probably it is thrown out again: no news before that is known
+            self._calm = self._loop.call_later(SHORT_S, self._well)
         self.sessions += 1
         self.connected.set()
-        self.publish(Publication(self.topics.availability, ONLINE, retain=True))
+        self._publish_state(self.topics.availability, ONLINE)
         for topic, payload in self._state.items():
-            self.publish(Publication(topic, payload, retain=True))
+            self._publish_state(topic, payload)
+        self._on_change()
+
+    def _well(self) -> None:
+        log.info("connected to the broker %s", self._address)
+        self.problem = ""
         self._on_change()
 
     def _disconnected(self, reason: ReasonCode) -> None:
-        was_connected, answered, self._answered = self.connected.is_set(), self._answered, False
-        self.connected.clear()
-        for future in self._unconfirmed.values():
-            future.cancel()
-        self._unconfirmed.clear()
-        if was_connected and not self._stopping:
-            self._say(f"the broker {self._address} is gone: {reason}")
-        elif not answered and not self._stopping:
+        was_connected, answered, hung_up_for = self.connected.is_set(), self._answered, self._hung_up_for
+        self._reset()
+        if self._stopping.is_set():
+            self.outgoing.broke(hung_up=False, refusal="")
+        elif hung_up_for or reason.value == KEEPALIVE:
+            self.outgoing.broke(hung_up=False, refusal="")
+            silence = hung_up_for or f"said nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
+            self._say(f"the broker {self._address} is gone: it {silence}")
+        elif was_connected:
+            self._closed("sent what is no MQTT" if reason.value == MALFORMED else "closed the connection")
+        elif not answered:
             self._say(f"what listens on {self._address} does not answer as a broker does (is it the port without TLS?)")
+        self._client.reconnect_delay_set(self._suspicion.delay_s, LONGEST_DELAY_S)
 
-    def _unreachable(self) -> None:
-        self._say(f"the broker {self._address} cannot be reached")
+    def _closed(self, what: str) -> None:
+        """The broker has ended a connection that worked: a restart, a message, or another client."""
+        guilty = self.outgoing.broke(hung_up=True, refusal=f"each time it came, the broker {what}; {reasons.UNTAKEN}")
+        if guilty is not None:
+            self._note_refusal(guilty, f"each time it came, the broker {what}; {reasons.UNTAKEN}")
+        elif topic := self._suspicion.unwelcome:
+            self._say(f"the broker {self._address} {what} each time something was sent to {topic}: {reasons.NO_ACCESS}")
+        elif self._suspicion.flapping:
+            name = f"mqtt.client_id is {self.client_id!r} here"
+            self._say(f"the broker {self._address} {what} again and again: {reasons.ANOTHER_CLIENT} ({name})")
+        else:
+            self._say(f"the broker {self._address} is gone: it {what}")
 
-    def _say(self, problem: str) -> None:
+    def _confirmed(self, number: int, reason: ReasonCode) -> None:
+        self._stop_timer()
+        words = reasons.in_words(reason.value) if reason.is_failure else ""
+        refused = self.outgoing.confirmed(number, words)
+        if refused is not None:
+            self._note_refusal(refused, words)
+        if self.outgoing.owed:
+            self._await_answer()
+
+    def _note_refusal(self, message: Publication, why: str) -> None:
+        """Tell of a message that will not arrive."""
+        self.refused += 1
+        self.last_refused = f"{len(message.payload)} bytes for {message.topic}: {why}"
+        log.warning("the broker %s does not take a message and it is left out: %s", self._address, self.last_refused)
+        if message.topic in self._state or message.topic == self.topics.availability:
+            self._refused_until_s[message.topic] = time.monotonic() + REFUSED_S
+        self._on_change()
+
+    def _unreachable(self, error: BaseException | None) -> None:
+        self._suspicion.unreachable()
+        self._refused_until_s.clear()  # it may come back with other settings
+        self._say(f"the broker {self._address} cannot be reached: {reasons.unreachable(error)}")
+
+    def _failed(self, error: BaseException | None) -> None:
+        """The network thread had an error, and begins again."""
+        self._reset()
+        self.outgoing.broke(hung_up=False, refusal="")
+        words = f"{type(error).__name__}: {error}" if error else "it ended by itself"
+        if self._say(f"the connection to the broker {self._address} failed in itself, a bug to report: {words}"):
+            log.debug("where it failed", exc_info=error)
+
+    def _reset(self) -> None:
+        """No connection is there any more."""
+        self._stop_timer()
+        if self._calm is not None:
+            self._calm.cancel()
+        self.connected.clear()
+        self._answered, self._hung_up_for, self._calm = False, "", None
+
+    # ---- a broker that owes an answer ---------------------------------------------------------------------
+
+    def _await_answer(self) -> None:
+        """Hang up unless the broker answers in time; paho's loop then sees the end, and connects again."""
+        self._stop_timer()
+        self._timer = self._loop.call_later(ANSWER_S, self._hang_up)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _hang_up(self) -> None:
+        what = "confirmed no message" if self._answered else "did not answer"
+        self._hung_up_for = f"{what} for {ANSWER_S:.0f} s"
+        self._timer = None
+        ours = self._client.socket()
+        if isinstance(ours, socket.socket):
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+
+    def _say(self, problem: str) -> bool:
         """Log a problem when it is news; results wait in the outbox meanwhile."""
-        if problem != self.problem:
-            log.warning("%s; results are kept until it is back", problem)
+        news = problem != self.problem
+        if news:
+            log.warning("%s; results are kept meanwhile", problem)
             self.problem = problem
             self._on_change()
-
-    def _confirmed(self, mid: int) -> None:
-        future = self._unconfirmed.pop(mid, None)
-        if future is not None and not future.done():
-            future.set_result(None)
+        return news
 
     @property
     def _address(self) -> str:

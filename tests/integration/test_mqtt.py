@@ -19,11 +19,10 @@ import paho.mqtt.client as paho
 import pytest
 from pydantic import SecretStr
 
-from edge_daemon.config import MqttConfig
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
-from edge_daemon.mqtt import Connection
+from edge_daemon.reasons import NO_LOGIN, REASONS
 from tests.conftest import missing
-from tests.integration.listening import LONG_S, SOURCE_STATE, TOPICS, Listener, connection, frozen, retained, until
+from tests.integration.listening import SOURCE_STATE, TOPICS, Listener, connection, frozen, retained, until
 
 
 @pytest.fixture
@@ -92,7 +91,7 @@ async def test_state_is_said_again_to_a_broker_that_forgot_everything(broker: Br
         (tmp_path / "broker" / "mosquitto.db").unlink(missing_ok=True)
         broker.start()
         await until("connected again", ours.connected.is_set)
-        await until("all is confirmed", lambda: not ours._unconfirmed)
+        await until("all is confirmed", lambda: not len(ours.outgoing))
         assert retained(broker.port, TOPICS.availability) == b"online"
         assert retained(broker.port, SOURCE_STATE) == b"online"
         assert retained(broker.port, TOPICS.health) == b"latest"
@@ -110,7 +109,7 @@ async def test_state_that_did_not_arrive_does_not_overtake_what_came_later(broke
         broker.start()
         watcher = Listener(broker.port)
         await until("it is said", lambda: watcher.on(TOPICS.health))
-        await until("all is confirmed", lambda: not ours._unconfirmed)
+        await until("all is confirmed", lambda: not len(ours.outgoing))
         assert set(watcher.on(TOPICS.health)) == {b"new"}
         assert retained(broker.port, TOPICS.health) == b"new"
         watcher.stop()
@@ -169,9 +168,10 @@ async def test_a_broker_that_refuses_us_is_told_once(
         refusals = count_calls(ours._client, "on_disconnect")
         await until("it was tried again", lambda: refusals)
         assert not ours.connected.is_set()
-        assert not ours.died.done()
-        assert ours.problem == f"the broker 127.0.0.1:{guarded} refuses us: Not authorized"
-    assert warnings(caplog) == [f"{ours.problem}; results are kept until it is back"]
+        words = REASONS[135] if login else NO_LOGIN
+        assert ours.problem == f"the broker 127.0.0.1:{guarded} refuses us (Not authorized): {words}"
+    assert all(key in words for key in ("mqtt.username", "mqtt.password"))
+    assert warnings(caplog) == [f"{ours.problem}; results are kept meanwhile"]
 
 
 def count_calls(client: paho.Client, name: str) -> list[None]:
@@ -199,7 +199,7 @@ async def test_nobody_listens_and_then_somebody_does(tmp_path: Path, caplog: pyt
     caplog.set_level(logging.INFO)
     broker = Broker(tmp_path)
     async with connection(broker.port) as ours:
-        await until("it was tried", lambda: ours.problem == f"the broker 127.0.0.1:{broker.port} cannot be reached")
+        await until("it was tried", lambda: "cannot be reached: nothing listens there" in ours.problem)
         failures = count_calls(ours._client, "on_connect_fail")
         await until("it was tried again", lambda: failures)
         with broker:
@@ -228,28 +228,38 @@ async def test_another_service_on_that_port_is_told_once(greeting: bytes, caplog
         await until("it was tried", lambda: "does not answer" in ours.problem)
         ends = count_calls(ours._client, "on_disconnect")
         await until("it was tried again", lambda: ends)
-        assert not ours.died.done()
     assert warnings(caplog) == [
         f"what listens on 127.0.0.1:{port} does not answer as a broker does (is it the port without TLS?); "
-        "results are kept until it is back"
+        "results are kept meanwhile"
     ]
 
 
-async def test_the_end_of_the_network_thread_is_noticed(broker: Broker) -> None:
+async def test_a_network_thread_that_ended_begins_again(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
-        ours._client.disconnect()  # ends the thread as only `stop` may
-        with pytest.raises(RuntimeError, match="MQTT thread ended unexpectedly"):
-            await asyncio.wait_for(ours.died, LONG_S)
+        ours._client.disconnect()  # ends paho's loop as only `stop` may
+        await until("it is told", lambda: warnings(caplog))
+        await until("connected again", lambda: ours.sessions == 2 and not ours.problem)
+    assert "failed in itself, a bug to report: it ended by itself" in warnings(caplog)[-1]
 
 
-async def test_an_error_in_the_network_thread_is_noticed() -> None:
-    config = MqttConfig.model_construct(**{**MqttConfig().model_dump(), "host": "a..b"})  # no name can be so
-    ours = Connection(config, TOPICS, lambda: None)
-    ours.start()
-    with pytest.raises(RuntimeError, match="MQTT thread ended unexpectedly: UnicodeError"):
-        await asyncio.wait_for(ours.died, LONG_S)
-    await ours.stop()
+async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callbacks that raise: paho ends its loop at the first."""
+    async with connection(broker.port) as ours:
+        made, raised = ours._client.on_connect, []
+
+        def broken(*_: Any) -> None:
+            raised.append(1)
+            raise ZeroDivisionError("in a callback")
+
+        ours._client.on_connect = broken
+        await until("it was tried again and again", lambda: len(raised) == 2)
+        assert "ZeroDivisionError: in a callback" in ours.problem
+        ours._client.on_connect = made
+        await until("connected", lambda: not ours.problem)
+    assert len(warnings(caplog)) == 1
 
 
 async def test_stopping_does_not_wait_for_a_broker_that_is_not_there() -> None:

@@ -29,6 +29,9 @@ LEAVES: dict[str, set[str]] = {
     "topics": set(),
     "answers": set(),
     "supervisor": set(),
+    "reasons": set(),
+    "suspicion": set(),
+    "outgoing": {"errors", "suspicion", "topics"},
     "progress": set(),
     "slots": set(),
     "thermal": set(),
@@ -46,7 +49,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "outbox": ({"errors", "messages"}, set()),
     "config": ({"errors", "thermal", "yaml_file"}, {"pydantic", "pydantic_core"}),
     "child": ({"errors", "messages", "wire"}, set()),
-    "mqtt": ({"config", "outbox", "topics"}, {"paho"}),
+    "mqtt": ({"config", "outgoing", "reasons", "suspicion", "topics"}, {"paho"}),
 }
 """Modules that may have one library beside these of ours."""
 IMPORTERS: dict[str, set[str]] = {

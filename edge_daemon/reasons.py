@@ -1,0 +1,84 @@
+"""What a broker, or the way to it, has against us: in words that say what to change. Pure.
+
+Reason codes are those of MQTT 5 (its specification, 2.4); the five refusals of MQTT 3.1.1 have their places
+among them. No word here comes from the configuration but host and port, so no secret can be in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+LOGIN = "check mqtt.username and mqtt.password"
+ANOTHER_CLIENT = (
+    "probably another client has our name, and each throws the other out; "
+    "give each of your machines its own mqtt.client_id, and its own node"
+)
+TOO_LARGE = "the message is larger than the broker takes; raise max_packet_size or message_size_limit in its settings"
+REASONS = {
+    128: "it gives no reason; its log may",
+    129: "it cannot read what we sent; its log may say why",
+    130: "it says that we broke the protocol; its log may say how",
+    131: "it gives a reason of its own; its log may say which",
+    132: "it speaks neither MQTT 3.1.1 nor 3.1; a broker such as Mosquitto does",
+    133: "it does not take our name; set mqtt.client_id, to at most 23 letters and digits if the broker is an old one",
+    134: f"it does not know this login; {LOGIN}",
+    135: f"it does not allow this to our login; {LOGIN}, and the broker's access list",
+    136: "it is not available now",
+    137: "it is too busy now",
+    138: "it has banned us; whoever runs it must lift that",
+    139: "it is shutting down",
+    140: f"it wants another kind of login than a name and a password; {LOGIN}",
+    141: "it heard nothing from us for too long; check the network, or lower mqtt.keepalive_s",
+    142: ANOTHER_CLIENT,
+    144: "it does not allow these topics; check mqtt.base_topic",
+    147: "we sent more at once than it takes",
+    149: TOO_LARGE,
+    150: "we send more often than it allows",
+    151: "its quota is used up; whoever runs it can raise it",
+    152: "its administrator ended the connection",
+    153: "it does not take what is in this message",
+    154: "it keeps no retained messages, which captions need; allow them in its settings",
+    155: "it does not confirm messages (QoS 1), which captions need; allow that in its settings",
+    156: "another broker is to be used for now; check mqtt.host",
+    157: "the broker has moved; check mqtt.host",
+    159: "we connect more often than it allows",
+    160: "it ends every connection after some time",
+}
+"""By reason code of MQTT 5."""
+UNTAKEN = (
+    "perhaps it is larger than the max_packet_size of the broker's settings, "
+    "or the broker's access list does not let mqtt.username write to this topic"
+)
+NO_ACCESS = "perhaps the broker's access list does not let mqtt.username write there; it needs all of mqtt.base_topic"
+NO_LOGIN = "it wants a login; set mqtt.username and mqtt.password"
+
+UNREACHABLE = {
+    errno.ECONNREFUSED: "nothing listens there; is the broker running, and is mqtt.port right?",
+    errno.EHOSTUNREACH: "no machine of that address answers; is it switched on, and is mqtt.host right?",
+    errno.ENETUNREACH: "there is no way to it; is the network up?",
+    errno.ENETDOWN: "the network is down",
+    errno.ETIMEDOUT: "no answer; is it switched on, is mqtt.host right, or does a firewall drop us?",
+    errno.EMFILE: "this process has too many files open",
+}
+"""By error number of connect(2)."""
+
+
+def in_words(code: int, *, has_login: bool = True) -> str:
+    """What a reason code means, and what to do."""
+    if code in (134, 135) and not has_login:
+        return NO_LOGIN
+    return REASONS.get(code, f"reason code {code}, which MQTT 5 does not know; its log may say more")
+
+
+def unreachable(error: BaseException | None) -> str:
+    """Why there is no connection, from what connecting raised."""
+    if isinstance(error, socket.gaierror):
+        if error.errno == socket.EAI_AGAIN:
+            return "no name server answers; is the network up? An address in mqtt.host needs none"
+        return f"this name is not known here; check mqtt.host ({error.strerror})"
+    if isinstance(error, TimeoutError):
+        return UNREACHABLE[errno.ETIMEDOUT]
+    if isinstance(error, OSError):
+        return UNREACHABLE.get(error.errno or 0, error.strerror or type(error).__name__)
+    return "no reason is known"
