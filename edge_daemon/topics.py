@@ -43,6 +43,51 @@ class Topics:
         """A topic of one source."""
         return f"{self.base}/{self.node}/{source}/{what}"
 
+    def set(self, source: str, setting: str) -> str:
+        """Where a setting of a source is changed: `enabled`, `interval`, and `question`, which asks it once."""
+        return self.of(source, f"{setting}/set")
+
+    def state(self, source: str, setting: str) -> str:
+        """What holds for a setting of a source."""
+        return self.of(source, f"{setting}/state")
+
+    def asked(self, source: str) -> str:
+        """The answer to the question that was set; configured questions have topics of their own."""
+        return self.of(source, "question/answer")
+
+    def trigger(self, source: str) -> str:
+        """Whatever is written here asks for a caption now."""
+        return self.of(source, "trigger")
+
+    def request(self, command: str) -> str:
+        """Where a command is given."""
+        return f"{self.base}/{self.node}/request/{command}"
+
+    def response(self, command: str) -> str:
+        """Where a command is answered, unless the request names another topic."""
+        return f"{self.base}/{self.node}/response/{command}"
+
+    @property
+    def incoming(self) -> list[str]:
+        """What to subscribe to for all commands and settings; nothing that we publish is among it."""
+        return [self.request("+"), self.trigger("+"), self.set("+", "+")]
+
+    def addressed(self, topic: str) -> tuple[str, str] | None:
+        """Of an incoming topic: ("request", command), (source, "trigger") or (source, "enabled/set"); None: not ours."""
+        start = f"{self.base}/{self.node}/"
+        first, slash, rest = topic.removeprefix(start).partition("/")
+        return (first, rest) if topic.startswith(start) and slash and first and rest else None
+
+
+def discovery(prefix: str, device_id: str) -> str:
+    """Where Home Assistant is told what there is; nothing else may be published below the prefix."""
+    return f"{prefix}/device/{device_id}/config"
+
+
+def home_assistant_status(prefix: str) -> str:
+    """Where Home Assistant says `online` when it has started, and then wants to be told again."""
+    return f"{prefix}/status"
+
 
 def publications(topics: Topics, source: str, result: dict[str, Any]) -> list[Publication]:
     """The messages of one result, in the order in which they are sent."""

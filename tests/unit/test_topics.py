@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edge_daemon.config import RESERVED_SOURCE_NAMES
-from edge_daemon.topics import Publication, Topics, json_bytes, publications
+from edge_daemon.topics import Publication, Topics, discovery, home_assistant_status, json_bytes, publications
 
 TOPICS = Topics("home/edge", "shed")
 
@@ -16,6 +16,39 @@ def test_the_topics_of_a_node() -> None:
     assert TOPICS.availability == "home/edge/shed/availability"
     assert TOPICS.health == "home/edge/shed/health"
     assert TOPICS.of("porch", "availability") == "home/edge/shed/porch/availability"
+
+
+def test_the_topics_of_commands() -> None:
+    assert TOPICS.request("caption") == "home/edge/shed/request/caption"
+    assert TOPICS.response("caption") == "home/edge/shed/response/caption"
+    assert TOPICS.trigger("porch") == "home/edge/shed/porch/trigger"
+    assert TOPICS.set("porch", "enabled") == "home/edge/shed/porch/enabled/set"
+    assert TOPICS.state("porch", "enabled") == "home/edge/shed/porch/enabled/state"
+    assert TOPICS.asked("porch") == "home/edge/shed/porch/question/answer"
+    assert TOPICS.incoming == ["home/edge/shed/request/+", "home/edge/shed/+/trigger", "home/edge/shed/+/+/set"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "addressed"),
+    [
+        (TOPICS.request("caption"), ("request", "caption")),
+        (TOPICS.trigger("porch"), ("porch", "trigger")),
+        (TOPICS.set("porch", "enabled"), ("porch", "enabled/set")),
+        ("home/edge/shed/request", None),
+        ("home/edge/shed//trigger", None),
+        ("home/edge/shed/porch/", None),
+        ("home/edge/barn/request/caption", None),
+        ("request/caption", None),
+        ("", None),
+    ],
+)
+def test_who_is_addressed(topic: str, addressed: tuple[str, str] | None) -> None:
+    assert TOPICS.addressed(topic) == addressed
+
+
+def test_the_topics_of_home_assistant() -> None:
+    assert discovery("ha/main", "edge_daemon_1") == "ha/main/device/edge_daemon_1/config"
+    assert home_assistant_status("ha/main") == "ha/main/status"
 
 
 def test_no_source_can_take_a_topic_of_the_node() -> None:
