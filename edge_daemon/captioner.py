@@ -1,5 +1,9 @@
 """The daemon's side of the worker: start it, hand it one request at a time, start it again when it died.
 
+Two tasks use it. One asks (`run`), the other watches the memory: it caps the worker (`cap`), lets nobody ask
+(`allowed`), ends it and starts it (`end`, `ready`). An end on purpose is no death: nobody waits for the next start, and
+no picture is to blame.
+
 Knows how long a worker may stay silent and what its deaths mean; does not know what is asked or why.
 """
 
@@ -10,19 +14,35 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
 from edge_daemon import memory
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
-from edge_daemon.errors import BudgetError, CaptionError, ChildBootError, ChildError, ChildTimeout, ModelError
-from edge_daemon.messages import Failed, Progress, Request, Results, WorkerReady, WorkerRefused
-from edge_daemon.supervisor import Pace, RestartPolicy
+from edge_daemon.deaths import COMES_AGAIN, Witness
+from edge_daemon.errors import (
+    BudgetError,
+    CaptionError,
+    ChildBootError,
+    ChildEnded,
+    ChildError,
+    ChildTimeout,
+    ModelError,
+)
+from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
+from edge_daemon.readings import Reading
+from edge_daemon.supervisor import GOOD_TIME_S, Pace, RestartPolicy
 
 SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
+END_S = 5.0
+"""A worker between two captions leaves at once."""
+NOT_NOW = "memory is too short to ask anything now"
+OOM_LESS = 0.9
+"""Of what a worker had when the kernel killed it, the next one may have so much."""
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 """Of a worker, where its owner has not set it. glibc reads it before a process begins, so the daemon must say it: each
 arena keeps freed memory of its own, and there would be up to eight for each core."""
@@ -35,12 +55,18 @@ class WorkerState:
 
     state: str = "starting"
     restarts: int = 0
+    recycles: int = 0
+    """Ends on purpose; these are no restarts."""
     last_death: str = ""
     rss_bytes: int = 0
     ready: WorkerReady | None = None
     """The report of the worker that runs, or of the last one that did."""
     variant_reason: str = ""
     """Why this variant of the model, where we chose it."""
+    kv_positions: int = 0
+    """The cap that holds."""
+    releases: bool = False
+    """Whether freed memory and the vision encoder are given back after every picture."""
     rehearsal: dict[str, float] = field(default_factory=dict)
     """What the stages of the picture took that was captioned at the start, in seconds."""
 
@@ -67,25 +93,129 @@ class Captioner:
         self._command = command
         self._policy = RestartPolicy()
         self._child: Child | None = None
+        self.witness = Witness()
+        self.allowed = asyncio.Event()
+        """Whether anything may be asked; the memory watchdog clears it."""
+        self.allowed.set()
+        self.on_answer: Callable[[Results], None] = lambda _: None
+        """Called with every answer, while the worker rests."""
+        self._starting = asyncio.Lock()
+        self._newborn: Child | None = None
+        self._busy = False
+        self._ending = ""
+        """Why the worker is to end, or is ending, on purpose."""
+        self._answered = False
+        """Whether any worker has ever answered."""
+        self._oom: memory.Budget | None = None
+        """What a worker may have since one of them was killed for want of memory."""
+        self._oom_at_s = 0.0
 
-    async def ready(self) -> WorkerReady:
-        """The worker's report; starts it first if it is not there.
+    @property
+    def pid(self) -> int | None:
+        """Of the worker that runs or starts."""
+        child = self._child or self._newborn
+        return None if child is None else child.pid
 
-        Raises ModelError or BudgetError when it refuses, ChildBootError when starting it is hopeless.
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a worker that takes requests."""
+        return self._child is not None and self._child.returncode is None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is answering."""
+        return self._busy
+
+    @property
+    def needs(self) -> memory.Needs | None:
+        """What the worker takes, as it says itself; None when it does not, or there was none yet."""
+        return None if self.state.ready is None else memory.needs_from(self.state.ready.needs)
+
+    def budget(self, reading: Reading) -> memory.Budget:
+        """What a worker may have at this moment."""
+        configured = self.config.memory_limit_mib
+        limits = memory.limits_of(reading, None if configured == "auto" else configured * MIB)
+        budget = memory.budget(limits)
+        if self._oom is None or time.monotonic() - self._oom_at_s > GOOD_TIME_S:
+            return budget
+        return min(budget, self._oom, key=lambda either: either.limit_bytes)
+
+    async def ready(self, whatever: bool = False) -> WorkerReady:
+        """The worker's report; starts it first if it is not there, and only while it may be asked, or `whatever`.
+
+        Raises ModelError or BudgetError when it refuses, ChildBootError when starting it is hopeless, ChildEnded when
+        it is ended on purpose meanwhile.
         """
-        while self._child is None:
-            try:
-                await self._start()
-            except ChildError as error:
-                await self._after_death(error)
+        async with self._starting:
+            await self._notice()
+            while self._child is None:
+                if not (whatever or self.allowed.is_set()):
+                    raise ChildEnded(NOT_NOW)
+                try:
+                    await self._start()
+                except ChildError as error:
+                    child, self._newborn = self._newborn, None
+                    await self._after_death(error, child)
+                    if whatever:  # whether and when to try again is for who asked to say
+                        raise ChildEnded(self.state.last_death) from error
         assert self.state.ready is not None
         return self.state.ready
 
+    async def _notice(self) -> None:
+        """A worker that died while nobody asked it anything is no picture's fault."""
+        child = self._child
+        if child is not None and child.returncode is not None and not self._busy:
+            try:
+                await child.receive(SEND_S)
+            except ChildError as error:
+                await self._after_death(error, child)
+
     async def run(self, request: Request) -> Results:
-        """Answer one request. Raises CaptionError (the worker lives) or ChildError (it is gone)."""
+        """Answer one request.
+
+        Raises CaptionError (the worker lives), ChildError (it is gone), or ChildEnded (ask again, when it is allowed).
+        """
         answer, taken_s, silence_s = await self._answer(request)
         self.pace.pictured(taken_s, silence_s)
         return answer
+
+    async def cap(self, positions: int, release: bool) -> None:
+        """Have the worker do with a KV cache of so many positions, from this moment on; nothing without a worker."""
+        if self._child is None:
+            return
+        self.state.kv_positions, self.state.releases = positions, release
+        with suppress(ChildError):  # whoever asks next finds it dead
+            await self._child.send(Cap(positions, release), SEND_S)
+
+    async def end(self, why: str, at_once: bool = False) -> None:
+        """End the worker on purpose: between two captions, or `at_once` in the middle of one. A start is given up."""
+        if self.pid is None:
+            return
+        self._ending = why
+        if self._newborn is not None:
+            await self._newborn.kill()
+        elif self._child is not None and self._busy:
+            if at_once:
+                await self._child.kill()
+        else:
+            await self._bury()
+
+    async def _bury(self) -> None:
+        """Do what `end` has asked for, between two captions."""
+        async with self._starting:  # two of them at a time would be too much
+            child, self._child = self._child, None
+            if child is not None:
+                await child.stop(END_S)
+                self._ended()
+            self._ending = ""
+
+    def _ended(self) -> str:
+        why, self._ending = self._ending, ""
+        self.state.recycles += 1
+        self.state.rss_bytes = 0
+        log.info("the model's process was ended: %s", why)
+        self._change("unloaded")
+        return why
 
     async def rehearse(self, request: Request) -> None:
         """Answer a request that nobody made, for what it takes. Raises as `run`; who stops waiting ends the worker."""
@@ -109,29 +239,44 @@ class Captioner:
 
     async def _answer(self, request: Request) -> tuple[Results, float, float]:
         """The results, the seconds that they took, and the longest of them without a word from the worker."""
+        if not self.allowed.is_set():
+            raise ChildEnded(NOT_NOW)
         await self.ready()
-        assert self._child is not None
+        self._busy = True
+        try:
+            return await self._converse(request)
+        finally:
+            self._busy = False
+            if self._ending:
+                await self._bury()
+
+    async def _converse(self, request: Request) -> tuple[Results, float, float]:
+        child = self._child
+        assert child is not None
         longest_s, start_s = 0.0, time.monotonic()
         heard_s = start_s
         try:
-            await self._child.send(request, SEND_S)
+            await child.send(request, SEND_S)
             while True:
-                answer = await self._child.receive(self.pace.silence_s)
+                answer = await child.receive(self.pace.silence_s)
                 heard_s, before_s = time.monotonic(), heard_s
                 longest_s = max(longest_s, heard_s - before_s)
                 if not isinstance(answer, Progress):
                     break
                 self._beat()
         except ChildError as error:
-            await self._after_death(error)
-            raise
+            await self._after_death(error, child)
+            raise type(error)(self.state.last_death) from error
         if isinstance(answer, Failed):
             raise CaptionError(answer.reason)
         if not isinstance(answer, Results) or [t.id for t in answer.tasks] != [t.id for t in request.tasks]:
-            await self._child.kill()
-            await self._after_death(ChildError(f"the worker answered what was not asked: {type(answer).__name__}"))
-            raise ChildError(self.state.last_death)
+            await child.kill()
+            wrong = ChildError(f"the worker answered what was not asked: {type(answer).__name__}")
+            await self._after_death(wrong, child)
+            raise wrong
+        self._answered = True
         self.state.rss_bytes = answer.rss_bytes
+        self.on_answer(answer)
         return answer, heard_s - start_s, longest_s
 
     async def stop(self, grace_s: float) -> None:
@@ -141,22 +286,22 @@ class Captioner:
             self._child = None
 
     async def _start(self) -> None:
-        configured = self.config.memory_limit_mib
-        limits = memory.read_limits(None if configured == "auto" else configured * MIB)
-        budget = memory.budget(limits)
+        budget = self.budget(self.witness.files.read(None))
         argv = [*self._command, "--model", str(self.directory)]
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
         argv += ["--device", self.config.device, "--precision", self.config.precision]
         argv += ["--kv-precision", self.config.kv_precision]
         self._change("starting")
-        child = await Child.start("worker", argv, ENVIRONMENT)
+        self.witness.begin()
+        self._newborn = child = await Child.start("worker", argv, ENVIRONMENT)
         try:
             ready = await self._handshake(child)
         except BaseException:
             await child.kill()
             raise
-        self._child = child
+        self._child, self._newborn = child, None
+        self.state.kv_positions, self.state.releases = ready.kv_positions, ready.release_vision
         told = self.state.ready.warning if self.state.ready else ""
         self.state.ready = ready
         self.state.rss_bytes = ready.rss_bytes
@@ -194,21 +339,40 @@ class Captioner:
         self._change("failed")
         raise (BudgetError if refusal.kind == "memory" else ModelError)(refusal.reason)
 
-    async def _after_death(self, error: ChildError) -> None:
-        """Note it, and wait as long as the policy says. Raises ChildBootError when it says stop."""
+    async def _after_death(self, error: ChildError, child: Child | None) -> None:
+        """Note it, and wait as long as the policy says.
+
+        Raises ChildBootError when it says stop, and ChildEnded when it was no death.
+        """
         self._child = None
+        if self._ending:
+            raise ChildEnded(self._ended()) from error
+        returncode = None if child is None else child.returncode
+        now_s, answered = time.monotonic(), self._answered
         self.state.restarts += 1
-        self.state.last_death = str(error)
-        delay_s = self._policy.died(str(error), time.monotonic())
+        self.state.last_death = self.witness.explain(str(error), returncode)
+        if self.witness.killed_by_kernel(returncode):
+            self._ask_for_less(now_s)
+        delay_s = self._policy.died(str(error), now_s, comes_again=returncode in COMES_AGAIN and not answered)
         if delay_s is None:
             self._change("failed")
-            raise ChildBootError(f"the model cannot be started here: {error}") from error
-        log.error("%s; next start in %.0f s", error, delay_s)
+            raise ChildBootError(f"the model cannot be started here: {self.state.last_death}") from error
+        log.error("%s; next start in %.0f s", self.state.last_death, delay_s)
         self._change("restarting")
-        end_s = time.monotonic() + delay_s
+        end_s = now_s + delay_s
         while (left_s := end_s - time.monotonic()) > 0:
             self._beat()
             await asyncio.sleep(min(left_s, 1.0))
+
+    def _ask_for_less(self, now_s: float) -> None:
+        """A worker was killed for want of memory: for a while the next ones have less, but what the smallest takes."""
+        last, needs = self.witness.last, self.needs
+        if last is None or last.worker_bytes is None or needs is None:
+            return
+        least = replace(needs, releases_vision=True)
+        limit_bytes = max(int(OOM_LESS * last.worker_bytes), least.at(least.smallest_positions))
+        self._oom = memory.Budget(limit_bytes, "the kernel killed a worker that had more")
+        self._oom_at_s = now_s
 
     def _change(self, state: str) -> None:
         self.state.state = state

@@ -67,6 +67,11 @@ class Child:
         """Process id."""
         return self._process.pid
 
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, or the negative number of the signal that ended it; None while it lives."""
+        return self._process.returncode
+
     async def send(self, item: Any, deadline_s: float) -> None:
         """Send one message. Raises ChildDied, or ChildTimeout when the child does not take it."""
         assert self._process.stdin is not None

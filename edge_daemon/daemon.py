@@ -25,8 +25,9 @@ from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, Capture
 from edge_daemon.config import Config, FolderConfig
 from edge_daemon.cooling import Cooling
-from edge_daemon.errors import CaptionError, ChildError
+from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.health import Health
+from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
@@ -67,10 +68,11 @@ class Daemon:
         )
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
         self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)
+        self.memory = MemoryWatchdog(self.captioner, self.changed.set)
         self._allow_silence()
         self.captioner.state.variant_reason = variant_reason
         self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
-        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty)
+        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty, self.memory)
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
         beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
@@ -95,7 +97,12 @@ class Daemon:
             if self.stopping.is_set():
                 return
             notify.notify("READY=1")
-            await self._run_tasks()
+            try:
+                await self._run_tasks()
+            except ExceptionGroup as group:
+                if len(group.exceptions) > 1:
+                    raise
+                raise group.exceptions[0] from None
 
     async def _start_worker(self) -> None:
         """Health says `starting` meanwhile."""
@@ -117,10 +124,12 @@ class Daemon:
 
     async def _run_tasks(self) -> None:
         """All tasks, until `stop` is called. What one of them raises ends the others and comes out here."""
+        watch_memory = self.memory.run(self.progress.expect("memory", STUCK_MARGIN_S))
         publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
         publish = publish_results(self.outbox, self.written, self.connection, publish_beat, PATIENCE_S)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(c) for c in (publish, self._watch(), self._report(), self.cooling.watch())]
+            watching = (self._watch(), self.cooling.watch(), watch_memory)
+            beside = [tasks.create_task(c) for c in (publish, self._report(), *watching)]
             producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
             producers.append(tasks.create_task(self._caption(), name="caption"))
             await self.stopping.wait()
@@ -154,6 +163,7 @@ class Daemon:
         await self._rehearse()
         while True:
             self._allow_silence()
+            await patiently(self.captioner.allowed.wait(), self.caption_beat)
             await self.cooling.rest()  # first, then take: a live source goes on to renew its picture
             origin = await patiently(self.slots.take(), self.caption_beat)
             work = asyncio.ensure_future(self._one_picture(origin))
@@ -176,8 +186,8 @@ class Daemon:
         log.info("a picture takes about %.1f s here: %s", self.captioner.pace.interval_s, parts)
 
     async def _finish(self, work: asyncio.Future[None]) -> None:
-        """The service stops: the picture in flight has its grace."""
-        await asyncio.wait([work], timeout=self.config.model.stop_grace_s)
+        """The service stops: the picture in flight has its grace, unless it waits for memory."""
+        await asyncio.wait([work], timeout=self.config.model.stop_grace_s if self.captioner.allowed.is_set() else 0)
         if not work.done():
             log.warning("the caption in flight took longer than %.0f s and is given up", self.config.model.stop_grace_s)
             work.cancel()
@@ -189,12 +199,15 @@ class Daemon:
         start_s = time.monotonic()
         try:
             results = await self._ask(origin, tasks)
+        except ChildBootError:
+            raise
         except (CaptionError, ChildError) as error:
             capture.report(str(error), origin.frame.file)
             return
         finally:
             self.cooling.duty.worked(start_s, time.monotonic())
-        worker = await self.captioner.ready()
+        worker = self.captioner.state.ready
+        assert worker is not None
         for outcome in results.tasks:
             if outcome.error:
                 log.warning("source %s: task %s: %s", origin.source, outcome.id, outcome.error)
@@ -214,18 +227,24 @@ class Daemon:
             log.info("source %s: %s (%.1f s)", origin.source, words, document["latency_ms"]["total"] / 1000)
 
     async def _ask(self, origin: Origin, tasks: list[Task]) -> Results:
-        """Ask the worker; when it dies, ask the next one, once."""
+        """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""
         model, frame = self.config.model, origin.frame
         request = Request(
             *(frame.width_px, frame.height_px, tasks, model.max_tokens, model.temperature, model.top_p, frame.payload)
         )
-        for tries_left in reversed(range(WORKER_TRIES)):
+        tries_left = WORKER_TRIES
+        while True:
+            await patiently(self.captioner.allowed.wait(), self.caption_beat)
             try:
                 return await self.captioner.run(request)
+            except ChildBootError:
+                raise
+            except ChildEnded:
+                continue
             except ChildError:
-                if not tries_left or not self.captioner.state.ready:
+                tries_left -= 1
+                if not tries_left:
                     raise
-        raise AssertionError("not reached")
 
     async def _watch(self) -> None:
         """Feed systemd's watchdog as long as every task makes progress."""

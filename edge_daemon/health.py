@@ -12,9 +12,11 @@ import psutil
 from edge_daemon import __version__, notify
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import Capture
+from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
 from edge_daemon.results import SCHEMA, utc
+from edge_daemon.stages import Stage
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import OFFLINE, ONLINE, Topics, json_bytes
 
@@ -30,6 +32,7 @@ class Health:
         captures: Mapping[str, Capture],
         outbox: Outbox,
         duty: DutyCycle,
+        memory: MemoryWatchdog,
     ) -> None:
         self._topics = topics
         self._connection = connection
@@ -38,6 +41,7 @@ class Health:
         self._captures = captures
         self._outbox = outbox
         self._duty = duty
+        self._memory = memory
         self._started_s = time.monotonic()
 
     def publish(self) -> None:
@@ -61,6 +65,7 @@ class Health:
             "model": self._model(),
             "worker": self._worker_document(),
             "thermal": self._duty.document(),
+            "memory": self._memory.document(),
             "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
         }
@@ -84,7 +89,8 @@ class Health:
         if self._worker.state in ("starting", "failed"):
             return self._worker.state
         well = all(capture.state.state == "online" for capture in self._captures.values())
-        return "ok" if well and self._worker.state == "ready" else "degraded"
+        captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
+        return "ok" if well and captions else "degraded"
 
     def _model(self) -> dict[str, Any]:
         ready = self._worker.ready

@@ -1,27 +1,28 @@
-"""How much memory the worker may have, and how many KV positions follow from it.
+"""How much memory the worker may have, and how many KV positions follow from it. Pure, but for `read_limits`.
 
-Readings (psutil, cgroup files) and decisions (pure functions) are kept apart. Swap never counts: on an SD
-card it makes a board unusable long before it makes it work.
+Swap never counts: on an SD card it makes a board unusable long before it makes it work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
-import psutil
-
+from edge_daemon.cgroup import Level
 from edge_daemon.errors import BudgetError
+from edge_daemon.readings import Files, Reading
 
 MIB = 1 << 20
 RESERVE_BYTES = 128 * MIB
 """Left to the rest of the system: page cache, sshd, the grabbers' short peaks."""
+CGROUP_RESERVE_BYTES = 64 * MIB
+"""Left in the service's cgroup, where only its own processes are: the daemon grows by some MiB with the sources, and a
+grabber by 20 to 50 while it decodes a picture of 12 million pixels."""
 SMALLEST_ANSWER_POSITIONS = 48
 """Fewest positions behind the picture that are still useful: a prompt of a dozen tokens and a short caption."""
 USEFUL_POSITIONS = 256
 """Behind the picture: a question and a long answer. Also the margin that keeps us from choosing what no longer fits a
 moment later, when the worker looks."""
-CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Limits:
     """What was read or configured; None where there is no such limit."""
 
     configured_bytes: int | None
-    cgroup_bytes: int | None
+    cgroup: Level | None
     available_bytes: int
+    worker_bytes: int = 0
+    """What the worker holds already: of that, nothing has to be free."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,15 @@ class Fit:
 
 
 def budget(limits: Limits) -> Budget:
-    """The least of all limits."""
-    choices = [(max(0, limits.available_bytes - RESERVE_BYTES), "what the board has free, less a reserve")]
+    """The least of all limits: what the worker may have in all, whatever of it it has already."""
+    held = limits.worker_bytes
+    choices = [(max(0, held + limits.available_bytes - RESERVE_BYTES), "what the board has free, less a reserve")]
     if limits.configured_bytes is not None:
         choices.append((limits.configured_bytes, "model.memory_limit_mib"))
-    if limits.cgroup_bytes is not None:
-        choices.append((max(0, limits.cgroup_bytes - RESERVE_BYTES), "the service's cgroup limit, less a reserve"))
+    if limits.cgroup is not None:
+        room = held + limits.cgroup.limit_bytes - limits.cgroup.used_bytes - CGROUP_RESERVE_BYTES
+        reason = f"the cgroup's limit of {limits.cgroup.limit_bytes / MIB:.0f} MiB, less what others in it take"
+        choices.append((max(0, room), reason))
     limit_bytes, reason = min(choices)
     return Budget(limit_bytes, reason)
 
@@ -153,37 +159,17 @@ def kv_positions(limit: Budget, needs: Needs, wanted: int | None = None) -> int:
     return int(min(fitting, needs.max_positions, max(wanted or needs.max_positions, smallest)))
 
 
-def read_limits(configured_bytes: int | None, cgroup_root: Path = CGROUP_ROOT) -> Limits:
-    """The limits as they are now."""
-    cgroup_bytes = read_cgroup_limit(Path("/proc/self/cgroup").read_text(encoding="ascii"), cgroup_root)
-    return Limits(configured_bytes, cgroup_bytes, psutil.virtual_memory().available)
+def read_limits(configured_bytes: int | None) -> Limits:
+    """The limits as they are now, without a worker."""
+    return limits_of(Files().read(None), configured_bytes)
 
 
-def read_cgroup_limit(membership: str, root: Path) -> int | None:
-    """The least `memory.max` between our cgroup and the root (cgroup v2), or None.
-
-    `membership` is the text of /proc/self/cgroup. cgroup v1 knows `memory.limit_in_bytes` instead, which is
-    an absurdly large number where there is no limit.
-    """
-    found: list[int] = []
-    for line in membership.splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            found += _walk(root, group, "memory.max")
-        elif "memory" in controllers.split(","):
-            found += _walk(root / "memory", group, "memory.limit_in_bytes")
-    limit = min(found, default=None)
-    return limit if limit is not None and limit < psutil.virtual_memory().total else None
+def limits_of(reading: Reading, configured_bytes: int | None) -> Limits:
+    """The limits of a moment."""
+    return Limits(configured_bytes, reading.level, reading.available_bytes, reading.worker_bytes or 0)
 
 
-def _walk(root: Path, group: str, name: str) -> list[int]:
-    """The numbers in the files `name` from `group` up to the root; `max` and missing files count for nothing."""
-    directory = root / group.lstrip("/")
-    values = []
-    for place in (directory, *directory.parents):
-        if (place / name).is_file():
-            text = (place / name).read_text(encoding="ascii").strip()
-            values += [int(text)] if text.isdigit() else []
-        if place == root:
-            break
-    return values
+def needs_from(values: Mapping[str, int]) -> Needs | None:
+    """What a worker says that it takes, from the fields' names and values; None when it does not say it."""
+    names = {field.name for field in fields(Needs)} - {"releases_vision"}
+    return Needs(releases_vision=False, **values) if set(values) == names else None

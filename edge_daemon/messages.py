@@ -135,6 +135,16 @@ class Request:
     """RGB bytes, as in Frame."""
 
 
+@dataclass(frozen=True)
+class Cap:
+    """How much memory the worker may use from now on, in the middle of a caption as well. It answers nothing."""
+
+    kv_positions: int
+    """Of the KV cache: what is longer ends with finish_reason `memory`."""
+    release: bool
+    """Whether freed memory and the vision encoder are given back after every picture, and now."""
+
+
 # ---- worker → daemon -------------------------------------------------------------------------------------
 
 
@@ -164,6 +174,8 @@ class WorkerReady:
     """Why so many."""
     release_vision: bool = False
     """Whether the vision encoder's memory is given back after every picture."""
+    needs: dict[str, int] = field(default_factory=dict)
+    """What it takes in all: memory.Needs, by its fields' names. Empty: it cannot be told to take less."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,10 @@ class Results:
     tasks: list[TaskResult]
     encode_ms: float
     rss_bytes: int
+    kv_positions: int = 0
+    """The cap that held; 0: that of WorkerReady."""
+    kv_touched_bytes: int = 0
+    """What of the KV cache's buffer is in memory."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +236,7 @@ _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         *(GrabberReady, Offer, Opening, Frame, Problem, Idle, Next, Wanted),
-        *(Request, WorkerReady, WorkerRefused, Progress, Results, Failed),
+        *(Request, Cap, WorkerReady, WorkerRefused, Progress, Results, Failed),
     )
 }
 

@@ -64,7 +64,7 @@ def document(
         "tokens": outcome.tokens,
         "finish_reason": outcome.finish_reason,
         "trigger": origin.trigger,
-        "kv_tokens": worker.kv_positions,
+        "kv_tokens": results.kv_positions or worker.kv_positions,
         "latency_ms": {
             "capture": round(frame.capture_ms, 1),
             "decode": round(frame.decode_ms, 1),

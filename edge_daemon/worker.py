@@ -8,18 +8,23 @@ on small boards, and the daemon must be able to tell.
 from __future__ import annotations
 
 import argparse
+import os
+import queue
+import resource
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_daemon import memory, pipe
-from edge_daemon.errors import BudgetError, CaptionError, UnavailableError
-from edge_daemon.messages import Failed, Progress, Request, Results, Task, TaskResult, WorkerReady, WorkerRefused
+from edge_daemon.errors import BudgetError, CaptionError, UnavailableError, WireError
+from edge_daemon.messages import Cap, Failed, Progress, Request, Results, Task, TaskResult, WorkerReady, WorkerRefused
 from edge_daemon.moondream.allocator import give_back
 from edge_daemon.needs import needs_of, room
+from edge_daemon.readings import kib
 
 if TYPE_CHECKING:
     from edge_daemon.moondream.config import ModelConfig
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
 
 OOM_SCORE = 800
 """The kernel shall take the worker first: it is the largest and the only one that is easily replaced."""
+ROPE_BYTES = 256 << 20
+"""What the worker may map beyond all that it needs, before allocations fail. RLIMIT_DATA counts what is mapped and not
+what is touched: stacks of threads, and heaps that the C library makes for them."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,75 @@ def main() -> int:
     except BudgetError as error:
         daemon.write(WorkerRefused("memory", str(error)))
         return 0
+    tie(memory.needs_from(report.needs), serving.model.cache.positions)
     daemon.write(report)
-    while (request := daemon.read()) is not None:
-        daemon.write(answer(serving, request, daemon))
+    serve(serving, daemon)
     return 0
+
+
+def serve(serving: Serving, daemon: pipe.Pipe) -> None:
+    """Answer requests, and do with less memory or more as the daemon says: until it goes."""
+    link = Link(daemon, serving.model)
+    while True:
+        message = link.next()
+        if isinstance(message, Cap):
+            serving = treated(serving, message)
+        else:
+            daemon.write(answer(serving, message, daemon))
+
+
+class Link:
+    """What the daemon says, heard by a thread of its own: a cap holds in the middle of a caption as well."""
+
+    def __init__(self, daemon: pipe.Pipe, model: Moondream) -> None:
+        """Start to listen: when the daemon goes, so does this process, whatever it is doing."""
+        self._daemon = daemon
+        self._model = model
+        self._heard: queue.SimpleQueue[Request | Cap] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="daemon", daemon=True).start()
+
+    def next(self) -> Request | Cap:
+        """Wait for the next message."""
+        return self._heard.get()
+
+    def _listen(self) -> None:
+        status = 0
+        try:
+            while (message := self._daemon.read()) is not None:
+                if not isinstance(message, Request | Cap):
+                    raise WireError(f"{type(message).__name__} is nothing for a worker")
+                if isinstance(message, Cap):
+                    self._model.cache.cap = message.kv_positions
+                self._heard.put(message)
+        except WireError as error:
+            sys.stderr.write(f"what the daemon sent is no message for a worker: {error}\n")
+            status = 1
+        # The main thread may be deep in native code; nothing here needs tidying up.
+        os._exit(status)
+
+
+def treated(serving: Serving, cap: Cap) -> Serving:
+    """Between two pictures: another KV cache, whose old buffer is given back, and another way with freed memory."""
+    model = serving.model
+    longest, shortest = model.config.text.max_context, model.config.prefix_positions + 1
+    model.shrink(max(shortest, min(cap.kv_positions, longest)))
+    if cap.release:
+        model.release_vision()
+    give_back()
+    return Serving(model, cap.release, tight=cap.release or cap.kv_positions < longest)
+
+
+def tie(needs: memory.Needs | None, positions: int) -> None:
+    """The last rope, should nobody else hold us: let allocations fail beyond all that a caption can need.
+
+    A failed allocation ends the worker with words, and the picture is asked of the next one.
+    """
+    mapped_bytes = kib(Path("/proc/self/status").read_text(encoding="ascii"), "VmData")
+    if needs is None or mapped_bytes is None:
+        return
+    longer_bytes = (needs.max_positions - positions) * needs.bytes_per_position
+    limit_bytes = mapped_bytes + needs.stage_bytes + longer_bytes + ROPE_BYTES
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def parse() -> argparse.Namespace:
@@ -113,6 +186,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
         reason="; ".join(filter(None, (choice.reason, fit.reason))),
         warning=choice.warning,
         release_vision=fit.releases_vision,
+        needs=told(needs) if choice.device == "cpu" else {},
     )
 
 
@@ -145,6 +219,13 @@ def size(arguments: argparse.Namespace, config: ModelConfig, choice: Choice) -> 
         budget, runtime_bytes = memory.Budget(free_bytes, "what the CUDA device has free"), 0
     taken = footprint(arguments.model, config, choice.precision, arguments.kv_precision)
     return budget, needs_of(taken, config, runtime_bytes)
+
+
+def told(needs: memory.Needs) -> dict[str, int]:
+    """The needs as WorkerReady carries them; how the vision encoder is treated is for the daemon to say."""
+    values = asdict(needs)
+    del values["releases_vision"]
+    return values
 
 
 def resident_bytes() -> int:
@@ -184,13 +265,13 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
         done.append(perform(model, task, request, daemon))
     if serving.tight:
         give_back()
-    return Results(done, encode_s * 1000, resident_bytes())
+    cache = model.cache
+    positions = min(cache.positions, cache.cap)
+    return Results(done, encode_s * 1000, resident_bytes(), positions, cache.touched_bytes)
 
 
 def perform(model: Moondream, task: Task, request: Request, daemon: pipe.Pipe) -> TaskResult:
     """One task on the encoded picture."""
-    from dataclasses import asdict
-
     from edge_daemon.moondream.generate import Sampling
 
     sampling = Sampling(request.max_tokens, request.temperature, request.top_p)

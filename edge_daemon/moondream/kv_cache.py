@@ -1,7 +1,8 @@
-"""The KV cache: one buffer of a chosen number of positions, allocated once and reused for every picture.
+"""The KV cache: one buffer of a chosen number of positions, reused for every picture.
 
 An image prefix is written once; every task on it rewinds to the end of the prefix and writes over what the
-task before left behind.
+task before left behind. When memory goes, the cache is capped at once, from any thread, and its buffer becomes shorter
+when nobody needs what is in it.
 """
 
 from __future__ import annotations
@@ -31,18 +32,30 @@ class KVCache:
 
         Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
         """
-        if not config.prefix_positions < positions <= config.text.max_context:
+        self.cap = 0
+        """Positions that may be written, set from any thread; a new buffer begins with all of its own."""
+        self._config = config
+        self._dtype, self._read_dtype, self._device = dtype, read_dtype, device
+        self.resize(positions)
+
+    def resize(self, positions: int) -> None:
+        """Have another number of positions, and nothing in them. The old buffer's memory is given back first.
+
+        What is not yet written costs no memory. Raises BudgetError as the constructor does.
+        """
+        config, text = self._config, self._config.text
+        if not config.prefix_positions < positions <= text.max_context:
             raise BudgetError(
                 f"a KV cache of {positions} positions is not usable: {config.name} needs more than "
-                f"{config.prefix_positions} for the picture and has {config.text.max_context} at most"
+                f"{config.prefix_positions} for the picture and has {text.max_context} at most"
             )
-        text = config.text
-        self.positions = positions
-        self.length = 0
+        self.positions = self.cap = positions
+        self.length = self._deepest = 0
         shape = (text.layers, 2, text.heads, positions, text.head_dim)
-        wide = read_dtype is not None and read_dtype != dtype
-        self._wide = torch.empty(shape[1:], dtype=read_dtype, device=device) if wide else None
-        self._kv = torch.empty(shape, dtype=dtype, device=device)  # what is not yet written costs no memory
+        wide = self._read_dtype is not None and self._read_dtype != self._dtype
+        self._kv = self._packed = torch.empty(0, dtype=self._dtype, device=self._device)
+        self._wide = torch.empty(shape[1:], dtype=self._read_dtype, device=self._device) if wide else None
+        self._kv = torch.empty(shape, dtype=self._dtype, device=self._device)
 
     @property
     def device(self) -> torch.device:
@@ -56,8 +69,13 @@ class KVCache:
 
     @property
     def free(self) -> int:
-        """Positions that can still be written."""
-        return self.positions - self.length
+        """Positions that may still be written; none when the cap came below what is written."""
+        return max(0, min(self.positions, self.cap) - self.length)
+
+    @property
+    def touched_bytes(self) -> int:
+        """What of the buffers was ever written, and is therefore in memory."""
+        return self.size_bytes * self._deepest // self.positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (1, heads, n, head_dim) keys and values behind `length`; return all up to and with them.
@@ -74,6 +92,7 @@ class KVCache:
         if self._wide is not None:
             keys, values = self._wide
             self._wide[:, :, :end] = self._kv[layer, :, :, :end]
+        self._deepest = max(self._deepest, end)
         return keys[None, :, :end], values[None, :, :end]
 
     def advance(self, n: int) -> None:
@@ -90,6 +109,17 @@ class KVCache:
         """The sequence so far, a view of shape (layers, 2, heads, length, head_dim)."""
         return self._kv[:, :, :, : self.length]
 
+    def packed(self) -> Tensor:
+        """The sequence so far without gaps, in the shape of `filled`: good until the next call.
+
+        The room for it is kept, as large as the cache may become: tens of megabytes that are mapped and unmapped with
+        every token cost more than to copy them.
+        """
+        filled = self.filled()
+        if self._packed.numel() < filled.numel():
+            self._packed = torch.empty(self._kv.numel(), dtype=self._kv.dtype, device=self._kv.device)
+        return self._packed[: filled.numel()].view(filled.shape).copy_(filled)
+
     def append(self, kv: Tensor) -> None:
         """Put ready-made positions behind the sequence: `kv` has shape (layers, 2, heads, n, head_dim).
 
@@ -99,4 +129,5 @@ class KVCache:
         if end > self.positions:
             raise IndexError(f"{kv.shape[3]} positions do not fit: {self.free} of {self.positions} are free")
         self._kv[:, :, :, self.length : end] = kv
+        self._deepest = max(self._deepest, end)
         self.length = end

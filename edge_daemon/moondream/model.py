@@ -63,7 +63,7 @@ class Point:
 
 
 class Moondream:
-    """One checkpoint and one KV cache. Not for use from several threads."""
+    """One checkpoint and one KV cache. Not for use from several threads, but for the cache's cap."""
 
     def __init__(
         self,
@@ -156,6 +156,12 @@ class Moondream:
         self.__dict__.pop("vision", None)
         give_back()
 
+    def shrink(self, positions: int) -> None:
+        """Have a KV cache of so many positions, and forget the picture. Raises BudgetError as the constructor does."""
+        self.look_at(None)
+        if positions != self.cache.positions or self.cache.touched_bytes:
+            self.cache.resize(positions)
+
     def load(self) -> None:
         """Map what every caption needs now, so that a damaged file is refused before the first picture."""
         _ = self.vision, self.text
@@ -201,11 +207,11 @@ class Moondream:
         image, prefix = self._image, self.config.prefix_positions
         if image is None and self.cache.length < prefix:
             raise CaptionError("no picture has been encoded")
-        room = self.cache.positions - prefix
-        if len(prompt) > room:
+        positions = min(self.cache.positions, self.cache.cap)
+        if len(prompt) > positions - prefix:
             raise CaptionError(
-                f"the prompt takes {len(prompt)} positions, the KV cache has {room} of "
-                f"{self.cache.positions} left: ask something shorter or allow a larger cache"
+                f"the prompt takes {len(prompt)} positions, the KV cache has {positions - prefix} of {positions} left: "
+                f"ask something shorter, or allow a larger cache (model.memory_limit_mib, model.kv_positions)"
             )
         self.cache.rewind(0 if image is not None else prefix)
         if image is None:

@@ -114,7 +114,6 @@ class OnnxText:
         if self._decoder.types["kv_cache"] != dtype:
             wanted = self._decoder.types["kv_cache"]
             raise ModelError(f"{self._decoder.path}: kv_cache is of {wanted}, {INITIAL_KV} beside it of {dtype}")
-        self._past = torch.empty(0, dtype=dtype)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids (1, s) → embeddings (1, s, T)."""
@@ -122,21 +121,9 @@ class OnnxText:
 
     def extend(self, cache: KVCache, embeddings: Tensor) -> Step:
         """One run of the graph: hidden states, keys and values of the new positions, logits of the last."""
-        hidden, new, logits = self._decoder.run(embeddings, self._packed(cache))
+        hidden, new, logits = self._decoder.run(embeddings, cache.packed()[:, :, None])
         cache.append(new[:, :, 0])
         return Step(hidden[:, -1:], lambda: logits)
-
-    def _packed(self, cache: KVCache) -> Tensor:
-        """The sequence so far without gaps, (L, 2, 1, H, p, E): the graph takes no view of a longer buffer.
-
-        The room for it is kept, as large as the cache may become: tens of megabytes that are mapped and unmapped
-        with every token cost more than to copy them.
-        """
-        filled = cache.filled()
-        if self._past.numel() < filled.numel():
-            self._past = torch.empty(cache.size_bytes // filled.element_size(), dtype=filled.dtype)
-        packed = self._past[: filled.numel()].view(filled.shape)
-        return packed.copy_(filled)[:, :, None]
 
 
 class OnnxRegion:

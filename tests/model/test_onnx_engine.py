@@ -208,9 +208,9 @@ def test_the_cache_is_never_reallocated(graphs: Path, noise: PictureFactory) -> 
     for _ in range(2):
         everything(model)
         model.encode(noise(30, 30, 1))
-        addresses.append((model.cache._kv.data_ptr(), model.text._past.data_ptr()))
+        addresses.append((model.cache._kv.data_ptr(), model.cache._packed.data_ptr()))
     assert addresses[0] == addresses[1]
-    assert model.text._past.numel() == model.cache._kv.numel()
+    assert model.cache._packed.numel() == model.cache._kv.numel()
 
 
 # -- opened when first needed, and refused by name

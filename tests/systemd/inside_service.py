@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,16 @@ class Machine:
         """A place in what is heard, for `first`."""
         return len(self.heard.messages)
 
-    def caption_of_next_picture(self) -> Heard:
-        """Drop a picture in. Raises AssertionError when its caption does not come."""
-        since = self.now()
+    def drop_next_picture(self) -> str:
+        """Into the folder; its name."""
         picture, _ = next(self._pictures)
         shutil.copy(picture, INBOX)
-        caption = first(self.heard, "inbox/caption", lambda m: document(m)["file"] == picture.name, since)
+        return picture.name
+
+    def caption_of_next_picture(self) -> Heard:
+        """Drop a picture in. Raises AssertionError when its caption does not come."""
+        since, name = self.now(), self.drop_next_picture()
+        caption = first(self.heard, "inbox/caption", lambda m: document(m)["file"] == name, since)
         assert document(caption)["caption"].strip(), f"no words: {document(caption)}"
         return caption
 
@@ -298,18 +302,22 @@ def main(model: str) -> int:
     if not Path("/run/ris").is_dir():
         sys.exit("only inside run-in-systemd.sh: this clears directories")
     install(model)
-    failures = 0
     with subscribed(BROKER_PORT) as heard:
-        machine = Machine(heard, Path("/run/pictures"))
-        for proof in PROOFS:
-            start_s = time.monotonic()
-            try:
-                proof(machine)
-            except (AssertionError, subprocess.SubprocessError, psutil.Error) as error:
-                failures += 1
-                print(f"FAILED {proof.__name__}: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
-            else:
-                print(f"ok {proof.__name__} ({time.monotonic() - start_s:.1f} s)", flush=True)
+        return go_through(PROOFS, Machine(heard, Path("/run/pictures")))
+
+
+def go_through(proofs: Sequence[Callable[[Machine], None]], machine: Machine) -> int:
+    """One after the other, each with a line of output; the number of those that failed."""
+    failures = 0
+    for proof in proofs:
+        start_s = time.monotonic()
+        try:
+            proof(machine)
+        except (AssertionError, subprocess.SubprocessError, psutil.Error) as error:
+            failures += 1
+            print(f"FAILED {proof.__name__}: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
+        else:
+            print(f"ok {proof.__name__} ({time.monotonic() - start_s:.1f} s)", flush=True)
     if failures:
         print(*journal().splitlines()[-80:], sep="\n")
     return failures

@@ -44,8 +44,13 @@ LEAVES: dict[str, set[str]] = {
 }
 """Modules that import the standard library and these of ours (`` is the package itself)."""
 LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
-    "memory": ({"errors"}, {"psutil"}),
+    "readings": ({"cgroup"}, {"psutil"}),
     "yaml_file": ({"errors"}, {"yaml"}),
+    "cgroup": set(),
+    "memory": {"cgroup", "errors", "readings"},
+    "stages": {"errors", "memory", "readings"},
+    "growth": {"memory"},
+    "deaths": {"memory", "readings"},
     "outbox": ({"errors", "messages"}, set()),
     "config": ({"errors", "thermal", "yaml_file"}, {"pydantic", "pydantic_core"}),
     "child": ({"errors", "messages", "wire"}, set()),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
@@ -12,8 +10,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edge_daemon import memory
+from edge_daemon.cgroup import Level
 from edge_daemon.errors import BudgetError
-from edge_daemon.memory import MIB, RESERVE_BYTES, SMALLEST_ANSWER_POSITIONS, Budget, Limits, Needs
+from edge_daemon.memory import (
+    CGROUP_RESERVE_BYTES,
+    MIB,
+    RESERVE_BYTES,
+    SMALLEST_ANSWER_POSITIONS,
+    Budget,
+    Limits,
+    Needs,
+)
 
 SIZES = st.integers(0, 16 << 30)
 NEEDS = st.builds(
@@ -32,22 +39,38 @@ LONG_TEXT = replace(HALF_BILLION, text_activation_bytes=300 * MIB)
 """With a decoder whose work space is the larger: then giving the vision encoder back helps."""
 
 
-@given(st.none() | SIZES, st.none() | SIZES, SIZES)
-def test_the_budget_is_the_least_of_all_limits(configured: int | None, cgroup: int | None, available: int) -> None:
-    budget = memory.budget(Limits(configured, cgroup, available))
-    limits = [max(0, available - RESERVE_BYTES)]
+@given(st.none() | SIZES, st.none() | st.builds(Level, SIZES, SIZES), SIZES, SIZES)
+def test_the_budget_is_the_least_of_all_limits(
+    configured: int | None, level: Level | None, available: int, held: int
+) -> None:
+    budget = memory.budget(Limits(configured, level, available, held))
+    limits = [max(0, held + available - RESERVE_BYTES)]
     limits += [] if configured is None else [configured]
-    limits += [] if cgroup is None else [max(0, cgroup - RESERVE_BYTES)]
+    if level is not None:
+        limits.append(max(0, held + level.limit_bytes - level.used_bytes - CGROUP_RESERVE_BYTES))
     assert budget.limit_bytes == min(limits)
+
+
+@given(st.integers(0, 4000), st.integers(0, 4000), st.integers(0, 300))
+def test_what_the_worker_takes_itself_changes_nothing(available_mib: int, limit_mib: int, taken_mib: int) -> None:
+    """Else every picture would seem to be a lack of memory."""
+    available, limit, used, taken = available_mib * MIB, limit_mib * MIB, 100 * MIB, taken_mib * MIB
+    assume(taken <= available)
+    before = memory.budget(Limits(None, Level(limit, used), available))
+    after = memory.budget(Limits(None, Level(limit, used + taken), available - taken, worker_bytes=taken))
+    assert before == after
 
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
         (Limits(None, None, 4000 * MIB), "what the board has free"),
-        (Limits(500 * MIB, 2000 * MIB, 4000 * MIB), "model.memory_limit_mib"),
-        (Limits(3000 * MIB, 2000 * MIB, 4000 * MIB), "cgroup"),
-        (Limits(3000 * MIB, 2000 * MIB, 900 * MIB), "what the board has free"),
+        (Limits(500 * MIB, Level(2000 * MIB, 0), 4000 * MIB), "model.memory_limit_mib"),
+        (
+            Limits(3000 * MIB, Level(2000 * MIB, 50 * MIB), 4000 * MIB),
+            "the cgroup's limit of 2000 MiB, less what others",
+        ),
+        (Limits(3000 * MIB, Level(2000 * MIB, 0), 900 * MIB), "what the board has free"),
     ],
 )
 def test_the_budget_names_the_limit_that_counts(limits: Limits, reason: str) -> None:
@@ -149,53 +172,16 @@ def test_memory_is_tight_where_the_cache_had_to_be_cut(mib: int, wanted: int | N
     assert memory.fit(Budget(mib * MIB, "test"), HALF_BILLION, wanted).tight is tight
 
 
-def cgroup(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text + "\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("membership", "files", "expected_mib"),
-    [
-        ("0::/", {}, None),
-        ("0::/", {"memory.max": str(300 * MIB)}, 300),
-        ("0::/system.slice/edge-daemon.service", {"system.slice/edge-daemon.service/memory.max": "max"}, None),
-        (
-            "0::/system.slice/edge-daemon.service",
-            {
-                "system.slice/memory.max": str(700 * MIB),
-                "system.slice/edge-daemon.service/memory.max": str(900 * MIB),
-                "memory.max": "max",
-            },
-            700,
-        ),
-        ("0::/a/b", {"a/b/memory.max": str(1 << 60)}, None),
-        ("0::/../outside", {"memory.max": str(300 * MIB)}, 300),
-        ("0::/with:colon", {"with:colon/memory.max": str(200 * MIB)}, 200),
-        ("3:cpu,memory:/docker/1\n2:pids:/x", {"memory/docker/1/memory.limit_in_bytes": str(400 * MIB)}, 400),
-        ("3:memory:/docker/1", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
-        ("", {}, None),
-    ],
-)
-def test_the_cgroup_limit_is_the_least_up_to_the_root(
-    tmp_path: Path, membership: str, files: dict[str, str], expected_mib: int | None
-) -> None:
-    root = cgroup(tmp_path / "cgroup", files)
-    expected = None if expected_mib is None else expected_mib * MIB
-    assert memory.read_cgroup_limit(membership, root) == expected
-
-
-def test_what_is_above_the_root_is_not_ours(tmp_path: Path) -> None:
-    cgroup(tmp_path, {"memory.max": "1"})
-    assert memory.read_cgroup_limit("0::/a\n", tmp_path / "cgroup") is None
-
-
 def test_the_limits_of_this_machine_can_be_read() -> None:
     limits = memory.read_limits(123 * MIB)
     assert limits.configured_bytes == 123 * MIB
     assert 0 < limits.available_bytes <= psutil.virtual_memory().total
-    assert limits.cgroup_bytes is None or 0 < limits.cgroup_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf(
-        "SC_PAGESIZE"
-    )
+    assert limits.worker_bytes == 0
+
+
+def test_needs_come_back_from_a_message_or_not_at_all() -> None:
+    values = asdict(replace(HALF_BILLION, releases_vision=True))
+    del values["releases_vision"]
+    assert memory.needs_from(values) == HALF_BILLION
+    assert memory.needs_from({}) is None
+    assert memory.needs_from(values | {"more": 1}) is None

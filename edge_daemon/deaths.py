@@ -1,0 +1,79 @@
+"""What a worker died of, in words for who owns the board: with what the kernel counted and what was last read."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES
+from edge_daemon.readings import Files, Kills, Reading, board
+
+PERHAPS = "was ended by SIGKILL (perhaps out of memory)"
+"""How child.py says it, who has not seen the kernel's counters."""
+COMES_AGAIN = (-signal.SIGILL,)
+"""Exit statuses. A processor that lacks an instruction lacks it the next time as well."""
+ADVICE = {
+    signal.SIGILL: "the processor of this board ({board}) lacks an instruction that an installed library uses. "
+    "On a Raspberry Pi 4 no torch after 2.9.1 runs: install edge-daemon again, or in its virtual environment: "
+    "pip install torch==2.9.1",
+    signal.SIGSEGV: "a fault in a library, in the board's memory or in its power supply. If it comes again: "
+    "edge-daemon model verify, then install edge-daemon again",
+    signal.SIGBUS: "the model's file could not be read: look for errors of the SD card in the output of dmesg, "
+    "then: edge-daemon model verify",
+    signal.SIGABRT: "a library gave up, most often for want of memory",
+}
+
+
+@dataclass
+class Witness:
+    """Sees the worker's memory while it lives."""
+
+    files: Files = field(default_factory=Files)
+    last: Reading | None = None
+    _kills: Kills = field(default_factory=lambda: Kills(None, None))
+
+    def begin(self) -> None:
+        """A worker starts."""
+        self.last = None
+        self._kills = self.files.kills()
+
+    def note(self, reading: Reading) -> None:
+        """It lives, and holds so much."""
+        if reading.worker_bytes is not None:
+            self.last = reading
+
+    def killed_by_kernel(self, returncode: int | None) -> bool | None:
+        """Whether it was killed for want of memory; None when nobody knows."""
+        if returncode != -signal.SIGKILL:
+            return False
+        return self.files.kills().more_than(self._kills)
+
+    def explain(self, said: str, returncode: int | None) -> str:
+        """What happened, and what to do. `said` is the error that the daemon has of it."""
+        numbers = f" ({_numbers(self.last)})" if self.last else ""
+        match self.killed_by_kernel(returncode):
+            case True:
+                return said.replace(PERHAPS, f"was ended by SIGKILL: the kernel was out of memory{numbers}")
+            case None:
+                return f"{said}{numbers}"
+        if returncode == -signal.SIGKILL:
+            other = "not by the kernel, whose count of processes killed for memory has not risen"
+            return said.replace(PERHAPS, f"was ended by SIGKILL, {other}{_short(self.last)}")
+        advice = ADVICE.get(signal.Signals(-returncode)) if returncode is not None and returncode < 0 else None
+        return f"{said}: {advice.format(board=board(self.files.proc))}" if advice else said
+
+
+def _short(last: Reading | None) -> str:
+    """The numbers, where they speak against the counter: earlyoom and systemd-oomd kill, too, and nobody counts it."""
+    scarce = last is not None and (
+        last.available_bytes < RESERVE_BYTES
+        or (last.level is not None and last.level.room_bytes < CGROUP_RESERVE_BYTES)
+    )
+    return f" ({_numbers(last)}: perhaps by a program that watches memory)" if last and scarce else ""
+
+
+def _numbers(last: Reading) -> str:
+    words = [f"the worker had {(last.worker_bytes or 0) / MIB:.0f} MiB", f"the board {last.available_bytes / MIB:.0f}"]
+    if last.level is not None:
+        words.append(f"its cgroup {last.level.room_bytes / MIB:.0f} of {last.level.limit_bytes / MIB:.0f} left")
+    return ", ".join(words)
