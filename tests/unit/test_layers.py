@@ -28,6 +28,7 @@ LEAVES: dict[str, set[str]] = {
     "logs": set(),
     "topics": set(),
     "answers": set(),
+    "device_classes": set(),
     "supervisor": set(),
     "reasons": set(),
     "suspicion": set(),
@@ -52,7 +53,11 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
     "outbox": ({"errors", "messages"}, set()),
-    "config": ({"errors", "thermal", "yaml_file"}, {"pydantic", "pydantic_core"}),
+    "config": (
+        {"answers", "config_words", "device_classes", "errors", "thermal", "yaml_file"},
+        {"pydantic"},
+    ),
+    "config_words": ({"errors", "yaml_file"}, {"pydantic_core"}),
     "child": ({"errors", "messages", "wire"}, set()),
     "mqtt": ({"config", "outgoing", "reasons", "suspicion", "topics"}, {"paho"}),
 }
