@@ -73,7 +73,7 @@ class Topics:
         return [self.request("+"), self.trigger("+"), self.set("+", "+")]
 
     def addressed(self, topic: str) -> tuple[str, str] | None:
-        """Of an incoming topic: ("request", command), (source, "trigger") or (source, "enabled/set"); None: not ours."""
+        """Of an incoming topic: ("request", command), (source, "trigger"), (source, "enabled/set"); None: not ours."""
         start = f"{self.base}/{self.node}/"
         first, slash, rest = topic.removeprefix(start).partition("/")
         return (first, rest) if topic.startswith(start) and slash and first and rest else None
