@@ -29,6 +29,7 @@ LEAVES: dict[str, set[str]] = {
     "topics": set(),
     "answers": set(),
     "device_classes": set(),
+    "homeassistant": {"answers", "config", "topics"},
     "supervisor": set(),
     "reasons": set(),
     "suspicion": set(),
