@@ -23,16 +23,16 @@ from typing import Any
 from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, Capture
-from edge_daemon.config import Config, FolderConfig
+from edge_daemon.config import MIB, Config, FolderConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.health import Health
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
 from edge_daemon.mqtt import Connection
-from edge_daemon.outbox import Outbox
+from edge_daemon.outbox import Limits, Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
-from edge_daemon.publisher import publish_results
+from edge_daemon.publisher import Publisher
 from edge_daemon.results import Origin, documents, utc
 from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.slots import Slots
@@ -42,6 +42,7 @@ from edge_daemon.topics import Topics
 WORKER_TRIES = 2
 """A picture that two workers died of is reported and left alone."""
 STUCK_MARGIN_S = 60.0
+DAY_S = 86400.0
 DRAIN_S = 3.0
 WATCH_S = 5.0
 HEALTH_EVERY_S, HEALTH_PAUSE_S = 30.0, 1.0
@@ -126,10 +127,10 @@ class Daemon:
         """All tasks, until `stop` is called. What one of them raises ends the others and comes out here."""
         watch_memory = self.memory.run(self.progress.expect("memory", STUCK_MARGIN_S))
         publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
-        publish = publish_results(self.outbox, self.written, self.connection, publish_beat, PATIENCE_S)
+        publisher = Publisher(self.outbox, self.connection, self.written, publish_beat, PATIENCE_S)
         async with asyncio.TaskGroup() as tasks:
             watching = (self._watch(), self.cooling.watch(), watch_memory)
-            beside = [tasks.create_task(c) for c in (publish, self._report(), *watching)]
+            beside = [tasks.create_task(c) for c in (publisher.run(), self._report(), *watching)]
             producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
             producers.append(tasks.create_task(self._caption(), name="caption"))
             await self.stopping.wait()
@@ -289,7 +290,8 @@ async def run(config: Config, model_directory: Path, variant_reason: str = "") -
     """
     if variant_reason:
         log.info("model %s", variant_reason)
-    outbox = Outbox(config.state_dir / "outbox.db")
+    limits = Limits(config.outbox.max_mib * MIB, config.outbox.max_age_days * DAY_S)
+    outbox = Outbox(config.state_dir / "outbox.db", limits)
     try:
         daemon = Daemon(config, model_directory, outbox, variant_reason)
         loop = asyncio.get_running_loop()

@@ -12,9 +12,10 @@ import psutil
 from edge_daemon import __version__, notify
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import Capture
+from edge_daemon.clock import corrected
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.mqtt import Connection
-from edge_daemon.outbox import Outbox
+from edge_daemon.outbox import DROPPED, Outbox
 from edge_daemon.results import SCHEMA, utc
 from edge_daemon.stages import Stage
 from edge_daemon.thermal import DutyCycle
@@ -67,6 +68,7 @@ class Health:
             "thermal": self._duty.document(),
             "memory": self._memory.document(),
             "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
+            "outbox": self._outbox_document(),
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
         }
 
@@ -84,13 +86,25 @@ class Health:
             "self_benchmark": self._worker.rehearsal,
         }
 
+    def _outbox_document(self) -> dict[str, Any]:
+        oldest = self._outbox.head(1)
+        return {
+            "problem": self._outbox.problem,
+            "queued": len(self._outbox),
+            "bytes": self._outbox.size_bytes,
+            "in_memory": self._outbox.in_memory(),
+            "oldest_at": utc(corrected(oldest[0].made, self._outbox.clock()).unix_s) if oldest else None,
+            **{f"dropped_{why}": self._outbox.dropped(why) for why in DROPPED},
+            "damaged_files": self._outbox.damaged_files(),
+        }
+
     def _state(self) -> str:
         """starting, ok, degraded (something does not work now) or failed (nothing can)."""
         if self._worker.state in ("starting", "failed"):
             return self._worker.state
         well = all(capture.state.state == "online" for capture in self._captures.values())
         captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
-        return "ok" if well and captions else "degraded"
+        return "ok" if well and captions and not self._outbox.problem else "degraded"
 
     def _model(self) -> dict[str, Any]:
         ready = self._worker.ready

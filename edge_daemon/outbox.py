@@ -1,129 +1,376 @@
-"""The book of the daemon: results that the broker has not confirmed yet, and files that were dealt with.
+"""The outbox: results that the broker has not confirmed yet, and files that were dealt with.
 
-SQLite in WAL mode with `synchronous=FULL`: a result that `put` returned for survives a power cut. A result
-and the mark "this file was dealt with" are one transaction, so a file is neither captioned twice nor
-forgotten. Knows nothing of MQTT or of what a result says.
+A result and the mark "this file was dealt with" are written together, so a file is neither captioned twice nor
+forgotten. Everything that changes is first a `Change` in memory, which is written at once. When the disk is full,
+read-only or gone, it stays there, bounded, and is published from there, until the disk can be written again: a
+board whose card dies goes on captioning, and says so. A damaged file is kept aside and a fresh one gets what can
+still be read of it.
+
+Results that could be sent are dropped for two reasons only, the oldest first: more than `Limits.max_bytes` wait, or
+one is older than `Limits.max_age_s`. Both are counted, and the gap shows in `seq`. Knows nothing of MQTT; of a result
+it knows the task, and gives it its `seq`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from edge_daemon.book import Book, Change, Entry, is_damage, is_locked, name_bytes, packed, reason, version_of
+from edge_daemon.clock import Clock, Stamp, age_s
 from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
+from edge_daemon.salvage import Salvaged, damaged_files, put_back, salvage, salvage_file, set_aside
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox (
-    row INTEGER PRIMARY KEY AUTOINCREMENT,
-    source TEXT NOT NULL,
-    body TEXT NOT NULL,
-    written_at_s REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS dealt_with (
-    source TEXT NOT NULL,
-    name BLOB NOT NULL,
-    version TEXT NOT NULL,
-    PRIMARY KEY (source, name)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sequence (source TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"""
+MIB = 1 << 20
+MEMORY_BYTES = 8 * MIB
+"""Results that are kept in memory while the disk cannot be written: some 8000."""
+MEMORY_FILES = 50_000
+RETRY_S = 10.0
+"""How soon a disk that could not be written is tried again; a dying card may hold us up for seconds each time."""
+EXPIRE_EVERY_S = 60.0
+CHUNK = 50
+LAST_ROW = 2**63 - 1
+DROPPED = ("full", "old", "refused", "damaged")
+"""Why results are lost: too many, too old, by the broker for ever, by the card."""
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One result that waits for the broker."""
+class Limits:
+    """What may wait."""
 
-    row: int
-    source: str
-    body: dict[str, Any]
-    written_at_s: float
-    """Unix time."""
+    max_bytes: int = 64 * MIB
+    max_age_s: float = 7 * 86400.0
 
 
 class Outbox:
-    """One open database file."""
+    """One file, or what replaces it. Nothing but a second daemon makes it fail."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or make the file. Raises UnavailableError when that is not possible."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._path = path
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise UnavailableError(f"{path}: the outbox cannot be opened: {error}") from error
+    def __init__(
+        self,
+        path: Path,
+        limits: Limits | None = None,
+        clock: Callable[[], Stamp] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open or make the file. Raises UnavailableError when another process has it open."""
+        self._path = path
+        self._limits = limits or Limits()
+        self.clock = clock or Clock()
+        self._monotonic = monotonic
+        self._book: Book | None = None
+        self._waiting = Change()
+        """What is not in the file yet; empty as long as all is well."""
+        self._numbers: dict[str, int] = {}
+        self._newest: dict[tuple[str, str], int] = {}
+        self._next_row = 0
+        self._retry_at_s = self._read_at_s = self._expire_at_s = monotonic()
+        self._replaced_at_s = monotonic() - RETRY_S
+        self.problem = ""
+        """Why results are in memory only; empty when they are on disk."""
+        self._open()
+        if self._book is None:  # beyond all rows that the file may hold when it can be read
+            self._next_row = time.time_ns()
+
+    # ---- what the others call --------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the file; what it holds stays."""
-        self._db.close()
+        if self._book is not None:
+            self._retry_at_s = self._monotonic()
+            self._write()
+        if self._book is not None:
+            with suppress(sqlite3.Error):
+                self._book.close()
+            self._book = None
+        if self._waiting.entries:
+            log.error("%d results could not be written to %s and are lost", len(self._waiting.entries), self._path)
+            self._waiting = Change()
 
     def put(self, source: str, results: Sequence[dict[str, Any]], file: FileKey | None) -> None:
         """Keep results, each given its `seq`, and mark the file they are about, all or nothing.
 
-        Raises UnavailableError when that is not possible, most likely because the disk is full.
+        They are on disk when it returns, unless `problem` says otherwise.
         """
-        try:
-            with self._db:
-                self._db.execute("BEGIN IMMEDIATE")
-                for result in results:
-                    body = json.dumps({**result, "seq": self._next(source)})
-                    self._db.execute(
-                        "INSERT INTO outbox (source, body, written_at_s) VALUES (?, ?, ?)", (source, body, time.time())
-                    )
-                if file is not None:
-                    self._db.execute(
-                        "INSERT OR REPLACE INTO dealt_with VALUES (?, ?, ?)", (source, _name(file), _version(file))
-                    )
-        except sqlite3.Error as error:
-            raise UnavailableError(f"{self._path}: a result cannot be kept: {error}") from error
+        made, seq = self.clock(), self._numbers.get(f"seq/{source}", 0)
+        bodies = [{**result, "seq": seq + number} for number, result in enumerate(results, 1)]
+        sizes_bytes = [len(packed(body)) for body in bodies]  # before anything is changed: this may raise
+        for body, size_bytes in zip(bodies, sizes_bytes, strict=True):
+            entry = Entry(self._next_row, source, str(body.get("task", "")), body, size_bytes, made)
+            self._waiting.entries[entry.row] = entry
+            self._newest[source, entry.task] = entry.row
+            self._next_row += 1
+        if bodies:
+            self._set_number(f"seq/{source}", seq + len(bodies))
+        if file is not None:
+            self._waiting.files[source, name_bytes(file)] = version_of(file)
+        self._make_room()
+        self._write()
 
     def wanted(self, source: str, files: Sequence[FileKey]) -> list[bool]:
-        """Which of the files have not been dealt with as they are now."""
-        query = "SELECT version FROM dealt_with WHERE source = ? AND name = ?"
-        return [self._db.execute(query, (source, _name(file))).fetchone() != (_version(file),) for file in files]
+        """Which of the files have not been dealt with as they are now; all that nobody knows of any more."""
+        return [self._version(source, file) != version_of(file) for file in files]
 
-    def head(self, count: int, behind: int = 0) -> list[Entry]:
-        """The oldest entries behind a row, in order."""
-        rows = self._db.execute(
-            "SELECT row, source, body, written_at_s FROM outbox WHERE row > ? ORDER BY row LIMIT ?", (behind, count)
-        )
-        return [Entry(row, source, json.loads(body), written_at_s) for row, source, body, written_at_s in rows]
+    def head(self, count: int, behind: int = 0, up_to: int = LAST_ROW) -> list[Entry]:
+        """The oldest entries with rows in ]behind, up_to], in order."""
+        gone = self._waiting.gone
+        nothing: list[tuple[int, Entry | None]] = []
+        read = self._read(lambda book: book.head(count + len(gone), behind, up_to), nothing)
+        found = []
+        for row, entry in read:
+            if entry is None and row not in gone:
+                log.error("%s: a result is damaged and cannot be sent", self._path)
+                self._drop(row, 0, "damaged")
+            elif entry is not None and row not in gone:
+                found.append(entry)
+        found += [entry for row, entry in self._waiting.entries.items() if behind < row <= up_to]
+        return found[:count]
+
+    def newest(self) -> list[Entry]:
+        """The last result of every source and task, of those where none that is newer has been delivered."""
+        found: list[Entry] = []
+        for (source, task), row in self._newest.items():
+            shown = self._numbers.get(f"shown/{source}/{task}", 0)
+            found += [entry for entry in self.head(1, row - 1, row) if entry.body["seq"] > shown]
+        return sorted(found, key=lambda entry: entry.row)
 
     def last_row(self) -> int:
-        """The row of the newest entry that waits, 0 when there is none; later ones have higher rows."""
-        return int(self._db.execute("SELECT coalesce(max(row), 0) FROM outbox").fetchone()[0])
+        """The row of the last result there ever was; later ones have higher rows."""
+        return self._next_row - 1
 
-    def delete(self, row: int) -> None:
-        """Forget an entry: the broker has it."""
-        self._db.execute("DELETE FROM outbox WHERE row = ?", (row,))
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Forget entries: the broker has them."""
+        for entry in entries:
+            self._forget(entry.row, entry.size_bytes)
+        oldest = next(iter(self.head(1)), None)
+        for entry in entries:  # a newer one went first: those that are behind it must not be taken for news, ever
+            if oldest is not None and entry.row > oldest.row:
+                name, seq = f"shown/{entry.source}/{entry.task}", entry.body["seq"]
+                self._set_number(name, max(self._numbers.get(name, 0), seq))
+        self._write()
+
+    def refuse(self, entry: Entry) -> None:
+        """Forget an entry that the broker will never take, and count it."""
+        self._drop(entry.row, entry.size_bytes, "refused")
+        self._write()
+
+    def tend(self) -> None:
+        """Look after what depends on time: to be called every few seconds."""
+        now_s = self._monotonic()
+        if self.problem and now_s >= self._retry_at_s:
+            self._try_again()
+        if now_s >= self._expire_at_s:
+            self._expire_at_s = now_s + EXPIRE_EVERY_S
+            self._expire()
 
     def __len__(self) -> int:
         """Entries that wait."""
-        return int(self._db.execute("SELECT count(*) FROM outbox").fetchone()[0])
+        return (self._book.count if self._book else 0) - len(self._waiting.gone) + len(self._waiting.entries)
 
-    def _next(self, source: str) -> int:
-        """The source's next number; numbers are never used twice, so that a gap shows a loss."""
-        return int(
-            self._db.execute(
-                "INSERT INTO sequence VALUES (?, 1) ON CONFLICT (source) DO UPDATE SET last = last + 1 RETURNING last",
-                (source,),
-            ).fetchone()[0]
+    @property
+    def size_bytes(self) -> int:
+        """Of the results that wait."""
+        on_disk = (self._book.size_bytes if self._book else 0) - sum(self._waiting.gone.values())
+        return on_disk + self._waiting_bytes()
+
+    def dropped(self, why: str) -> int:
+        """How many results were dropped since the file was made: one of DROPPED."""
+        return self._numbers.get(f"dropped/{why}", 0)
+
+    def in_memory(self) -> int:
+        """How many results a power cut would take."""
+        return len(self._waiting.entries)
+
+    def damaged_files(self) -> list[str]:
+        """The names of damaged files that were kept aside."""
+        return damaged_files(self._path)
+
+    # ---- bounds ----------------------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        """Drop the oldest until the limit holds, and the oldest in memory until that limit holds."""
+        excess_bytes = self.size_bytes - self._limits.max_bytes
+        while excess_bytes > 0 and (oldest := self.head(CHUNK)):
+            for entry in oldest:
+                if excess_bytes > 0:
+                    excess_bytes -= entry.size_bytes
+                    self._drop(entry.row, entry.size_bytes, "full")
+        while self._waiting_bytes() > MEMORY_BYTES:
+            self._drop(next(iter(self._waiting.entries)), 0, "full")
+        while len(self._waiting.files) > MEMORY_FILES:
+            del self._waiting.files[next(iter(self._waiting.files))]
+
+    def _waiting_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self._waiting.entries.values())
+
+    def _expire(self) -> None:
+        """Drop what is too old; what is of unknown age is young: a clock that jumps costs no result."""
+        now, old = self.clock(), 0
+        while entries := self.head(CHUNK):
+            for entry in entries:
+                age = age_s(entry.made, now)
+                if age is None or age <= self._limits.max_age_s:
+                    break
+                self._drop(entry.row, entry.size_bytes, "old")
+                old += 1
+            else:
+                continue
+            break
+        if old:
+            log.warning("%d results older than %.1f days are dropped", old, self._limits.max_age_s / 86400)
+            self._write()
+
+    def _drop(self, row: int, size_bytes: int, why: str) -> None:
+        self._forget(row, size_bytes)
+        self._set_number(f"dropped/{why}", self.dropped(why) + 1)
+
+    def _forget(self, row: int, size_bytes: int) -> None:
+        if self._waiting.entries.pop(row, None) is None:
+            self._waiting.gone[row] = size_bytes
+
+    def _set_number(self, name: str, value: int) -> None:
+        self._numbers[name] = self._waiting.numbers[name] = value
+
+    def _version(self, source: str, file: FileKey) -> str | None:
+        in_memory = self._waiting.files.get((source, name_bytes(file)))
+        return in_memory or self._read(lambda book: book.version(source, file), None)
+
+    # ---- the file, and what may be wrong with it -------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Write all that waits to be written, unless the disk is in trouble: then `tend` tries again."""
+        if self._book is None or not self._waiting or self._monotonic() < self._retry_at_s:
+            return
+        if self._book.moved():
+            self._replace("somebody moved or removed it")
+            return
+        try:
+            self._book.write(self._waiting)
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
+            return
+        self._all_written()
+
+    def _all_written(self) -> None:
+        results, files = len(self._waiting.entries), len(self._waiting.files)
+        self._waiting = Change()
+        if self.problem:
+            log.warning("%s: on disk again; %d results and %d files were kept in memory", self._path, results, files)
+            self.problem = ""
+
+    def _read(self, read: Callable[[Book], T], otherwise: T) -> T:
+        """What the file says; when it cannot be read, as if it said nothing."""
+        if self._book is None or self._monotonic() < self._read_at_s:
+            return otherwise
+        try:
+            return read(self._book)
+        except (sqlite3.Error, OSError) as error:
+            self._read_at_s = self._monotonic() + RETRY_S
+            self._failed(error)
+            return otherwise
+
+    def _failed(self, error: Exception) -> None:
+        """Say what is wrong, once, and go on in memory."""
+        now_s = self._monotonic()
+        if is_damage(error) and self._book is not None and now_s >= self._replaced_at_s + RETRY_S:
+            self._replaced_at_s = now_s
+            self._replace(str(error))
+            return
+        self._retry_at_s = now_s + RETRY_S
+        words = f"{reason(error, self._path)}; results are kept in memory only, and a power cut would take them"
+        if words != self.problem:
+            log.error("%s", words)
+            self.problem = words
+
+    def _try_again(self) -> None:
+        self._retry_at_s = self._monotonic()
+        if self._book is None:
+            self._open()
+        elif self._waiting:
+            self._write()
+        elif self._read(lambda book: isinstance(book.head(1, 0, LAST_ROW), list), False):  # only reading had failed
+            self._all_written()
+
+    def _open(self) -> None:
+        """Take the file into use."""
+        try:
+            book = self._opened()
+            numbers, newest = book.numbers(), book.newest()
+        except (sqlite3.Error, OSError) as error:
+            if is_locked(error) and not self.problem:
+                raise UnavailableError(
+                    f"{self._path}: another edge-daemon has it open; every one needs a state_dir of its own"
+                ) from error
+            self._failed(error)
+            return
+        self._take(book, numbers, newest)
+
+    def _take(self, book: Book, numbers: dict[str, int], newest: dict[tuple[str, str], int]) -> None:
+        self._book = book
+        for name, value in numbers.items():
+            self._numbers[name] = max(value, self._numbers.get(name, 0))
+        self._newest = newest | {(e.source, e.task): row for row, e in self._waiting.entries.items()}
+        self._next_row = max(self._next_row, book.last_row + 1)
+        self._read_at_s = self._monotonic()
+        if self._waiting:
+            self._write()
+        else:
+            self._all_written()
+
+    def _opened(self) -> Book:
+        """The file as a book; a damaged one is replaced by what can be read of it. Raises sqlite3.Error, OSError."""
+        try:
+            return Book(self._path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return self._renewed(str(error))
+
+    def _renewed(self, why: str) -> Book:
+        """Keep the file aside, and fill a fresh one from it."""
+        aside = set_aside(self._path)
+        book = None
+        try:
+            book = Book(self._path)
+            found = salvage_file(aside, book)
+        except (sqlite3.Error, OSError):
+            if book is not None:
+                book.close()
+            put_back(aside, self._path)
+            raise
+        self._report(f"damaged: {why}", found, f"is kept as {aside.name}")
+        return book
+
+    def _report(self, why: str, found: Salvaged, fate: str) -> None:
+        log.error(
+            "%s: %s; it %s; %d results and %d marks of files were read from it%s",
+            *(self._path, why, fate, found.entries, found.files),
+            "" if found.complete else "; files without a mark are captioned again, with the same ids",
         )
 
-
-def _name(file: FileKey) -> bytes:
-    """File names may be any bytes; SQLite's TEXT may not."""
-    return file.name.encode("utf-8", "surrogatepass")
-
-
-def _version(file: FileKey) -> str:
-    """What changes with the file. As text: a file's date may lie beyond what 64 bits of nanoseconds hold."""
-    return f"{file.mtime_ns} {file.size_bytes}"
+    def _replace(self, why: str) -> None:
+        """A file that was in use is damaged, or is another one by now: go on with a new one."""
+        old, self._book = self._book, None
+        assert old is not None
+        try:
+            if old.moved():  # what we have open has no name any more, and can be read all the same
+                old.give_up_name()
+                book = self._opened()
+                first_row = max(self._next_row, book.last_row + 1)
+                self._report(why, salvage(old.connection, book, first_row), "is made anew")
+                old.close()
+            else:
+                old.close()
+                book = self._renewed(why)
+            self._take(book, book.numbers(), book.newest())
+        except (sqlite3.Error, OSError) as error:
+            self._book = old if old.moved() else None
+            self._failed(error)

@@ -1,47 +1,120 @@
 """The publisher: drains the outbox into the connection.
 
-Results leave the outbox when the broker has confirmed (PUBACK) every message they became.
+Results leave the outbox when the broker has confirmed (PUBACK) every message they became, or will never take one.
+
+What was kept when the broker took us is a backlog. Its results are events, in order and marked `replayed`, at a
+bounded rate beside the live ones. They are no news: an automation that listens to a retained topic must not see
+hours of old captions pass by. So a retained topic gets the newest of the backlog once, before the replay, and
+after that only what is live; it never goes back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+from edge_daemon.book import Entry
 from edge_daemon.mqtt import Connection
-from edge_daemon.outbox import Entry, Outbox
+from edge_daemon.outbox import Outbox
+from edge_daemon.results import published
 from edge_daemon.topics import Publication, publications
 
 BATCH = 20
-"""Results on their way at once; a long backlog is replayed at the broker's pace."""
+"""Results on their way at once, live ones and as many of the backlog."""
+REPLAY_PER_S = 50.0
+"""Results of the backlog: a day of one every ten seconds takes three minutes."""
 
 
-async def publish_results(
-    outbox: Outbox, written: asyncio.Event, connection: Connection, beat: Callable[[], None], beat_s: float
-) -> None:
-    """Drain the outbox into the connection, in order, for ever. `written` wakes it; `beat` shows progress."""
-    session = backlog_row = 0
-    while True:
-        beat()
-        if connection.sessions != session:  # whatever is there by now is a replay, whatever the clock says
-            session, backlog_row = connection.sessions, outbox.last_row()
-        entries = outbox.head(BATCH) if connection.connected.is_set() else []
-        if not entries:
-            await _wait(written if connection.connected.is_set() else connection.connected, beat_s)
-            written.clear()
-            continue
-        sent = [(entry, [connection.publish(m) for m in _messages(connection, entry, backlog_row)]) for entry in entries]
+class Publisher:
+    """One outbox, one connection."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        connection: Connection,
+        written: asyncio.Event,
+        beat: Callable[[], None],
+        beat_s: float,
+    ) -> None:
+        """`written` wakes it; `beat` shows progress, at least every `beat_s`."""
+        self._outbox = outbox
+        self._connection = connection
+        self._written = written
+        self._beat = beat
+        self._beat_s = beat_s
+        self._session = 0
+        self._backlog_row = 0
+        """The last row that was there when the broker took us."""
+        self._replay_at_s = 0.0
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        while True:
+            self._beat()
+            self._outbox.tend()
+            if not self._connection.connected.is_set():
+                await _wait(self._connection.connected, self._beat_s)
+            elif self._session != self._connection.sessions:
+                await self._begin()
+            elif not await self._send_some():
+                await _wait(self._written, self._beat_s)
+                self._written.clear()
+
+    async def _begin(self) -> None:
+        """A broker has taken us: whatever is there by now is a replay, whatever the clock says."""
+        self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
+        newest = [(e, [m for m in self._messages(e) if m.retain]) for e in self._outbox.newest()]
+        await self._send(newest, confirmed=lambda entries: None)
+
+    async def _send_some(self) -> bool:
+        """Live results, and of the backlog when it is time; whether there was anything."""
+        live = self._outbox.head(BATCH, behind=self._backlog_row)
+        left_s = self._replay_at_s - time.monotonic()
+        old = self._outbox.head(BATCH, up_to=self._backlog_row)
+        if old and not live and left_s > 0:
+            await _wait(self._written, min(left_s, self._beat_s))
+            self._written.clear()
+            return True
+        if old and left_s > 0:
+            old = []
+        elif old:
+            self._replay_at_s = time.monotonic() + len(old) / REPLAY_PER_S
+        batch = [(e, self._messages(e)) for e in live]
+        batch += [(e, [m for m in self._messages(e) if not m.retain]) for e in old]
+        await self._send(batch, self._outbox.delete)
+        return bool(batch)
+
+    def _messages(self, entry: Entry) -> list[Publication]:
+        result = published(entry.body, entry.row <= self._backlog_row, entry.made, self._outbox.clock())
+        return publications(self._connection.topics, entry.source, result)
+
+    async def _send(
+        self, batch: list[tuple[Entry, list[Publication]]], confirmed: Callable[[list[Entry]], None]
+    ) -> None:
+        """Send it, and hand over what is confirmed, in order, until all is or the connection breaks."""
+        sent = [(entry, [self._connection.publish(m) for m in messages]) for entry, messages in batch]
+        done: list[Entry] = []
         for entry, confirmations in sent:
             while not all(c.done() for c in confirmations):
-                await asyncio.wait(confirmations, timeout=beat_s)
-                beat()
-            if any(c.cancelled() for c in confirmations):
+                if done:  # as many as are confirmed by now, at once: each time is a write to the disk
+                    confirmed(done)
+                    done = []
+                await asyncio.wait(confirmations, timeout=self._beat_s)
+                self._beat()
+            if any(c.cancelled() for c in confirmations) and not _refused(confirmations):
                 break  # the connection broke: once more from here
-            outbox.delete(entry.row)
+            if confirmations and _refused(confirmations[:1]):  # the event; the connection has told why
+                self._outbox.refuse(entry)
+            else:
+                done.append(entry)
+        if done:
+            confirmed(done)
 
 
-def _messages(connection: Connection, entry: Entry, backlog_row: int) -> list[Publication]:
-    return publications(connection.topics, entry.source, {**entry.body, "replayed": entry.row <= backlog_row})
+def _refused(confirmations: list[asyncio.Future[None]]) -> bool:
+    """Whether the broker will never take one of these messages."""
+    return any(not c.cancelled() and c.exception() is not None for c in confirmations)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

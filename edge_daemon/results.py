@@ -1,7 +1,7 @@
 """From what the worker answers to the documents that subscribers read (`schema: 1`). Pure.
 
-A document is made once, when its picture has been captioned; only `seq` (the outbox) and `replayed` (the
-publisher) come later.
+A document is made once, when its picture has been captioned; only `seq` (the outbox), `replayed` and what is
+known of the clock (when it is published) come later.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from edge_daemon.clock import Stamp, corrected
 from edge_daemon.messages import Frame, Results, Task, TaskResult, WorkerReady
 
 SCHEMA = 1
@@ -91,6 +92,21 @@ def result_id(origin: Origin, task: Task) -> str:
     file = origin.frame.file
     parts = (origin.node, origin.source, file.name, str(file.mtime_ns), str(file.size_bytes), task.id, task.text)
     return str(uuid.uuid5(NAMESPACE, "\0".join(parts).encode("utf-8", "surrogatepass").hex()))
+
+
+def published(document: dict[str, Any], replayed: bool, made: Stamp, now: Stamp) -> dict[str, Any]:
+    """A document as it is sent now. One that was made before the clock was right is marked, or corrected.
+
+    It can be corrected when the clock has been set right since then in the same boot, and the picture is of this
+    boot as well: its date then came from the same wrong clock.
+    """
+    sent = {**document, "replayed": replayed}
+    if made.synced is not False:
+        return sent
+    captured_s, right = datetime.fromisoformat(document["captured_at"]).timestamp(), corrected(made, now)
+    if not right.synced or not made.unix_s - made.boot_s <= captured_s <= made.unix_s:
+        return {**sent, "clock_synced": False}
+    return {**sent, "captured_at": utc(captured_s + right.unix_s - made.unix_s)}
 
 
 def utc(unix_s: float) -> str:

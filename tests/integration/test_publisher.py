@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from edge_daemon import publisher as publishing
+from edge_daemon.clock import Stamp
 from edge_daemon.demo.broker import Broker, free_port
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
-from edge_daemon.publisher import publish_results
-from tests.integration.listening import CAPTION, EVENT, Listener, connection, frozen, retained, until
+from edge_daemon.results import utc
+from tests.integration.listening import CAPTION, EVENT, TOPICS, Listener, connection, frozen, retained, until
+
+ANSWER = TOPICS.of("porch", "answer/open")
 
 
 @pytest.fixture
@@ -39,7 +43,8 @@ class Publisher:
         self.written = asyncio.Event()
         self.beats = 0
         self._outbox = outbox
-        self.task = asyncio.create_task(publish_results(outbox, self.written, to, self._beat, 0.2))
+        ours = publishing.Publisher(outbox, to, self.written, self._beat, 0.2)
+        self.task = asyncio.create_task(ours.run())
 
     def _beat(self) -> None:
         self.beats += 1
@@ -67,7 +72,7 @@ async def test_results_are_confirmed_and_forgotten_in_order(broker: Broker, list
         await until("all are confirmed", lambda: not len(outbox))
         await until("all are heard", lambda: len(listener.on(EVENT)) == 5)
         await publisher.stop()
-        assert ours._unconfirmed == {}
+        assert not len(ours.outgoing)
     assert [(event["id"], event["seq"], event["replayed"]) for event in listener.events()] == [
         (f"r{number}", number + 1, False) for number in range(5)
     ]
@@ -78,23 +83,96 @@ async def test_results_are_confirmed_and_forgotten_in_order(broker: Broker, list
     assert retained(broker.port, EVENT) is None
 
 
-async def test_a_backlog_is_replayed_in_order(broker: Broker, outbox: Outbox) -> None:
-    broker.stop()
+async def test_a_backlog_is_replayed_in_order_and_is_no_news(
+    broker: Broker, listener: Listener, outbox: Outbox
+) -> None:
+    for number in range(60):
+        put(outbox, number)
     async with connection(broker.port) as ours:
         publisher = Publisher(outbox, ours)
-        for number in range(60):
+        await until("all are confirmed", lambda: not len(outbox))
+        publisher.put(60)
+        publisher.put(61)
+        await until("all are heard", lambda: len(listener.on(EVENT)) == 62)
+        await until("the last is heard", lambda: len(listener.on(CAPTION)) == 3)
+        await publisher.stop()
+    assert [(event["seq"], event["replayed"]) for event in listener.events()] == [
+        (number, number <= 60) for number in range(1, 63)
+    ]
+    # who listens to a retained topic hears the last of the backlog, at once, and then what is new
+    assert [json.loads(payload)["id"] for payload in listener.on(CAPTION)] == ["r59", "r60", "r61"]
+    assert listener.on(f"{CAPTION}/text") == [b"scene 59", b"scene 60", b"scene 61"]
+    assert next(topic for topic, _, _ in listener.heard if topic in (EVENT, CAPTION)) == CAPTION
+
+
+async def test_live_results_do_not_wait_for_the_backlog_and_retained_ones_never_go_back(
+    broker: Broker, listener: Listener, outbox: Outbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        put(outbox, number)
+    outbox.put("porch", [{"id": "a", "task": "open", "question": "Open?", "answer": "no"}], None)
+    monkeypatch.setattr(publishing, "BATCH", 3)
+    monkeypatch.setattr(publishing, "REPLAY_PER_S", 0.001)
+    async with connection(broker.port) as ours:
+        publisher = Publisher(outbox, ours)
+        await until("some of the backlog are heard", lambda: len(listener.on(EVENT)) == 3)
+        for number in (9, 10):
             publisher.put(number)
-        broker.start()
-        listener = Listener(broker.port)
+            await until("the live one is confirmed", lambda: len(outbox) == 7)
+        await publisher.stop()
+    monkeypatch.setattr(publishing, "REPLAY_PER_S", 1000.0)
+    outbox.close()  # the daemon is started again
+    again = Outbox(tmp_path / "outbox.db")
+    async with connection(broker.port) as ours:
+        publisher = Publisher(again, ours)
+        await until("all are confirmed", lambda: not len(again))
+        await publisher.stop()
+    again.close()
+    await until("all are heard", lambda: len(listener.on(EVENT)) == 12)
+    replayed = [event["id"] for event in listener.events() if event["replayed"]]
+    assert replayed == [*(f"r{number}" for number in range(9)), "a"], "in order"
+    assert [event["id"] for event in listener.events() if not event["replayed"]] == ["r9", "r10"]
+    assert [json.loads(payload)["id"] for payload in listener.on(CAPTION)] == ["r8", "r9", "r10"]
+    assert json.loads(retained(broker.port, CAPTION) or b"{}")["id"] == "r10"
+    assert [json.loads(payload)["id"] for payload in listener.on(ANSWER)] == ["a", "a"], "once with each connect"
+
+
+async def test_a_result_that_the_broker_never_takes_is_counted_and_the_others_are_sent(
+    broker: Broker, listener: Listener, outbox: Outbox
+) -> None:
+    async with connection(broker.port) as ours:
+        await until("connected", ours.connected.is_set)
+        outbox.put("no#where", [{"id": "x", "task": "caption", "caption": "?"}], None)  # no topic can be so
+        publisher = Publisher(outbox, ours)
+        publisher.put(1)
+        await until("all are gone", lambda: not len(outbox))
+        await until("the other is heard", lambda: [event["id"] for event in listener.events()] == ["r1"])
+        await publisher.stop()
+    assert outbox.dropped("refused") == 1
+
+
+async def test_what_was_made_before_the_time_was_known_is_marked_then_corrected(
+    broker: Broker, listener: Listener, tmp_path: Path
+) -> None:
+    now = Stamp(86400.0, 60.0, "boot", False)
+    outbox = Outbox(tmp_path / "clock.db", clock=lambda: now)
+    body = {"task": "caption", "caption": "A cat.", "captured_at": utc(86390.0)}
+    outbox.put("porch", [{"id": "early", **body}], None)
+    async with connection(broker.port) as ours:
+        publisher = Publisher(outbox, ours)
+        await until("it is heard", lambda: len(listener.events()) == 1 and not len(outbox))
+        await publisher.stop()
+    outbox.put("porch", [{"id": "late", **body}], None)
+    now = Stamp(1.8e9, 160.0, "boot", True)
+    async with connection(broker.port) as ours:
+        publisher = Publisher(outbox, ours)
+        await until("it is heard", lambda: len(listener.events()) == 2)
         await until("all are confirmed", lambda: not len(outbox))
         await publisher.stop()
-    # those that were published before this listener came are not heard: what was retained tells of the last
-    last = json.loads(retained(broker.port, CAPTION) or b"{}")
-    assert (last["id"], last["replayed"]) == ("r59", True)
-    numbers = [event["seq"] for event in listener.events()]
-    assert numbers == list(range(61 - len(numbers), 61))
-    assert all(event["replayed"] for event in listener.events())
-    listener.stop()
+    outbox.close()
+    early, late = listener.events()
+    assert (early["captured_at"], early["clock_synced"]) == (utc(86390.0), False)
+    assert (late["captured_at"], late.get("clock_synced")) == (utc(1.8e9 - 110.0), None)
 
 
 async def test_a_broker_that_restarts_again_and_again_loses_nothing(
@@ -116,7 +194,7 @@ async def test_a_broker_that_restarts_again_and_again_loses_nothing(
         await until("all are confirmed", lambda: not len(outbox))
         await until("the last one is heard", lambda: f"r{written - 1}" in {event["id"] for event in listener.events()})
         await publisher.stop()
-        assert ours._unconfirmed == {}
+        assert not len(ours.outgoing)
     events = listener.events()
     first = list(dict.fromkeys(event["seq"] for event in events))
     assert first == list(range(1, written + 1)), "each arrives, and for the first time in order"
@@ -131,7 +209,7 @@ async def test_what_was_on_its_way_when_the_broker_died_is_a_replay(broker: Brok
         with frozen(broker):
             for number in range(30):
                 publisher.put(number)
-            await until("some are on their way", lambda: len(ours._unconfirmed) > 20)
+            await until("some are on their way", lambda: len(ours.outgoing) > 20)
             broker.stop(kill=True)
         await until("the loss is noticed", lambda: not ours.connected.is_set())
         assert len(outbox) == 30
@@ -169,7 +247,7 @@ async def test_a_publisher_that_is_stopped_midway_leaves_the_rest_to_the_next(
         await until("connected", ours.connected.is_set)
         with frozen(broker):
             publisher = Publisher(outbox, ours)
-            await until("some are on their way", lambda: ours._unconfirmed)
+            await until("some are on their way", lambda: len(ours.outgoing))
             await publisher.stop()
         assert len(outbox) == 30
     async with connection(broker.port) as ours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -17,9 +18,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from edge_daemon.book import packed
+from edge_daemon.clock import Stamp
 from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
-from edge_daemon.outbox import Outbox
+from edge_daemon.outbox import EXPIRE_EVERY_S, RETRY_S, Limits, Outbox
+from tests.clock import Clock
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where a model of a thousand writes need not wait for a disk."""
@@ -43,6 +47,7 @@ class Book(RuleBasedStateMachine):
     def open_again(self) -> None:
         self.outbox.close()
         self.outbox = Outbox(self.directory / "state" / "outbox.db")
+        self.rows.clear()  # nobody remembers row numbers over a restart
 
     @rule(source=SOURCES, texts=st.lists(st.text(), max_size=3), file=st.none() | FILES)
     def put(self, source: str, texts: list[str], file: FileKey | None) -> None:
@@ -63,7 +68,7 @@ class Book(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.waiting) - 1))
-        self.outbox.delete(self.outbox.head(index + 1)[index].row)
+        self.outbox.delete([self.outbox.head(index + 1)[index]])
         del self.waiting[index]
 
     @rule(source=SOURCES, files=st.lists(FILES, max_size=5))
@@ -77,10 +82,12 @@ class Book(RuleBasedStateMachine):
         entries = self.outbox.head(1000)
         assert [(entry.source, entry.body) for entry in entries] == self.waiting
         assert len(self.outbox) == len(self.waiting)
+        assert self.outbox.size_bytes == sum(len(packed(body)) for _, body in self.waiting)
+        assert not self.outbox.problem
         rows = [entry.row for entry in entries]
         assert rows == sorted(set(rows))
-        # a row number is never given twice, not even when the last row was deleted
-        assert all(row > max(self.rows, default=0) for row in set(rows) - self.rows)
+        assert all(row > max(self.rows, default=0) for row in set(rows) - self.rows), "a row number is not given twice"
+        assert self.outbox.last_row() >= max(rows, default=0)
         self.rows.update(rows)
 
     @rule(count=st.integers(0, 5), behind=st.integers(0, 5))
@@ -99,9 +106,8 @@ TestBook = Book.TestCase
 TestBook.settings = settings(max_examples=15, stateful_step_count=20, deadline=None, database=None)
 
 WRITER = """\
-import resource, signal, sys
+import os, resource, signal, sys
 from pathlib import Path
-from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
 from edge_daemon.outbox import Outbox
 outbox, first, limit_bytes = Outbox(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
@@ -109,11 +115,10 @@ if limit_bytes:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 for number in range(first, 100_000):
-    results = [{"number": number, "half": half, "padding": "x" * 500} for half in (1, 2)]
-    try:
-        outbox.put("porch", results, FileKey(f"{number}.jpg", number, number))
-    except UnavailableError as error:
-        print("full", error, flush=True)
+    results = [{"number": number, "half": half, "padding": os.urandom(400).hex()} for half in (1, 2)]
+    outbox.put("porch", results, FileKey(f"{number}.jpg", number, number))
+    if outbox.problem:
+        print("full", outbox.problem, flush=True)
         break
     print(number, flush=True)
 """
@@ -159,7 +164,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(tmp_path: Path) -> None:
     """The kernel refuses to let any file grow beyond the limit, as a full disk does."""
     path = tmp_path / "outbox.db"
     output = writer(path, 0, 400_000).communicate()[0].splitlines()
-    assert output[-1].startswith(f"full {path}: a result cannot be kept: ")
+    assert output[-1].startswith(f"full {path} cannot be read or written (disk I/O error)")
     promised = int(output[-2]) + 1
     assert promised > 10
     assert check(path, promised) == promised
@@ -238,35 +243,371 @@ def test_each_source_counts_for_itself_and_never_back(tmp_path: Path) -> None:
         outbox.put("porch", [{}, {}], None)
         outbox.put("gate", [{}], None)
         found = [(entry.source, entry.body["seq"]) for entry in outbox.head(9)]
-        for entry in outbox.head(9):
-            outbox.delete(entry.row)
+        outbox.delete(outbox.head(9))
         outbox.close()
     assert found == [("porch", 5), ("porch", 6), ("gate", 3)]
 
 
-def test_what_is_no_database_is_not_overwritten(tmp_path: Path) -> None:
-    path = tmp_path / "outbox.db"
-    path.write_text("my diary, " * 1000)
-    with pytest.raises(UnavailableError, match=r"outbox\.db: the outbox cannot be opened: file is not a database"):
-        Outbox(path)
-    assert path.read_text() == "my diary, " * 1000
+# ---- what the file may be ---------------------------------------------------------------------------------
 
 
-def test_a_place_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "directory").mkdir()
-    for path in (tmp_path / "file" / "outbox.db", tmp_path / "directory"):
-        with pytest.raises(UnavailableError, match=str(path)):
-            Outbox(path)
+def texts(outbox: Outbox) -> list[Any]:
+    return [entry.body["text"] for entry in outbox.head(1000)]
+
+
+def put(outbox: Outbox, *names: str, source: str = "porch") -> None:
+    for name in names:
+        outbox.put(source, [{"task": "caption", "text": name}], FileKey(name, 1, 1))
 
 
 def test_what_put_returned_for_is_on_the_disk(tmp_path: Path) -> None:
     """Measured at SQLite itself: with less than synchronous=FULL (2) a power cut may take the last results."""
     outbox = Outbox(tmp_path / "outbox.db")
-    assert outbox._db.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert outbox._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    outbox.put("porch", [{"caption": "A cat."}], None)
-    with sqlite3.connect(tmp_path / "outbox.db") as other:
-        assert other.execute("SELECT count(*) FROM outbox").fetchone() == (1,)
-    other.close()
+    assert outbox._book is not None
+    db = outbox._book.connection
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    synchronous = []
+    db.set_trace_callback(
+        lambda sql: synchronous.append(db.execute("PRAGMA synchronous").fetchone()[0]) if sql == "COMMIT" else None
+    )
+    for _ in range(2):
+        put(outbox, "a")
+        outbox.put("porch", [], FileKey("b", 1, 1))
+        outbox.delete(outbox.head(1))  # may be lost: then the result is sent twice
+    assert synchronous == [2, 2, 1, 2, 2, 1]
+    outbox.close()
+
+
+def test_two_daemons_do_not_share_a_file(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    with pytest.raises(UnavailableError, match=r"outbox\.db: another edge-daemon has it open"):
+        Outbox(tmp_path / "outbox.db")
+    put(outbox, "a")
+    outbox.close()
+    again = Outbox(tmp_path / "outbox.db")
+    assert texts(again) == ["a"]
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"my diary, " * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_what_is_no_database_is_kept_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    path = tmp_path / "outbox.db"
+    path.write_bytes(content)
+    outbox = Outbox(path)
+    put(outbox, "a")
+    assert (texts(outbox), outbox.problem) == (["a"], "")
+    assert outbox.damaged_files() == ["outbox.db.damaged-1"]
+    assert (tmp_path / "outbox.db.damaged-1").read_bytes() == content
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith(f"{path}: damaged: file is not a database; it is kept as outbox.db.damaged-1; 0 results")
+    outbox.close()
+
+
+def test_another_layout_is_kept_aside(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "outbox.db") as db:
+        db.execute("CREATE TABLE entries (row INTEGER PRIMARY KEY)")
+    db.close()
+    outbox = Outbox(tmp_path / "outbox.db")
+    put(outbox, "a")
+    assert outbox.damaged_files() == ["outbox.db.damaged-1"]
+    outbox.close()
+
+
+def test_of_many_damaged_files_the_last_three_are_kept(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / "outbox.db").write_text(f"diary {number}")
+        Outbox(tmp_path / "outbox.db").close()
+    kept = [(tmp_path / f"outbox.db.damaged-{n}").read_text() for n in (3, 4, 5)]
+    assert kept == ["diary 2", "diary 3", "diary 4"]
+    assert len(list(tmp_path.glob("outbox.db.damaged-*"))) == 3
+
+
+def scene(number: int, size_bytes: int = 300) -> str:
+    """A text that takes so many bytes, compressed."""
+    return f"{number:04} {random.Random(number).randbytes(size_bytes).hex()}"
+
+
+def filled(path: Path, count: int) -> None:
+    """An outbox of some pages, closed."""
+    outbox = Outbox(path)
+    for number in range(count):
+        put(outbox, scene(number))
+    outbox.delete(outbox.head(1))
+    outbox.close()
+
+
+@pytest.mark.parametrize("page", [5, 17, 40, 60, 90, -1])
+def test_what_a_damaged_file_still_says_is_read(tmp_path: Path, page: int) -> None:
+    """One page of it is garbage: a leaf costs a few results, the root of a table costs that table."""
+    path = tmp_path / "outbox.db"
+    filled(path, 150)
+    data = bytearray(path.read_bytes())
+    pages = len(data) // 1024
+    start = (page % pages) * 1024
+    data[start : start + 1024] = b"\x5a" * 1024
+    path.write_bytes(data)
+    outbox = Outbox(path)
+    assert outbox.damaged_files() == ["outbox.db.damaged-1"]
+    assert (tmp_path / "outbox.db.damaged-1").read_bytes() == data
+    left = [entry.body for entry in outbox.head(1000)]
+    assert len(left) >= 140
+    assert [body["seq"] for body in left] == sorted(body["seq"] for body in left)
+    assert all(body["text"] == scene(body["seq"] - 1) for body in left)
+    put(outbox, "new")
+    assert outbox.head(1000)[-1].body["seq"] == 151, "numbers go on"
+    known = outbox.wanted("porch", [FileKey(scene(number), 1, 1) for number in range(150)])
+    assert known.count(False) >= 140
+    outbox.close()
+
+
+def test_a_file_that_was_cut_short_says_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    filled(path, 150)
+    os.truncate(path, path.stat().st_size * 2 // 3)
+    outbox = Outbox(path)
+    assert outbox.damaged_files() == ["outbox.db.damaged-1"]
+    assert len(outbox) > 50
+    put(outbox, "new")
+    seqs = [entry.body["seq"] for entry in outbox.head(1000)]
+    assert seqs == sorted(set(seqs))
+    outbox.close()
+
+
+def test_a_result_with_flipped_bits_does_not_stop_the_others(tmp_path: Path) -> None:
+    """SQLite does not see it: the pages are whole."""
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "a", "flip me", "c")
+    outbox.close()
+    data = bytearray(path.read_bytes())
+    place = data.index(packed({"task": "caption", "text": "flip me", "seq": 2}))
+    data[place + 20] ^= 1
+    path.write_bytes(data)
+    outbox = Outbox(path)
+    assert texts(outbox) == ["a", "c"]
+    assert (len(outbox), outbox.dropped("damaged")) == (2, 1)
+    outbox.delete(outbox.head(2))
+    outbox.close()
+    outbox = Outbox(path)
+    assert (len(outbox), outbox.dropped("damaged")) == (0, 1)
+    outbox.close()
+
+
+def test_a_file_that_turns_to_garbage_while_it_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    filled(path, 150)
+    outbox = Outbox(path)
+    with path.open("r+b") as file:
+        file.write(b"\x5a" * path.stat().st_size)
+    (path.with_name("outbox.db-wal")).write_bytes(b"")
+    assert outbox._book is not None
+    outbox._book.connection.execute("PRAGMA shrink_memory")
+    for number in range(20):
+        put(outbox, f"new {number}")
+    assert {f"new {number}" for number in range(20)} <= set(texts(outbox))
+    outbox.close()
+    outbox = Outbox(path)
+    assert {f"new {number}" for number in range(20)} <= set(texts(outbox))
+    outbox.close()
+
+
+@pytest.mark.parametrize("instead", [None, b"garbage" * 1000])
+def test_a_file_that_is_replaced_while_it_is_open(tmp_path: Path, instead: bytes | None) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "a", "b")
+    outbox.delete(outbox.head(1))
+    path.unlink()
+    if instead is not None:
+        (tmp_path / "other").write_bytes(instead)
+        os.replace(tmp_path / "other", path)
+    put(outbox, "c")
+    assert sorted(texts(outbox)) == ["b", "c"]
+    outbox.close()
+    outbox = Outbox(path)
+    assert sorted(texts(outbox)) == ["b", "c"]
+    assert outbox.wanted("porch", [FileKey(name, 1, 1) for name in "abcd"]) == [False, False, False, True]
+    put(outbox, "d")
+    assert outbox.head(9)[-1].body["seq"] == 4
+    outbox.close()
+
+
+# ---- a disk that cannot be used ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obstacle", ["a file where the directory should be", "a directory where the file should be"])
+def test_without_a_disk_it_keeps_all_in_memory_until_there_is_one(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, obstacle: str
+) -> None:
+    path = tmp_path / "state" / "outbox.db"
+    if "file where" in obstacle:
+        path.parent.touch()
+    else:
+        path.mkdir(parents=True)
+    outbox = Outbox(path, monotonic=clock)
+    assert outbox.problem.startswith(f"{path} cannot be used: ")
+    put(outbox, "a", "b", "c")
+    assert texts(outbox) == ["a", "b", "c"]
+    assert outbox.wanted("porch", [FileKey("a", 1, 1), FileKey("a", 2, 1), FileKey("d", 1, 1)]) == [False, True, True]
+    outbox.delete(outbox.head(1))
+    assert (texts(outbox), len(outbox), outbox.in_memory()) == (["b", "c"], 2, 2)
+    before = outbox.last_row()
+    for _ in range(3):
+        clock.advance(RETRY_S)
+        outbox.tend()
+    assert len(caplog.records) == 1, "it is said once"
+    path.parent.unlink() if "file where" in obstacle else path.rmdir()
+    outbox.tend()
+    assert outbox.in_memory() == 2, "not tried again at once"
+    clock.advance(RETRY_S)
+    outbox.tend()
+    assert (outbox.problem, outbox.in_memory(), texts(outbox)) == ("", 0, ["b", "c"])
+    put(outbox, "d")
+    assert outbox.last_row() > before
+    outbox.close()
+    outbox = Outbox(path)
+    assert [(e.body["text"], e.body["seq"]) for e in outbox.head(9)] == [("b", 2), ("c", 3), ("d", 4)]
+    assert outbox.wanted("porch", [FileKey(name, 1, 1) for name in "abcde"]) == [False] * 4 + [True]
+    outbox.close()
+
+
+def test_memory_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_daemon.outbox.MEMORY_BYTES", 1000)
+    outbox = Outbox(tmp_path)
+    put(outbox, *(scene(number, 100) for number in range(20)))
+    kept = texts(outbox)
+    assert kept == [scene(number, 100) for number in range(20 - len(kept), 20)]
+    assert 4 < len(kept) < 10
+    assert (len(outbox), outbox.dropped("full")) == (len(kept), 20 - len(kept))
+    outbox.close()
+
+
+def test_results_in_memory_find_the_file_that_could_not_be_read_at_first(tmp_path: Path, clock: Clock) -> None:
+    """What is older is sent first, and numbers are not given twice from then on."""
+    (tmp_path / "away").mkdir()
+    filled(tmp_path / "away" / "outbox.db", 3)
+    (tmp_path / "state").touch()
+    outbox = Outbox(tmp_path / "state" / "outbox.db", monotonic=clock)
+    put(outbox, "new")
+    (tmp_path / "state").unlink()
+    (tmp_path / "away").rename(tmp_path / "state")
+    clock.advance(RETRY_S)
+    outbox.tend()
+    assert [text[:4] for text in texts(outbox)] == ["0001", "0002", "new"]
+    put(outbox, "newer")
+    assert [entry.body["seq"] for entry in outbox.head(9)] == [2, 3, 1, 4]
+    outbox.close()
+
+
+# ---- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_more_than_may_wait_drops_the_oldest_and_counts_them_for_ever(tmp_path: Path) -> None:
+    path, limits = tmp_path / "outbox.db", Limits(max_bytes=10_000)
+    outbox = Outbox(path, limits)
+    for number in range(50):
+        put(outbox, scene(number, 500))
+        assert outbox.size_bytes <= 10_000
+    kept = [entry.body["seq"] for entry in outbox.head(100)]
+    assert kept == list(range(51 - len(kept), 51)), "the newest, without a gap among them"
+    assert 15 < len(kept) < 20
+    assert outbox.dropped("full") == 50 - len(kept)
+    outbox.close()
+    outbox = Outbox(path, limits)
+    assert outbox.dropped("full") == 50 - len(kept)
+    assert len(outbox) == len(kept)
+    outbox.delete(outbox.head(100))
+    assert (outbox.size_bytes, len(outbox)) == (0, 0)
+    outbox.close()
+
+
+class Time:
+    """A clock that is set by hand, and the time since boot."""
+
+    def __init__(self, synced: bool | None = True) -> None:
+        self.unix_s, self.boot_s, self.boot_id, self.synced = 1.8e9, 100.0, "boot 1", synced
+
+    def __call__(self) -> Stamp:
+        return Stamp(self.unix_s, self.boot_s, self.boot_id, self.synced)
+
+    def pass_by(self, seconds: float) -> None:
+        self.unix_s += seconds
+        self.boot_s += seconds
+
+
+DAY_S = 86400.0
+
+
+def test_what_waits_too_long_is_dropped_and_counted(tmp_path: Path, clock: Clock) -> None:
+    time = Time()
+    outbox = Outbox(tmp_path / "outbox.db", Limits(max_age_s=7 * DAY_S), time, clock)
+    for day in range(10):
+        put(outbox, f"day {day}")
+        time.pass_by(DAY_S)
+        clock.advance(EXPIRE_EVERY_S)
+        outbox.tend()
+    assert texts(outbox) == [f"day {day}" for day in range(3, 10)]
+    assert outbox.dropped("old") == 3
+    outbox.close()
+    time.pass_by(30 * DAY_S)
+    time.boot_id, time.boot_s = "boot 2", 5.0  # the board was off; its clock is right again
+    outbox = Outbox(tmp_path / "outbox.db", Limits(max_age_s=7 * DAY_S), time, clock)
+    outbox.tend()
+    assert (len(outbox), outbox.dropped("old")) == (0, 10)
+    outbox.close()
+
+
+@pytest.mark.parametrize("jump_s", [50 * 365 * DAY_S, -50 * 365 * DAY_S])
+@pytest.mark.parametrize("synced", [True, False, None])
+@pytest.mark.parametrize("boot_id", ["boot 1", "boot 2"])
+def test_a_clock_that_jumps_drops_nothing(
+    tmp_path: Path, clock: Clock, jump_s: float, synced: bool | None, boot_id: str
+) -> None:
+    """In the same boot, whatever the clock says; after another start of the board, unless both times were right."""
+    time = Time(synced=False)
+    outbox = Outbox(tmp_path / "outbox.db", Limits(), time, clock)
+    put(outbox, "a", "b")
+    time.unix_s += jump_s
+    time.synced, time.boot_id = synced, boot_id
+    clock.advance(EXPIRE_EVERY_S)
+    outbox.tend()
+    assert (texts(outbox), outbox.dropped("old")) == (["a", "b"], 0)
+    outbox.close()
+
+
+# ---- what is the newest -----------------------------------------------------------------------------------
+
+
+def newest(outbox: Outbox) -> list[Any]:
+    return [entry.body["text"] for entry in outbox.newest()]
+
+
+def test_the_newest_of_every_source_and_task(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    assert newest(outbox) == []
+    put(outbox, "p1", "p2")
+    put(outbox, "g1", source="gate")
+    outbox.put("porch", [{"task": "question", "text": "yes"}], None)
+    for _ in range(2):
+        assert newest(outbox) == ["p2", "g1", "yes"]
+        outbox.close()
+        outbox = Outbox(path)
+    outbox.delete(outbox.head(1))
+    assert newest(outbox) == ["p2", "g1", "yes"]
+    outbox.close()
+
+
+def test_what_is_older_than_a_delivered_one_is_never_news(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "1", "2", "3")
+    put(outbox, "other", source="gate")
+    outbox.delete([entry for entry in outbox.head(9) if entry.body["text"] == "3"])
+    for _ in range(2):  # nor after a restart, when nobody remembers
+        assert newest(outbox) == ["other"]
+        outbox.close()
+        outbox = Outbox(path)
+    put(outbox, "4")
+    assert newest(outbox) == ["other", "4"]
     outbox.close()

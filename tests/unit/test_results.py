@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_daemon.clock import Stamp
 from edge_daemon.messages import FileKey, Frame, Results, Task, TaskResult, WorkerReady
-from edge_daemon.results import Origin, documents, result_id, utc
+from edge_daemon.results import Origin, documents, published, result_id, utc
 
 FILE = FileKey("yard/cat.jpg", 1_700_000_000_000_000_000, 4321)
 FRAME = Frame(1_700_000_000.25, 512, 384, 4000, 3000, "00", 0.0, 31.26, FILE, b"")
@@ -139,3 +140,37 @@ def test_times_are_utc_and_never_an_error(unix_s: float, text: str) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_time_has_the_same_form(unix_s: float) -> None:
     assert len(utc(unix_s)) == len("1970-01-01T00:00:00.000Z")
+
+
+# ---- when it is published ---------------------------------------------------------------------------------
+
+MADE = Stamp(1000.0, 100.0, "boot", False)
+LATER = Stamp(1.8e9, 160.0, "boot", True)
+
+
+@pytest.mark.parametrize("synced", [True, None])
+def test_what_was_made_by_a_right_clock_is_sent_as_it_is(synced: bool | None) -> None:
+    document = {"captured_at": utc(950.0), "caption": "A cat."}
+    sent = published(document, True, replace(MADE, synced=synced), LATER)
+    assert sent == {**document, "replayed": True}
+
+
+@pytest.mark.parametrize(
+    ("captured_s", "now", "expected_s"),
+    [
+        (950.0, LATER, 1.8e9 - 110.0),
+        (900.0, LATER, 1.8e9 - 160.0),
+        (1000.0, LATER, 1.8e9 - 60.0),
+        (899.0, LATER, None),  # before this boot, or dated by somebody else
+        (1001.0, LATER, None),
+        (950.0, replace(LATER, synced=False), None),
+        (950.0, replace(LATER, synced=None), None),
+        (950.0, replace(LATER, boot_id="another"), None),
+    ],
+)
+def test_what_was_made_before_the_time_was_known_is_corrected_or_marked(
+    captured_s: float, now: Stamp, expected_s: float | None
+) -> None:
+    document = {"captured_at": utc(captured_s), "caption": "A cat."}
+    expected = {"clock_synced": False} if expected_s is None else {"captured_at": utc(expected_s)}
+    assert published(document, False, MADE, now) == {**document, "replayed": False, **expected}
