@@ -27,6 +27,8 @@ FED_EVERY_S = 30.0
 """The daemon means to feed systemd's watchdog every 5 s; its unit allows 120 s."""
 REPEATS = 8
 """Of one and the same warning within a minute. A child that is killed as often as the plan allows says less."""
+STARVED, REFUSED = "starve of memory", "exit code 69"
+"""A daemon that starts where there is no memory for the model says so and ends; systemd starts it again."""
 BROKER_SAVES_S = 3.0
 """mosquitto writes what it knows every second; when it is killed, it may have confirmed what nobody will hear of."""
 
@@ -47,13 +49,14 @@ def nothing_is_made_up(evidence: Evidence) -> Iterable[str]:
 
 
 def one_result_is_one(evidence: Evidence) -> Iterable[str]:
-    """All copies of a result say the same, but for `replayed`; so a picture was answered once."""
-    bodies: dict[str, set[str]] = defaultdict(set)
+    """All copies of a result say the same, but for `replayed`: it was made once, unless that was forgotten."""
+    answers: dict[str, list[Event]] = defaultdict(list)
     for event in evidence.published:
-        bodies[event.id].add(event.body)
-    twice = [f"{e.source}/{e.file!r}" for e in evidence.published if len(bodies[e.id]) > 1]
+        if event.body not in {known.body for known in answers[event.id]}:
+            answers[event.id].append(event)
+    twice = [a[0] for a in answers.values() if not all(is_forgotten(evidence, event) for event in a[:-1])]
     if twice:
-        yield f"{len(set(twice))} pictures have two different results: {some(sorted(set(twice)))}"
+        yield f"{len(twice)} pictures have different results: {some(f'{e.source}/{e.file!r}' for e in twice)}"
 
 
 def words_belong_to_the_picture(evidence: Evidence) -> Iterable[str]:
@@ -68,12 +71,14 @@ def words_belong_to_the_picture(evidence: Evidence) -> Iterable[str]:
 def numbers_have_no_gap(evidence: Evidence) -> Iterable[str]:
     """`seq` counts from 1 without a gap, and no number is given twice."""
     for source in evidence.sources:
-        given = {(e.seq, e.id) for e in evidence.confirmed if e.source == source}
-        numbers = Counter(seq for seq, _ in given)
-        gaps = sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers))
+        given: dict[int, list[Event]] = defaultdict(list)
+        for event in of(evidence.confirmed, source):
+            if event.id not in {known.id for known in given[event.seq]}:
+                given[event.seq].append(event)
+        gaps = sorted(set(range(1, max(given, default=0) + 1)) - set(given))
         if gaps:
             yield f"source {source}: the numbers {some(gaps)} were never confirmed"
-        if twice := [seq for seq, count in numbers.items() if count > 1]:
+        if twice := [seq for seq, to in given.items() if not all(is_forgotten(evidence, event) for event in to[:-1])]:
             yield f"source {source}: the numbers {some(sorted(twice))} were given twice"
 
 
@@ -118,7 +123,7 @@ def retained_states_are_true(evidence: Evidence) -> Iterable[str]:
     if (queued := health.get("mqtt", {}).get("queued")) != 0:
         yield f"health says that {queued} results wait"
     for source in evidence.sources:
-        captions = [e for e in of(evidence.confirmed, source) if e.task == "caption"]
+        captions = [e for e in of(evidence.confirmed, source) if e.task == "caption" and not is_forgotten(evidence, e)]
         newest = max(captions, key=lambda e: e.seq, default=None)
         said = json.loads(evidence.retained.get(f"{source}/caption", "{}")).get("seq")
         if newest is not None and said != newest.seq:
@@ -140,9 +145,14 @@ def the_protocol_is_kept(evidence: Evidence) -> Iterable[str]:
 
 def the_daemon_lives(evidence: Evidence) -> Iterable[str]:
     """It ends only when it is told to or killed, and then as it should."""
-    if evidence.ended:
-        ends = some(f"at {at_s:.0f} s: {how}" for at_s, how in evidence.ended)
-        yield f"the daemon ended {len(evidence.ended)} times: {ends}"
+    starved = [(done.at_s, done.until_s + GRACE_S) for done in evidence.deeds if done.kind == STARVED]
+    ends = [
+        f"at {at_s:.0f} s: {how}"
+        for at_s, how in evidence.ended
+        if not (how == REFUSED and any(start <= at_s <= end for start, end in starved))
+    ]
+    if ends:
+        yield f"the daemon ended {len(ends)} times: {some(ends)}"
     if any(line.text.startswith("Traceback") for line in evidence.journal):
         yield "the journal holds a traceback"
 
@@ -311,6 +321,11 @@ def figures(evidence: Evidence) -> dict[str, object]:
         "left": len(evidence.left),
         "stalled_s": round(sum(end - start for start, end in evidence.stalls)),
     }
+
+
+def is_forgotten(evidence: Evidence, event: Event) -> bool:
+    """Whether the daemon could not remember this result."""
+    return any(start <= event.at_s <= end for start, end in evidence.forgotten)
 
 
 def awake_s(evidence: Evidence, from_s: float, until_s: float) -> float:

@@ -56,6 +56,10 @@ class Disk:
                     while True:
                         file.write(b"\0" * size)
 
+    def close(self) -> None:
+        """Unmount it, so that the directory can be removed."""
+        subprocess.run(["umount", "--lazy", str(self._file.parent)], check=False)
+
     def empty(self) -> None:
         """Give all of it back."""
         self._file.unlink(missing_ok=True)

@@ -6,16 +6,17 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from tests.chaos.broker import KeptBroker, Subscriber
-from tests.chaos.confinement import Disk, Memory, Missing
+from tests.chaos.confinement import PAGE_BYTES, Disk, Memory, Missing
 from tests.chaos.pictures import Feeder
 from tests.chaos.plan import Deed
 from tests.chaos.proxy import Proxy
@@ -106,6 +107,50 @@ async def _kill_daemon(world: World, deed: Deed) -> str:
 async def _restart_daemon(world: World, deed: Deed) -> str:
     await world.service.stop(again=True)
     return "SIGTERM"
+
+
+async def _damage(world: World, deed: Deed) -> str:
+    """What a dying card does to the outbox: after a kill to its log, after a stop to the file itself."""
+    dice = random.Random(deed.dice)
+    path, log = world.service.state / "outbox.db", world.service.state / "outbox.db-wal"
+    said = []
+
+    def damage() -> None:
+        victim = log if log.exists() and log.stat().st_size else path
+        said.append(f"{victim.name} {spoil(victim, dice, whole=victim == path and results_wait(path))}")
+
+    if dice.random() < 0.5:
+        await world.service.kill(damage)
+    else:
+        await world.service.stop(again=True, meanwhile=damage)
+    return said[0]
+
+
+def results_wait(path: Path) -> bool:
+    """Whether the outbox holds results: a page of it may then be all that there is of one."""
+    with closing(sqlite3.connect(path)) as outbox:
+        return bool(outbox.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+
+def spoil(path: Path, dice: random.Random, *, whole: bool) -> str:
+    """Damage a file in one of several ways; in words. `whole`: nothing of it shall remain."""
+    data = bytearray(path.read_bytes())
+    at = dice.randrange(len(data))
+    match "emptied" if whole else dice.choice(("cut", "overwritten", "a page", "emptied")):
+        case "cut":
+            path.write_bytes(data[:at])
+            return f"cut to {at} of {len(data)} bytes"
+        case "overwritten":
+            path.write_bytes(data[:at] + dice.randbytes(len(data) - at))
+            return f"overwritten from byte {at} of {len(data)} on"
+        case "a page":
+            at -= at % PAGE_BYTES
+            data[at : at + PAGE_BYTES] = dice.randbytes(PAGE_BYTES)
+            path.write_bytes(data)
+            return f"with another page at byte {at} of {len(data)}"
+        case _:
+            path.write_bytes(b"")
+            return f"emptied of {len(data)} bytes"
 
 
 async def _kill_broker(world: World, deed: Deed) -> str:
@@ -235,5 +280,6 @@ DEEDS: dict[str, Callable[[World, Deed], Awaitable[str]]] = {
     "reset connections": _reset,
     "make the broker forget": _forget,
     "stop and start the daemon": _restart_daemon,
+    "damage the outbox": _damage,
     "move the folder away": _move_folder,
 }

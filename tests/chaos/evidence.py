@@ -106,5 +106,8 @@ class Evidence:
     fed: tuple[tuple[float, str], ...] = ()
     """What the daemon told systemd, and when."""
     deeds: tuple[Done, ...] = ()
+    forgotten: tuple[tuple[float, float], ...] = ()
+    """From when until when results were made that the daemon could not remember: the disk was full when it ended, or
+    its outbox was damaged. Those come once more, with the same ids and new numbers."""
     stalls: tuple[tuple[float, float], ...] = ()
     """When the harness itself did not run, because the machine was busy or asleep: the daemon did not run either."""

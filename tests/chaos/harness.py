@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ READY_S = 120.0
 RECOVERY_S = 240.0
 """After the last deed is mended, until all is delivered: longer than any pause before the next start of a child."""
 REST_S = 2.0
+RETRY_S = 15.0
+"""After a full disk has room again, until what was kept in memory must have been written."""
 LEAVE_S = 3.0
 """After a clean stop, until its children must have gone."""
 T = TypeVar("T")
@@ -138,6 +140,8 @@ class Run:
         closing.push_async_callback(proxy.refuse)
         service = Service(self.directory, configuration(proxy.port, state, folders), self._clock)
         disk = self._allowed("fill the disk", lambda: Disk(state, FILLER))
+        if disk is not None:
+            closing.callback(disk.close)
         memory = self._allowed("starve of memory", lambda: Memory(f"{self.directory.name}"))
         if memory is not None:
             service.on_start = memory.take_in
@@ -230,8 +234,17 @@ class Run:
             fed=tuple(service.fed),
             stalls=tuple(service.stalls),
             deeds=tuple(self._done),
+            forgotten=tuple(self._forgotten(service)),
             **self._collected,
         )
+
+    def _forgotten(self, service: Service) -> Iterator[tuple[float, float]]:
+        ends_s = [at_s for at_s, words in service.fed if words == "gone"]
+        for done in self._done:
+            if done.kind.startswith("damage"):
+                yield 0.0, done.until_s
+            elif done.kind.startswith("fill"):
+                yield from ((done.at_s, at_s) for at_s in ends_s if done.at_s <= at_s <= done.until_s + RETRY_S)
 
     async def _show(self, world: World) -> None:
         """One line on a terminal: how far it is, what has come, what is being done."""

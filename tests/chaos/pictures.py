@@ -30,6 +30,8 @@ SCENES = 40
 MOST_WAITING = 60
 """Pictures without a result; more are not put before some have come, so that the end of the run is in sight."""
 LONGEST_NAME_BYTES = 255
+END_BYTES = 16
+"""Of a file, in which there may be no pixels any more."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,13 @@ class Feeder:
         self._expect(source, place, truth)
 
     async def _slowly(self, source: str) -> None:
-        """In pieces, sometimes with a rest that is longer than the time after which a file is taken for complete."""
-        picture, truth = self._draw()
+        """In pieces, sometimes with a rest that is longer than the time after which a file is taken for complete.
+
+        Scenes only: of some odd pictures a part is a whole picture, too.
+        """
+        picture, truth = self.dice.choice(self.stock.good)
         place, data = self._place(source, picture.name), picture.read_bytes()
-        cuts = sorted(self.dice.randrange(len(data)) for _ in range(self.dice.randint(1, 4)))
+        cuts = sorted(self.dice.randrange(len(data) - END_BYTES) for _ in range(self.dice.randint(1, 4)))
         with place.open("wb") as file:
             for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
                 file.write(data[start:end])

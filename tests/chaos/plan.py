@@ -21,6 +21,8 @@ class Kind:
     ends_daemon: bool = False
     ends_child: bool = False
     """The daemon starts the part again after a pause that doubles with every death."""
+    once: bool = False
+    """It may cost all that was done so far, to be done again."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ KINDS = (
     Kind("reset connections", "network"),
     Kind("make the broker forget", "broker", 0.3, 2.0),
     Kind("stop and start the daemon", "daemon", ends_daemon=True),
+    Kind("damage the outbox", "daemon", ends_daemon=True, once=True),
     Kind("move the folder away", "folder", 1.0, 6.0),
 )
 LONG_S = 60.0
@@ -88,10 +91,11 @@ class _Memory:
 
     free_from_s: dict[str, float] = field(default_factory=dict)
     deaths_s: dict[str, list[float]] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
 
     def may(self, kind: Kind, part: str, at_s: float, run_s: float) -> bool:
         """Whether it has its place here."""
-        if at_s < self.free_from_s.get(part, 0.0):
+        if at_s < self.free_from_s.get(part, 0.0) or (kind.once and kind.name in self.done):
             return False
         if kind.shortest_s > LONG_S and (run_s < SHORT_RUN_S or at_s + kind.longest_s > run_s):
             return False
@@ -103,6 +107,7 @@ class _Memory:
     def note(self, kind: Kind, part: str, at_s: float, for_s: float) -> None:
         """It is done."""
         self.free_from_s[part] = at_s + for_s + 1.0
+        self.done.add(kind.name)
         if kind.ends_child:
             self.deaths_s.setdefault(part, []).append(at_s)
         if kind.ends_daemon:

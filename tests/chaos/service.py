@@ -88,7 +88,6 @@ class Service:
     async def keep(self) -> None:
         """Start it, and again whenever it ends, until `stop`."""
         while self._wanted:
-            await self._may_start.wait()
             process = await self._start()
             code = await process.wait()
             self.pid = 0
@@ -99,6 +98,7 @@ class Service:
                 self.ended.append((self.clock(), how))
                 await asyncio.sleep(RESTART_S)
             self._gone.set()
+            await self._may_start.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._gone.clear()
@@ -119,14 +119,20 @@ class Service:
         self.on_start(process.pid)
         return process
 
-    async def kill(self) -> None:
-        """SIGKILL; it starts again at once."""
+    async def kill(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """SIGKILL; it starts again at once, or when that is done."""
+        self._may_start.clear()
         await self._end("killed", signal.SIGKILL)
+        meanwhile()
+        self._may_start.set()
 
-    async def stop(self, *, again: bool) -> None:
+    async def stop(self, *, again: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
         """SIGTERM; it starts again if it shall."""
         self._wanted = again
+        self._may_start.clear()
         await self._end("stopped", signal.SIGTERM)
+        meanwhile()
+        self._may_start.set()
 
     async def _end(self, asked: str, number: signal.Signals) -> None:
         pid = self.pid

@@ -169,6 +169,23 @@ def test_a_fault_is_found_by_its_check_and_no_other(name: str, number: int) -> N
     assert set(judge(FAULTS[name][number])) == {name}
 
 
+def test_what_was_forgotten_comes_again_under_another_number() -> None:
+    again = published(*EVENTS, event(1, at_s=30.0, seq=3, body="another"), event(6, at_s=31.0, seq=4))
+    again = replace(
+        again, expected={**CLEAN.expected, "id-6": Expected("porch", "6.jpg")}, heard=CLEAN.heard | {"id-6"}
+    )
+    again = replace(again, retained={**RETAINED, "porch/caption": json.dumps({"seq": 4})})
+    assert judge(replace(again, forgotten=((0.0, 20.0),))) == {}
+    assert set(judge(again)) == {"one_result_is_one", "numbers_have_no_gap", "retained_states_are_true"}
+
+
+def test_a_start_without_memory_is_refused_while_somebody_takes_it() -> None:
+    refused = with_(ended=((30.0, checks.REFUSED),))
+    starved = (Done(checks.STARVED, 25.0, 28.0, ""),)
+    assert judge(replace(refused, deeds=starved)) == {}
+    assert set(judge(refused)) == {"the_daemon_lives"}
+
+
 def test_what_a_dead_broker_took_with_it_is_no_loss() -> None:
     taken = with_(heard=frozenset(e.id for e in EVENTS[:-1]), deaf=((15.5, 18.0),))
     assert judge(taken) == {}
