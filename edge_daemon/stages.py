@@ -24,8 +24,10 @@ LONGEST_CALM_S = 60.0
 RELAPSE_S = 60.0
 """A step down so soon after a step up doubles the calm time: a board whose memory comes and goes must not load a model
 from its SD card again and again."""
-MARGIN_BYTES = RESERVE_BYTES // 2
-"""More than is needed, before a step up."""
+MARGIN_BYTES = RESERVE_BYTES // 4
+"""So much more than is needed, and a step up comes after one calm time; with less it takes PATIENCE of them. Asking for
+it in any case would leave a model unloaded for ever where it just fits."""
+PATIENCE = 2
 SOME_PERCENT, FULL_PERCENT = 20.0, 5.0
 """Memory pressure above which a board is short of memory, whatever MemAvailable says. 20 % is what Android's low memory
 killer takes for a device with little memory (lmkd, DEF_PARTIAL_STALL_LOWRAM, 200 ms of 1000). Of `full`, in which
@@ -178,31 +180,24 @@ class Stages:
         target, before = _target(view), self.stage
         if before is None:
             return min(target, Stage.RELEASED)  # the worker was started within the limits of that moment
-        if before >= Stage.RECYCLED and not view.there and not isinstance(view.fit(MARGIN_BYTES), Fit):
-            target = Stage.UNLOADED
         if view.emergency and view.reading.worker_bytes:
             return Stage.UNLOADED
         if target > before:
             soon = now_s - self.since_s < STEP_S
             waits = soon or self._to_end or (before == Stage.PAUSED and view.busy)
             return before if waits else Stage(before + 1)
-        if not self._calm(view, target, now_s):
-            return before
-        return Stage(max(target, before - 1))
-
-    def _calm(self, view: View, target: Stage, now_s: float) -> bool:
-        """Whether for long enough there has been more than this stage needs."""
-        assert self.stage is not None
-        if target < self.stage:
-            more = view.stage(MARGIN_BYTES) < self.stage
-        else:
-            more = view.allowed(self.stage, MARGIN_BYTES) >= view.positions + GAIN_POSITIONS
-        if view.strained or not more or self._to_end:
+        better = target < before
+        longer = view.allowed(before, MARGIN_BYTES) >= view.positions + GAIN_POSITIONS
+        if view.strained or self._to_end or not (better or longer):
             self._calm_since_s = None
-            return False
-        if self._calm_since_s is None:
+        elif self._calm_since_s is None:
             self._calm_since_s = now_s
-        return now_s - self._calm_since_s >= self._calm_s
+        roomy = view.stage(MARGIN_BYTES) < before
+        return Stage(before - 1) if better and self._calm(now_s, 1 if roomy else PATIENCE) else before
+
+    def _calm(self, now_s: float, patience: int = 1) -> bool:
+        """Whether for long enough there has been more than this stage needs."""
+        return self._calm_since_s is not None and now_s - self._calm_since_s >= patience * self._calm_s
 
     def _enter(self, stage: Stage, view: View, now_s: float) -> None:
         """Note when and why; a relapse makes us more careful."""
@@ -224,8 +219,7 @@ class Stages:
             return allowed
         if allowed <= view.positions - TRIFLE_POSITIONS:
             return allowed
-        calm = self._calm_since_s is not None and now_s - self._calm_since_s >= self._calm_s
-        return roomy if calm and roomy >= view.positions + GAIN_POSITIONS else view.positions
+        return roomy if self._calm(now_s) and roomy >= view.positions + GAIN_POSITIONS else view.positions
 
     def _worker(self, view: View) -> Literal["keep", "start", "end", "end at once"]:
         """What is to be done with it."""
@@ -234,7 +228,7 @@ class Stages:
         if self.stage == Stage.RECYCLED:
             if self._to_end:
                 return "end"
-            if not view.there and isinstance(view.fit(MARGIN_BYTES), Fit):
+            if not view.there and isinstance(view.fit(), Fit):
                 return "start"
         return "keep"
 
