@@ -53,6 +53,8 @@ class Connection:
         self.sessions = 0
         """How often a broker has taken us: what was on its way in an earlier session must be sent again."""
         self.problem = "not connected yet"
+        self._told: set[str] = set()
+        """Problems that stand in the log since all was well."""
         self.refused = 0
         """Messages that the broker will never take."""
         self.last_refused = ""
@@ -184,6 +186,7 @@ class Connection:
     def _well(self) -> None:
         log.info("connected to the broker %s", self._address)
         self.problem = ""
+        self._told.clear()
         self._on_change()
 
     def _disconnected(self, reason: ReasonCode) -> None:
@@ -191,28 +194,31 @@ class Connection:
         self._reset()
         if self._stopping.is_set():
             self.outgoing.broke(hung_up=False, refusal="")
-        elif hung_up_for or reason.value == KEEPALIVE:
+        elif was_connected and not hung_up_for and reason.value not in (KEEPALIVE, MALFORMED):
+            self._closed()
+        elif was_connected or hung_up_for:
             self.outgoing.broke(hung_up=False, refusal="")
             silence = hung_up_for or f"said nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
-            self._say(f"the broker {self._address} is gone: it {silence}")
-        elif was_connected:
-            self._closed("sent what is no MQTT" if reason.value == MALFORMED else "closed the connection")
+            what = "sent what is no MQTT" if reason.value == MALFORMED else silence
+            self._say(f"the broker {self._address} is gone: it {what}")
         elif not answered:
             self._say(f"what listens on {self._address} does not answer as a broker does (is it the port without TLS?)")
         self._client.reconnect_delay_set(self._suspicion.delay_s, LONGEST_DELAY_S)
 
-    def _closed(self, what: str) -> None:
-        """The broker has ended a connection that worked: a restart, a message, or another client."""
-        guilty = self.outgoing.broke(hung_up=True, refusal=f"each time it came, the broker {what}; {reasons.UNTAKEN}")
+    def _closed(self) -> None:
+        """The broker has closed a connection that worked: it restarts, or does not take a message, or us."""
+        refusal = f"each time it came, the broker closed the connection; {reasons.UNTAKEN}"
+        broker = f"the broker {self._address}"
+        guilty = self.outgoing.broke(hung_up=True, refusal=refusal)
         if guilty is not None:
-            self._note_refusal(guilty, f"each time it came, the broker {what}; {reasons.UNTAKEN}")
+            self._note_refusal(guilty, refusal)
         elif topic := self._suspicion.unwelcome:
-            self._say(f"the broker {self._address} {what} each time something was sent to {topic}: {reasons.NO_ACCESS}")
+            self._say(f"{broker} closes the connection each time something is sent to {topic}: {reasons.NO_ACCESS}")
         elif self._suspicion.flapping:
             name = f"mqtt.client_id is {self.client_id!r} here"
-            self._say(f"the broker {self._address} {what} again and again: {reasons.ANOTHER_CLIENT} ({name})")
+            self._say(f"{broker} closes the connection again and again: {reasons.ANOTHER_CLIENT} ({name})")
         else:
-            self._say(f"the broker {self._address} is gone: it {what}")
+            self._say(f"{broker} is gone: it closed the connection")
 
     def _confirmed(self, number: int, reason: ReasonCode) -> None:
         self._stop_timer()
@@ -239,8 +245,9 @@ class Connection:
 
     def _failed(self, error: BaseException | None) -> None:
         """The network thread had an error, and begins again."""
+        if self.connected.is_set():
+            self.outgoing.broke(hung_up=False, refusal="")
         self._reset()
-        self.outgoing.broke(hung_up=False, refusal="")
         words = f"{type(error).__name__}: {error}" if error else "it ended by itself"
         if self._say(f"the connection to the broker {self._address} failed in itself, a bug to report: {words}"):
             log.debug("where it failed", exc_info=error)
@@ -275,10 +282,12 @@ class Connection:
                 ours.shutdown(socket.SHUT_RDWR)
 
     def _say(self, problem: str) -> bool:
-        """Log a problem when it is news; results wait in the outbox meanwhile."""
-        news = problem != self.problem
+        """Log a problem when it is news; results wait in the outbox meanwhile. Several may come in turn."""
+        news = problem not in self._told
         if news:
             log.warning("%s; results are kept meanwhile", problem)
+            self._told.add(problem)
+        if problem != self.problem:
             self.problem = problem
             self._on_change()
         return news

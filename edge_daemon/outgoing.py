@@ -72,7 +72,7 @@ class Outgoing:
         if hung_up:
             guilty = self.suspicion.hung_up([p.message.topic for p in self._sent.values()], time.monotonic())
         else:
-            self.suspicion.lost()
+            self.suspicion.lost(time.monotonic())
         all_of_them = [*self._sent.values(), *self._waiting]
         self._sent.clear()
         self._waiting.clear()

@@ -28,7 +28,9 @@ class Suspicion:
     """What is known so far."""
 
     short_ones: int = 0
-    """Short connections in a row that the broker ended."""
+    """Short connections in a row, however they ended."""
+    _thrown_out: int = 0
+    """Those of them that the broker ended."""
     _careful: int = 0
     _connected_at_s: float = 0.0
     _sent_at_s: float = 0.0
@@ -49,8 +51,8 @@ class Suspicion:
 
     @property
     def flapping(self) -> bool:
-        """Whether connections end again and again."""
-        return self.short_ones >= FLAPS
+        """Whether the broker ends connections again and again."""
+        return self._thrown_out >= FLAPS
 
     @property
     def unwelcome(self) -> str:
@@ -75,11 +77,18 @@ class Suspicion:
 
     def unreachable(self) -> None:
         """An attempt to connect failed: this is a broker that is away, not one that throws us out."""
-        self.short_ones = 0
+        self.short_ones = self._thrown_out = 0
+
+    def lost(self, now_s: float) -> None:
+        """The connection ended, and not by the broker's will: silence, a cut network."""
+        self.short_ones = self.short_ones + 1 if now_s - self._connected_at_s < SHORT_S else 0
+        self._thrown_out = 0
 
     def hung_up(self, on_their_way: list[str], now_s: float) -> str | None:
         """The broker ended the connection while these topics' messages were on their way; the guilty one, if known."""
-        self.short_ones = self.short_ones + 1 if now_s - self._connected_at_s < SHORT_S else 0
+        thrown_out = self._thrown_out
+        self.lost(now_s)
+        self._thrown_out = thrown_out + 1 if self.short_ones else 0
         alone = self._careful and len(on_their_way) == 1 and now_s - self._sent_at_s < QUICK_S
         self._careful = CAREFUL_MESSAGES if on_their_way else self._careful
         if not alone:
@@ -89,9 +98,5 @@ class Suspicion:
         self._strikes += 1
         if self._strikes < STRIKES or not self._arrived:
             return None
-        self._suspect, self._strikes, self.short_ones = "", 0, 0
+        self._suspect, self._strikes, self.short_ones, self._thrown_out = "", 0, 0, 0
         return on_their_way[0]
-
-    def lost(self) -> None:
-        """The connection ended in another way: silence, a cut network."""
-        self.short_ones = 0

@@ -247,6 +247,7 @@ async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Callbacks that raise: paho ends its loop at the first."""
+    broker.stop()
     async with connection(broker.port) as ours:
         made, raised = ours._client.on_connect, []
 
@@ -255,11 +256,12 @@ async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
             raise ZeroDivisionError("in a callback")
 
         ours._client.on_connect = broken
-        await until("it was tried again and again", lambda: len(raised) == 2)
+        broker.start()
+        await until("it was tried again and again", lambda: len(raised) >= 2)
         assert "ZeroDivisionError: in a callback" in ours.problem
         ours._client.on_connect = made
-        await until("connected", lambda: not ours.problem)
-    assert len(warnings(caplog)) == 1
+        await until("connected", ours.connected.is_set)
+    assert len([message for message in warnings(caplog) if "a bug to report" in message]) == 1
 
 
 async def test_stopping_does_not_wait_for_a_broker_that_is_not_there() -> None:
