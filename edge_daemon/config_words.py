@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic_core import ErrorDetails
 
+from edge_daemon.nearest import hint
 from edge_daemon.yaml_file import Document, Key
 
 TYPES_IN_WORDS = {
@@ -63,10 +64,7 @@ class Wording:
         for part in key[:-1]:
             section = _below(section, part)
         known = _keys(section)
-        if not known:
-            return ""
-        close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.6)
-        return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        return hint(str(key[-1]), known) if known else ""
 
 
 def _real_key(key: Key, missing: bool, document: Document) -> Key:

@@ -7,8 +7,7 @@ show and what is a momentary value.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from edge_daemon.nearest import hint
 
 FOR_YES_NO = frozenset(
     (
@@ -46,12 +45,7 @@ def problem(answer_type: str, device_class: str | None, unit: str | None) -> str
         return f"a device_class is for the types yes_no and number; leave it out for type {answer_type}"
     known = FOR_YES_NO if answer_type == "yes_no" else UNITS_FOR_NUMBER.keys()
     if device_class not in known:
-        return f"no device_class {device_class!r} for type {answer_type}{_nearest(device_class, known)}"
+        return f"no device_class {device_class!r} for type {answer_type}{hint(device_class, sorted(known))}"
     if answer_type == "number" and unit not in UNITS_FOR_NUMBER[device_class]:
         return f"device_class {device_class} needs one of these units: {', '.join(UNITS_FOR_NUMBER[device_class])}"
     return ""
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"

@@ -7,6 +7,7 @@ EdgeDaemonError
 ├─ BudgetError          too little memory for the smallest useful cache   → the worker refuses to start
 ├─ PictureError         this picture only                                 → reported once, left alone
 ├─ CaptionError         this request only                                 → counted; the worker lives
+├─ CommandError         this command over MQTT only                       → answered with its reason
 ├─ PublishRefused       this message only                                 → set aside; the next ones are sent
 ├─ WireError            a malformed message                               → the peer is treated as dead
 └─ ChildError           a child process
@@ -43,6 +44,15 @@ class PictureError(EdgeDaemonError):
 
 class CaptionError(EdgeDaemonError):
     """Raised when one request cannot be answered; the worker goes on."""
+
+
+class CommandError(EdgeDaemonError):
+    """Raised when a command over MQTT cannot be carried out; its text is the answer."""
+
+    def __init__(self, reason: str, transaction: str | int | None = None) -> None:
+        super().__init__(reason)
+        self.transaction = transaction
+        """Of the command, where it had one that could be read."""
 
 
 class PublishRefused(EdgeDaemonError):

@@ -565,7 +565,7 @@ def test_what_a_question_can_ask_for(file: Path, settings: str) -> None:
         ("type: yes_no, unit: cats", "a unit is for type number; leave it out for type yes_no"),
         ("device_class: door", "a device_class is for the types yes_no and number; leave it out for type text"),
         ("type: yes_no, device_class: dor", "no device_class 'dor' for type yes_no; did you mean 'door'?"),
-        ("type: number, device_class: door", "no device_class 'door' for type number; known are battery, current"),
+        ("type: number, device_class: door", "no device_class 'door' for type number; known here: battery, current"),
         ("type: number, device_class: temperature", "device_class temperature needs one of these units: °C, °F, K"),
         ("type: number, unit: C, device_class: temperature", "needs one of these units: °C, °F, K"),
     ],

@@ -28,8 +28,12 @@ LEAVES: dict[str, set[str]] = {
     "logs": set(),
     "topics": set(),
     "answers": set(),
-    "device_classes": set(),
+    "nearest": set(),
+    "device_classes": {"nearest"},
     "homeassistant": {"answers", "config", "topics"},
+    "token_bucket": set(),
+    "command_values": {"config", "errors", "nearest"},
+    "commands": {"command_values", "config", "errors", "nearest", "topics"},
     "supervisor": set(),
     "reasons": set(),
     "suspicion": set(),
@@ -47,21 +51,21 @@ LEAVES: dict[str, set[str]] = {
     "picture": {"errors"},
     "rehearsal": {"messages"},
     "demo": set(),
-}
-"""Modules that import the standard library and these of ours (`` is the package itself)."""
-LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
-    "readings": ({"cgroup"}, {"psutil"}),
-    "yaml_file": ({"errors"}, {"yaml"}),
     "cgroup": set(),
     "memory": {"cgroup", "errors", "readings"},
     "stages": {"errors", "memory", "readings"},
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
+}
+"""Modules that import the standard library and these of ours (`` is the package itself)."""
+LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
+    "readings": ({"cgroup"}, {"psutil"}),
+    "yaml_file": ({"errors"}, {"yaml"}),
     "config": (
         {"answers", "config_words", "device_classes", "errors", "thermal", "yaml_file"},
         {"pydantic"},
     ),
-    "config_words": ({"errors", "yaml_file"}, {"pydantic_core"}),
+    "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
     "child": ({"errors", "messages", "wire"}, set()),
     "mqtt": ({"config", "outgoing", "reasons", "suspicion", "topics"}, {"paho"}),
 }
