@@ -18,8 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon import pipe
-from edge_daemon.messages import Failed, Idle, Progress, Request, Results, TaskResult, WorkerReady, WorkerRefused
+from edge_daemon.messages import Cap, Failed, Idle, Progress, Request, Results, TaskResult, WorkerReady, WorkerRefused
 
+NEEDS = {
+    "runtime_bytes": 20 << 20,
+    "vision_bytes": 0,
+    "text_bytes": 0,
+    "vision_activation_bytes": 0,
+    "text_activation_bytes": 0,
+    "bytes_per_position": 1024,
+    "prefix_positions": 100,
+    "max_positions": 256,
+}
 READY = WorkerReady("stand-in", "knows nothing", "float32", 256, 1 << 20, 1 << 30, 5 << 20, 0.1, 1, {"python": "3"})
 
 
@@ -29,12 +39,17 @@ class StandIn:
     def __init__(self) -> None:
         self.daemon = pipe.Pipe()
         pipe.die_with_parent()
+        self.leaked: list[bytes] = []
+        self.caps: list[list[int]] = []
 
     def live(self, deeds: list[str]) -> None:
         """Do one deed at the start, one at every request; the last one again and again."""
         self.do(deeds[0], None)
         served = 0
         while (request := self.daemon.read()) is not None:
+            if isinstance(request, Cap):
+                self.note(request)
+                continue
             served += 1
             self.do(deeds[min(served, len(deeds) - 1)], request)
         if "stay" in deeds:
@@ -47,6 +62,20 @@ class StandIn:
     def ready(self) -> None:
         self.daemon.write(Progress("importing nothing"))
         self.daemon.write(READY)
+
+    def ready_with_needs(self) -> None:
+        """As a real worker, which can do with less."""
+        self.daemon.write(replace(READY, needs=NEEDS))
+
+    def note(self, cap: Cap) -> None:
+        """What the daemon allows; left in the directory."""
+        self.caps.append([cap.kv_positions, int(cap.release)])
+        Path(sys.argv[1], f"caps-{os.getpid()}.json").write_text(json.dumps(self.caps))
+
+    def answer_and_leak(self, request: Request) -> None:
+        """Ten MiB a picture."""
+        self.leaked.append(b"x" * (10 << 20))
+        self.answer(request)
 
     def ready_with_a_warning(self) -> None:
         self.daemon.write(replace(READY, device="cpu", precision="bfloat16", warning="bfloat16 is emulated here"))
@@ -82,6 +111,9 @@ class StandIn:
 
     def die_of_sigill(self, *_: Any) -> None:
         os.kill(os.getpid(), signal.SIGILL)
+
+    def die_of_sigsegv(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
 
     def die_with_words(self, *_: Any) -> None:
         raise RuntimeError("no room for tensors")

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +17,22 @@ import pytest
 from edge_daemon import rehearsal, supervisor
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
+from edge_daemon.deaths import Witness
 from edge_daemon.errors import (
     BudgetError,
     CaptionError,
     ChildBootError,
     ChildDied,
+    ChildEnded,
     ChildError,
     ChildTimeout,
     ModelError,
 )
+from edge_daemon.memory import CGROUP_RESERVE_BYTES
+from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Request, Task
+from edge_daemon.readings import Files
+from tests.integration.service import wait_for
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 SILENCE_S = 2.0
@@ -36,7 +42,7 @@ GOOD = ["ready", "answer"]
 
 
 @dataclass
-class Stage:
+class Theatre:
     """A captioner whose workers follow a plan."""
 
     directory: Path
@@ -67,21 +73,26 @@ class Stage:
         files = sorted(self.directory.glob("life-*.json"), key=lambda path: int(path.stem[5:]))
         return [json.loads(path.read_text()) for path in files]
 
+    def caps(self) -> list[list[int]]:
+        """KV positions and whether to release, as the last worker was told."""
+        files = list(self.directory.glob("caps-*.json"))
+        return json.loads(files[-1].read_text()) if files else []  # type: ignore[no-any-return]
+
     def alive(self) -> list[int]:
         """Pids of workers that are still there."""
         return [pid for life in self.lives() if Path(f"/proc/{(pid := int(str(life['pid'])))}").exists()]
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
     """Restarts come at once; whatever happens, no worker is left."""
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
-    made = Stage(tmp_path)
+    made = Theatre(tmp_path)
     yield made
     assert made.alive() == []
 
 
-async def test_a_worker_starts_and_answers(stage: Stage) -> None:
+async def test_a_worker_starts_and_answers(stage: Theatre) -> None:
     captioner = stage.captioner(GOOD)
     report = await captioner.ready()
     assert (report.model, report.note, report.kv_positions) == ("stand-in", "knows nothing", 256)
@@ -97,7 +108,7 @@ async def test_a_worker_starts_and_answers(stage: Stage) -> None:
     await captioner.stop(60)
 
 
-async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
+async def test_it_is_told_its_budget_and_its_options(stage: Theatre) -> None:
     captioner = stage.captioner(GOOD)
     await captioner.ready()
     await captioner.stop(60)
@@ -115,7 +126,7 @@ async def test_it_is_told_its_budget_and_its_options(stage: Stage) -> None:
 
 @pytest.mark.parametrize(("ours", "workers"), [(None, "2"), ("5", "5")])
 async def test_its_c_library_keeps_two_arenas_unless_the_owner_says_otherwise(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, ours: str | None, workers: str
+    stage: Theatre, monkeypatch: pytest.MonkeyPatch, ours: str | None, workers: str
 ) -> None:
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     if ours is not None:
@@ -126,7 +137,7 @@ async def test_its_c_library_keeps_two_arenas_unless_the_owner_says_otherwise(
     assert stage.lives()[0]["arenas"] == workers
 
 
-async def test_a_rehearsal_tells_what_a_picture_takes(stage: Stage) -> None:
+async def test_a_rehearsal_tells_what_a_picture_takes(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "answer slowly", "answer"], silence_s="auto")
     await captioner.ready()
     assert captioner.pace.interval_s is None
@@ -141,7 +152,7 @@ async def test_a_rehearsal_tells_what_a_picture_takes(stage: Stage) -> None:
     await captioner.stop(60)
 
 
-async def test_the_longest_silence_sets_the_deadline(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_longest_silence_sets_the_deadline(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 0.0)
     captioner = stage.captioner(["ready", "answer slowly"], silence_s="auto")
     await captioner.run(REQUEST)
@@ -151,7 +162,7 @@ async def test_the_longest_silence_sets_the_deadline(stage: Stage, monkeypatch: 
     await captioner.stop(60)
 
 
-async def test_a_worker_is_held_to_the_measured_deadline(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_is_held_to_the_measured_deadline(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 1.0)
     captioner = stage.captioner(["ready", "answer", "hang"], silence_s="auto")
     await captioner.run(REQUEST)
@@ -160,7 +171,7 @@ async def test_a_worker_is_held_to_the_measured_deadline(stage: Stage, monkeypat
     await captioner.stop(60)
 
 
-async def test_a_rehearsal_without_a_caption_is_an_error_and_costs_nothing(stage: Stage) -> None:
+async def test_a_rehearsal_without_a_caption_is_an_error_and_costs_nothing(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "answer with an error", "answer"])
     with pytest.raises(CaptionError, match="no such length"):
         await captioner.rehearse(rehearsal.request())
@@ -171,7 +182,7 @@ async def test_a_rehearsal_without_a_caption_is_an_error_and_costs_nothing(stage
 
 
 async def test_who_stops_waiting_for_a_rehearsal_ends_the_worker(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Theatre, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The service stops: nobody waits for a caption that nobody asked for."""
     captioner = stage.captioner(["ready", "chatter"])
@@ -186,7 +197,7 @@ async def test_who_stops_waiting_for_a_rehearsal_ends_the_worker(
     assert "did not leave" not in caplog.text
 
 
-async def test_a_regrettable_wish_is_warned_of_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_regrettable_wish_is_warned_of_once(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
     captioner = stage.captioner(
         ["ready with a warning", "answer", "die of sigkill"], ["ready with a warning", "answer"]
     )
@@ -201,7 +212,7 @@ async def test_a_regrettable_wish_is_warned_of_once(stage: Stage, caplog: pytest
     await captioner.stop(60)
 
 
-async def test_every_step_is_a_beat(stage: Stage) -> None:
+async def test_every_step_is_a_beat(stage: Theatre) -> None:
     captioner = stage.captioner(GOOD)
     await captioner.ready()
     assert stage.beats == 2  # importing, ready
@@ -214,13 +225,15 @@ async def test_every_step_is_a_beat(stage: Stage) -> None:
     ("deed", "words"),
     [
         ("die of sigill", "was ended by SIGILL (a program made for a newer processor)"),
+        ("die of sigill", "pip install torch==2.9.1"),
+        ("die of sigsegv", "edge-daemon model verify"),
         ("die of sigkill", "was ended by SIGKILL, not by the kernel"),
         ("die with words", "ended with exit code 1; its last words: RuntimeError: no room for tensors"),
         ("babble", "sent something that is no message"),
         ("begin with results", "began with Results"),
     ],
 )
-async def test_a_worker_that_can_never_start_is_given_up(stage: Stage, deed: str, words: str) -> None:
+async def test_a_worker_that_can_never_start_is_given_up(stage: Theatre, deed: str, words: str) -> None:
     captioner = stage.captioner([deed])
     with pytest.raises(ChildBootError) as caught:
         await captioner.ready()
@@ -231,7 +244,7 @@ async def test_a_worker_that_can_never_start_is_given_up(stage: Stage, deed: str
 
 
 @pytest.mark.parametrize("deed", ["hang", "chatter"])
-async def test_a_worker_that_is_never_ready_is_given_up(stage: Stage, deed: str) -> None:
+async def test_a_worker_that_is_never_ready_is_given_up(stage: Theatre, deed: str) -> None:
     captioner = stage.captioner([deed], start_timeout_s=0.5)
     with pytest.raises(ChildBootError, match="the worker was not ready within 0 s"):
         await captioner.ready()
@@ -239,7 +252,7 @@ async def test_a_worker_that_is_never_ready_is_given_up(stage: Stage, deed: str)
     assert stage.alive() == []
 
 
-async def test_a_start_that_failed_once_is_tried_again(stage: Stage) -> None:
+async def test_a_start_that_failed_once_is_tried_again(stage: Theatre) -> None:
     captioner = stage.captioner(["die of sigkill"], ["die with words"], ["babble"], GOOD)
     await captioner.run(REQUEST)
     assert captioner.state.restarts == 3
@@ -248,7 +261,7 @@ async def test_a_start_that_failed_once_is_tried_again(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("deed", "error"), [("refuse for memory", BudgetError), ("refuse the model", ModelError)])
-async def test_a_refusal_at_the_first_start_is_final(stage: Stage, deed: str, error: type[Exception]) -> None:
+async def test_a_refusal_at_the_first_start_is_final(stage: Theatre, deed: str, error: type[Exception]) -> None:
     captioner = stage.captioner([deed])
     with pytest.raises(error, match=r"is not there|are missing"):
         await captioner.ready()
@@ -257,7 +270,7 @@ async def test_a_refusal_at_the_first_start_is_final(stage: Stage, deed: str, er
     assert len(stage.lives()) == 1
 
 
-async def test_memory_that_was_there_once_is_waited_for(stage: Stage) -> None:
+async def test_memory_that_was_there_once_is_waited_for(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "die of sigkill"], *[["refuse for memory"]] * 4, GOOD)
     await captioner.ready()
     with pytest.raises(ChildDied):
@@ -281,7 +294,7 @@ async def test_memory_that_was_there_once_is_waited_for(stage: Stage) -> None:
     ],
 )
 async def test_a_worker_that_dies_of_a_request_is_replaced(
-    stage: Stage, deed: str, error: type[Exception], words: str
+    stage: Theatre, deed: str, error: type[Exception], words: str
 ) -> None:
     captioner = stage.captioner(["ready", "answer", deed], GOOD)
     await captioner.run(REQUEST)
@@ -296,7 +309,7 @@ async def test_a_worker_that_dies_of_a_request_is_replaced(
     await captioner.stop(60)
 
 
-async def test_a_worker_that_died_while_nobody_asked_is_replaced(stage: Stage) -> None:
+async def test_a_worker_that_died_while_nobody_asked_is_replaced(stage: Theatre) -> None:
     """And no picture is to blame: the next one is asked of the next worker."""
     captioner = stage.captioner(["ready", "answer and die"], GOOD)
     await captioner.run(REQUEST)
@@ -308,14 +321,14 @@ async def test_a_worker_that_died_while_nobody_asked_is_replaced(stage: Stage) -
     await captioner.stop(60)
 
 
-async def test_a_slow_worker_is_not_a_silent_one(stage: Stage) -> None:
+async def test_a_slow_worker_is_not_a_silent_one(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "answer slowly"])
     await captioner.run(REQUEST)
     assert captioner.state.restarts == 0
     await captioner.stop(60)
 
 
-async def test_a_request_that_fails_does_not_cost_the_worker(stage: Stage) -> None:
+async def test_a_request_that_fails_does_not_cost_the_worker(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "fail", "fail", "answer"])
     for _ in range(2):
         with pytest.raises(CaptionError, match="these are no pixels"):
@@ -326,14 +339,14 @@ async def test_a_request_that_fails_does_not_cost_the_worker(stage: Stage) -> No
     await captioner.stop(60)
 
 
-async def test_a_worker_that_does_not_leave_is_killed(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_does_not_leave_is_killed(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
     captioner = stage.captioner(["stay"])
     await captioner.ready()
     await captioner.stop(0.1)
     assert "did not leave" in caplog.text
 
 
-async def test_a_worker_that_leaves_in_time_is_not_killed(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_leaves_in_time_is_not_killed(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
     captioner = stage.captioner(GOOD)
     await captioner.ready()
     await captioner.stop(60)
@@ -342,7 +355,7 @@ async def test_a_worker_that_leaves_in_time_is_not_killed(stage: Stage, caplog: 
 
 
 @pytest.mark.parametrize("deed", ["hang", "chatter"])
-async def test_who_stops_waiting_for_the_start_leaves_no_worker(stage: Stage, deed: str) -> None:
+async def test_who_stops_waiting_for_the_start_leaves_no_worker(stage: Theatre, deed: str) -> None:
     captioner = stage.captioner([deed])
     starting = asyncio.create_task(captioner.ready())
     while not stage.lives():
@@ -353,7 +366,7 @@ async def test_who_stops_waiting_for_the_start_leaves_no_worker(stage: Stage, de
     await captioner.stop(60)
 
 
-async def test_who_stops_waiting_for_an_answer_leaves_no_worker(stage: Stage) -> None:
+async def test_who_stops_waiting_for_an_answer_leaves_no_worker(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "chatter"])
     asking = asyncio.create_task(captioner.run(REQUEST))
     while stage.beats < 5:
@@ -364,7 +377,7 @@ async def test_who_stops_waiting_for_an_answer_leaves_no_worker(stage: Stage) ->
     await captioner.stop(0.1)
 
 
-async def test_many_deaths_leave_nothing_open(stage: Stage) -> None:
+async def test_many_deaths_leave_nothing_open(stage: Theatre) -> None:
     deaths = [["ready", "die of sigkill"], ["ready", "babble"], ["ready", "answer with idle"], ["die with words"]]
     captioner = stage.captioner(["ready", "answer", "die of sigkill"], *deaths, GOOD)
     await captioner.run(REQUEST)
@@ -376,3 +389,205 @@ async def test_many_deaths_leave_nothing_open(stage: Stage) -> None:
     assert captioner.state.restarts == 5
     assert (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks())) == before
     await captioner.stop(60)
+
+
+# ---- ended on purpose: that is no death
+
+
+async def test_a_worker_that_is_ended_is_no_dead_one(stage: Theatre) -> None:
+    captioner = stage.captioner(GOOD)
+    await captioner.run(REQUEST)
+    await captioner.end("a test")
+    assert stage.alive() == []
+    assert (captioner.state.state, captioner.state.restarts, captioner.state.recycles) == ("unloaded", 0, 1)
+    assert captioner.pid is None
+    await captioner.end("there is none")
+    await captioner.run(REQUEST)
+    assert (captioner.state.state, captioner.state.recycles, captioner.state.last_death) == ("ready", 1, "")
+    await captioner.stop(60)
+
+
+async def test_it_is_ended_between_two_captions(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready", "answer slowly"])
+    asking = asyncio.create_task(captioner.run(REQUEST))
+    while stage.beats < 4:
+        await asyncio.sleep(0.01)
+    assert captioner.busy
+    await captioner.end("a test")
+    await captioner.end("asked for twice")
+    assert stage.alive() != []
+    assert (await asking).tasks
+    assert stage.alive() == []
+    assert captioner.state.recycles == 1
+
+
+@pytest.mark.parametrize("deed", ["chatter", "hang"])
+async def test_or_at_once_and_then_nobody_is_to_blame(stage: Theatre, deed: str) -> None:
+    captioner = stage.captioner(["ready", deed], GOOD, silence_s=60.0)
+    await captioner.ready()
+    asking = asyncio.create_task(captioner.run(REQUEST))
+    while not captioner.busy:
+        await asyncio.sleep(0.01)
+    await captioner.end("memory is gone", at_once=True)
+    with pytest.raises(ChildEnded, match="memory is gone"):
+        await asking
+    assert stage.alive() == []
+    assert (captioner.state.restarts, captioner.state.recycles, captioner.state.last_death) == (0, 1, "")
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_a_start_is_given_up(stage: Theatre) -> None:
+    captioner = stage.captioner(["hang"], GOOD)
+    starting = asyncio.create_task(captioner.ready())
+    while not stage.lives():
+        await asyncio.sleep(0.01)
+    await captioner.end("memory is gone")
+    with pytest.raises(ChildEnded, match="memory is gone"):
+        await starting
+    assert stage.alive() == []
+    assert (captioner.state.restarts, captioner.pid) == (0, None)
+    await captioner.ready()
+    await captioner.stop(60)
+
+
+async def test_while_nobody_may_ask_no_worker_is_started_but_on_purpose(stage: Theatre) -> None:
+    captioner = stage.captioner(GOOD)
+    captioner.allowed.clear()
+    for call in (captioner.run(REQUEST), captioner.ready()):
+        with pytest.raises(ChildEnded, match="memory is too short"):
+            await call
+    assert stage.lives() == []
+    await captioner.ready(whatever=True)
+    with pytest.raises(ChildEnded):
+        await captioner.run(REQUEST)
+    captioner.allowed.set()
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_a_start_on_purpose_that_fails_is_for_who_asked_to_repeat(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready", "answer"], ["refuse for memory"], GOOD)
+    await captioner.run(REQUEST)
+    await captioner.end("a test")
+    with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
+        await captioner.ready(whatever=True)
+    assert len(stage.lives()) == 2
+    await captioner.ready(whatever=True)
+    await captioner.stop(60)
+
+
+async def test_an_instruction_that_is_missing_is_missing_the_next_time(stage: Theatre) -> None:
+    """Ready, and dead of the first picture: that would go on for ever."""
+    captioner = stage.captioner(["ready", "die of sigill"])
+    with pytest.raises(ChildDied, match=r"SIGILL.*pip install torch"):
+        await captioner.run(REQUEST)
+    with pytest.raises(ChildBootError, match=r"the model cannot be started here: .*SIGILL"):
+        await captioner.run(REQUEST)
+    assert captioner.state.state == "failed"
+
+
+async def test_but_not_where_there_were_answers(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready", "answer", "die of sigill"])
+    for _ in range(3):
+        await captioner.run(REQUEST)
+        with pytest.raises(ChildDied, match="SIGILL"):
+            await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_after_a_kill_for_memory_the_next_one_has_less(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's counter is the only part that is not real: test_memory_max.py has a real one."""
+    captioner = stage.captioner(["ready with needs", "die of sigkill"], GOOD)
+    await captioner.ready()
+    reading = captioner.witness.files.read(captioner.pid)
+    captioner.witness.note(replace(reading, worker_bytes=200 << 20))
+    monkeypatch.setattr(Witness, "killed_by_kernel", lambda *_: True)
+    with pytest.raises(ChildDied, match="the kernel was out of memory"):
+        await captioner.run(REQUEST)
+    await captioner.run(REQUEST)
+    arguments = stage.lives()[1]["arguments"]
+    assert isinstance(arguments, list)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert int(options["--budget-bytes"]) == 180 << 20
+    assert options["--budget-reason"] == "the kernel killed a worker that had more"
+    await captioner.stop(60)
+
+
+# ---- watched
+
+
+async def looked(watchdog: MemoryWatchdog, times: int, from_s: float = 0.0) -> None:
+    for second in range(times):
+        await watchdog.look(from_s + second)
+
+
+async def test_a_worker_that_leaks_is_replaced_between_two_captions(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready with needs", "answer and leak"], ["ready with needs", "answer"])
+    watchdog = MemoryWatchdog(captioner, lambda: None)
+    await captioner.ready()
+    replaced = None
+    for picture in range(40):
+        await captioner.run(REQUEST)
+        await watchdog.look(float(picture))
+        if captioner.state.recycles:
+            replaced = picture
+            break
+    assert replaced is not None
+    assert 10 + 6 <= replaced <= 10 + 12, "64 MiB over the first ten, of which the median lags"
+    while not captioner.is_ready:
+        await looked(watchdog, 1, 100.0)
+        await asyncio.sleep(0.01)
+    assert (captioner.state.restarts, captioner.state.recycles, len(stage.lives())) == (0, 1, 2)
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_a_worker_that_died_at_rest_is_noticed(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready with needs", "answer and die"], ["ready with needs", "answer"])
+    watchdog = MemoryWatchdog(captioner, lambda: None)
+    await captioner.run(REQUEST)
+    while len(stage.lives()) < 2 or not captioner.is_ready:
+        await looked(watchdog, 1)
+        await asyncio.sleep(0.01)
+    assert "SIGKILL" in captioner.state.last_death
+    await captioner.stop(60)
+
+
+async def test_the_worker_is_told_its_cap_and_nobody_asks_while_it_rests(stage: Theatre, tmp_path: Path) -> None:
+    """A cgroup of paper takes the memory away; the rest is real."""
+    captioner = stage.captioner(["ready with needs", "answer"], ["ready with needs", "answer"])
+    await captioner.ready()
+    level = tmp_path / "memory/a"
+    level.mkdir(parents=True)
+    (level / "memory.limit_in_bytes").write_text(str(300 << 20))
+    (level / "memory.usage_in_bytes").write_text(str(100 << 20))
+    watchdog = MemoryWatchdog(captioner, lambda: None, PaperFiles(cgroups=tmp_path))
+    await looked(watchdog, 3)
+    assert watchdog.state.stage.name == "OK"
+    held_bytes = captioner.witness.files.read(captioner.pid).worker_bytes
+    assert held_bytes is not None
+    room_bytes = (20 << 20) - held_bytes  # with this it may have 20 MiB, and needs 148 KiB more
+    (level / "memory.usage_in_bytes").write_text(str((300 << 20) - CGROUP_RESERVE_BYTES - room_bytes))
+    await looked(watchdog, 1, 10.0)
+    wait_for("a cap", lambda: stage.caps() == [[148, 0]])
+    await looked(watchdog, 3, 11.0)
+    wait_for("another cap", lambda: stage.caps() == [[148, 0], [148, 1]])
+    assert watchdog.state.stage.name == "PAUSED"
+    with pytest.raises(ChildEnded):
+        await captioner.run(REQUEST)
+    (level / "memory.usage_in_bytes").write_text(str(100 << 20))
+    await looked(watchdog, 30, 20.0)
+    assert watchdog.state.stage.name == "OK"
+    await captioner.run(REQUEST)
+    assert stage.caps()[-1] == [256, 0]
+    assert len(stage.lives()) == 1
+    await captioner.stop(60)
+
+
+class PaperFiles(Files):
+    """In a cgroup of this test's own."""
+
+    @property
+    def membership(self) -> str:
+        return "4:memory:/a"
