@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -28,6 +29,7 @@ print(json.dumps({"peak_bytes": int(peak[1]) * 1024}))
 """
 
 
+@pytest.mark.timeout(900)  # 130 s on two cores; the other tests' worker may take one of them
 def test_the_official_shape_comes_in_proven_and_in_little_memory(half_billion: Path, tmp_path: Path) -> None:
     """Measured: 661 MiB of moonfile; see the proof's bounds for what its figures mean."""
     export(half_billion, tmp_path / "half.mf", "moonfile", "int8")
