@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, FolderConfig
-from edge_daemon.errors import ChildError
-from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
+from edge_daemon.errors import ChildDied, ChildError
+from edge_daemon.messages import THUMBNAIL_PX, FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
 from edge_daemon.outbox import Outbox
 from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
 
@@ -62,6 +63,7 @@ class Capture:
         self._opening: FileKey | None = None
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
+        self._last_death = ""
 
     async def run(self) -> None:
         """Capture for ever; a dead grabber is started again after a while."""
@@ -84,8 +86,11 @@ class Capture:
         # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
         delay_s = policy.died(str(error), time.monotonic()) or LONGEST_DELAY_S
         opening, self._opening = self._opening, None
+        again, self._last_death = self._last_death == str(error), str(error)
         if opening is not None and opening == self._suspect:
             self.report(f"reading it ended the grabber twice: {error}", opening)
+        elif again and delay_s >= LONGEST_DELAY_S:  # told often enough: it stands in health
+            self.state.problems += 1
         else:
             self.report(f"{error}; next start in {delay_s:.0f} s", None)
         self._suspect = opening
@@ -118,6 +123,7 @@ class Capture:
                 self._opening = None
                 self._rest(problem)
             case Frame():
+                check(message)
                 self._opening = None
                 self._set_state("online")
                 await self._deliver(message)
@@ -127,7 +133,7 @@ class Capture:
                 self.report(reason, file)
                 await child.send(Next(), SILENCE_S)
             case _:
-                raise ChildError(f"the grabber sent {type(message).__name__}")
+                raise ChildDied(f"the grabber {self.name} sent {type(message).__name__}, and was ended")
 
     def report(self, reason: str, file: FileKey | None) -> None:
         """Say once what is wrong with a file, which is then dealt with, or with the source."""
@@ -154,6 +160,15 @@ class Capture:
         if self.state.state != state:
             self.state.state = state
             self._on_change()
+
+
+def check(frame: Frame) -> None:
+    """Raise ChildDied for a frame that is none: whoever made it cannot be trusted."""
+    size = (frame.width_px, frame.height_px)
+    if not all(0 < side <= MAX_SIDE_PX for side in size) or len(frame.payload) != 3 * frame.width_px * frame.height_px:
+        raise ChildDied(f"the grabber sent {len(frame.payload)} bytes as a picture of {size}, and was ended")
+    if not re.fullmatch(f"[0-9a-f]{{{2 * THUMBNAIL_PX**2}}}", frame.thumbnail_hex):
+        raise ChildDied("the grabber sent a thumbnail that is none, and was ended")
 
 
 def grabber_options(config: FolderConfig) -> dict[str, object]:

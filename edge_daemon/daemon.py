@@ -74,6 +74,7 @@ class Daemon:
         self.captioner.state.variant_reason = variant_reason
         self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
         self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty, self.memory)
+        self.health.stuck = self.progress.stuck
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
         beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
@@ -251,10 +252,10 @@ class Daemon:
         """Feed systemd's watchdog as long as every task makes progress."""
         interval_s = min(notify.watchdog_interval_s() or WATCH_S, WATCH_S)
         while True:
-            stuck = self.progress.stuck()
-            if stuck:
-                log.error("no progress: %s; the watchdog is not fed", ", ".join(stuck))
-            else:
+            if news := self.progress.news():
+                log.error("%s", news)
+                self.changed.set()
+            if not self.progress.stuck():
                 notify.notify("WATCHDOG=1")
             await asyncio.sleep(interval_s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -43,6 +43,8 @@ class Health:
         self._outbox = outbox
         self._duty = duty
         self._memory = memory
+        self.stuck: Callable[[], list[str]] = list
+        """Tasks that make no progress."""
         self._started_s = time.monotonic()
 
     def publish(self) -> None:
@@ -67,7 +69,13 @@ class Health:
             "worker": self._worker_document(),
             "thermal": self._duty.document(),
             "memory": self._memory.document(),
-            "mqtt": {"problem": self._connection.problem, "queued": len(self._outbox)},
+            "stuck": self.stuck(),
+            "mqtt": {
+                "problem": self._connection.problem,
+                "queued": len(self._outbox),
+                "refused": self._connection.refused,
+                "last_refused": self._connection.last_refused,
+            },
             "outbox": self._outbox_document(),
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
         }
@@ -104,7 +112,7 @@ class Health:
             return self._worker.state
         well = all(capture.state.state == "online" for capture in self._captures.values())
         captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
-        return "ok" if well and captions and not self._outbox.problem else "degraded"
+        return "ok" if well and captions and not self._outbox.problem and not self.stuck() else "degraded"
 
     def _model(self) -> dict[str, Any]:
         ready = self._worker.ready

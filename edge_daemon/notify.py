@@ -11,6 +11,8 @@ import logging
 import os
 import socket
 
+SEND_S = 1.0
+"""A systemd that does not read holds nobody up for longer."""
 log = logging.getLogger(__name__)
 
 
@@ -35,8 +37,9 @@ def _send(address: str, state: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.settimeout(SEND_S)
             sender.connect(address)
-            sender.sendall(state.encode())
+            sender.sendall(state.encode(errors="replace"))
     except OSError as error:
         log.debug("systemd was not told %r: %s", state, error)
         return False

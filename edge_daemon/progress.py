@@ -22,6 +22,7 @@ class Progress:
         self._clock = clock
         self._limits_s: dict[str, float] = {}
         self._beats_s: dict[str, float] = {}
+        self._told: list[str] = []
 
     def expect(self, name: str, limit_s: float) -> Callable[[], None]:
         """Begin to watch a task; the function to call whenever it makes progress."""
@@ -41,6 +42,16 @@ class Progress:
         """Tasks whose last beat is older than their limit."""
         now_s = self._clock()
         return [name for name, limit_s in self._limits_s.items() if now_s - self._beats_s[name] > limit_s]
+
+    def news(self) -> str:
+        """Who got stuck and who goes on again since this was last asked; empty when nothing has changed."""
+        stuck, told = self.stuck(), self._told
+        self._told = stuck
+        fresh, over = [n for n in stuck if n not in told], [n for n in told if n not in stuck]
+        words = [f"no progress: {', '.join(fresh)}; systemd's watchdog restarts the service unless it goes on"] * bool(
+            fresh
+        )
+        return "; ".join(words + [f"goes on again: {', '.join(over)}"] * bool(over))
 
 
 async def patiently(waiting: Awaitable[T], beat: Callable[[], None]) -> T:

@@ -94,7 +94,7 @@ def publications(topics: Topics, source: str, result: dict[str, Any]) -> list[Pu
     body = json_bytes(result)
     event = Publication(topics.of(source, "event"), body, retain=False)
     if "caption" in result:
-        words = result["caption"].encode()
+        words = result["caption"].encode(errors="replace")
         return [
             event,
             Publication(topics.of(source, "caption"), body, retain=True),

@@ -60,6 +60,17 @@ def test_a_socket_that_nobody_reads_any_more(tmp_path: Path, monkeypatch: pytest
     assert not notify.notify("READY=1")
 
 
+def test_a_systemd_that_does_not_read_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue is full; a word more or less does not matter."""
+    monkeypatch.setattr(notify, "SEND_S", 0.05)
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        while notify._send(str(tmp_path / "notify"), "WATCHDOG=1"):
+            pass
+        listener.recv(100)
+        assert notify._send(str(tmp_path / "notify"), "WATCHDOG=1")
+
+
 def test_no_descriptor_is_left_open(systemd: socket.socket) -> None:
     notify.notify("READY=1")
     before = sorted(os.listdir("/proc/self/fd"))

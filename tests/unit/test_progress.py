@@ -29,6 +29,25 @@ def test_a_task_is_stuck_when_its_last_beat_is_older_than_its_limit(clock: Clock
     assert watched.stuck() == ["capture"]
 
 
+def test_each_stuck_task_is_named_once_and_again_when_it_goes_on(clock: Clock) -> None:
+    watched = Progress(clock)
+    caption, capture = watched.expect("caption", 300), watched.expect("capture", 60)
+    assert watched.news() == ""
+    clock.advance(61)
+    assert watched.news().startswith("no progress: capture; systemd's watchdog")
+    assert watched.news() == ""
+    clock.advance(300)
+    assert "no progress: caption;" in watched.news()
+    capture()
+    assert watched.news() == "goes on again: capture"
+    capture()
+    caption()
+    clock.advance(61)
+    news = watched.news()
+    assert "no progress: capture;" in news
+    assert news.endswith("goes on again: caption")
+
+
 def test_a_task_may_be_given_another_limit_which_is_no_beat(clock: Clock) -> None:
     watched = Progress(clock)
     watched.expect("caption", 300)
