@@ -102,7 +102,7 @@ class Capture:
         child = await Child.start(f"grabber {self.name}", argv)
         try:
             while True:
-                message = await child.receive(SILENCE_S)
+                message = await child.receive(self._patience_s)
                 self._beat()
                 if isinstance(message, GrabberReady):
                     policy.ready(time.monotonic())
@@ -112,6 +112,11 @@ class Capture:
                     await self._handle(child, message)
         finally:
             await child.stop(STOP_GRACE_S)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long the grabber may be silent: it ends by itself when a picture takes too much processor time."""
+        return SILENCE_S + (self.config.decode_timeout_s if self._opening else 0.0)
 
     async def _handle(self, child: Child, message: object) -> None:
         match message:
@@ -185,4 +190,5 @@ def grabber_options(config: FolderConfig) -> dict[str, object]:
         "max_pixels": config.max_pixels,
         "max_file_bytes": config.max_file_mib * MIB,
         "decode_memory_bytes": config.decode_memory_mib * MIB,
+        "decode_timeout_s": config.decode_timeout_s,
     }

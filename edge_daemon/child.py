@@ -27,6 +27,13 @@ LINES_AT_ONCE, LINES_PER_S = 200, 1.0
 """What a child may say on stderr: a traceback or two, then little; it must not fill the journal."""
 REAP_S = 10.0
 """A process that was sent SIGKILL and is still there after so long hangs in the kernel."""
+EXPLAINED = {
+    "SIGKILL": "perhaps out of memory",
+    "SIGILL": "a program made for a newer processor",
+    "SIGPROF": "its processor time for one picture was used up: decode_timeout_s",
+    "SIGTRAP": "a library gave up, most often for want of memory",
+}
+"""What a signal that ended a child is likely to mean."""
 log = logging.getLogger(__name__)
 
 
@@ -211,5 +218,5 @@ def exit_in_words(returncode: int | None) -> str:
     if returncode >= 0:
         return f"ended with exit code {returncode}"
     name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"
-    why = {"SIGKILL": " (perhaps out of memory)", "SIGILL": " (a program made for a newer processor)"}.get(name, "")
-    return f"was ended by {name}{why}"
+    why = EXPLAINED.get(name)
+    return f"was ended by {name}" + (f" ({why})" if why else "")

@@ -236,6 +236,8 @@ class FolderConfig(Section):
     max_file_mib: Annotated[int, Field(ge=1)] = 100
     decode_memory_mib: Annotated[int, Field(ge=128)] = 512
     """The most that the process that decodes pictures may allocate."""
+    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    """Processor time for one picture; longer is stuck."""
 
     @field_validator("path")
     @classmethod

@@ -64,9 +64,7 @@ class Daemon:
         self.slots: Slots[Origin] = Slots(config.sources)
         self.connection = Connection(config.mqtt, self.topics, self.changed.set)
         self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
-        self.captioner = Captioner(
-            config.model, model_directory, self.caption_beat, self.changed.set
-        )
+        self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
         self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)
         self.memory = MemoryWatchdog(self.captioner, self.changed.set)
@@ -77,7 +75,7 @@ class Daemon:
         self.health.stuck = self.progress.stuck
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
-        beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
+        beat = self.progress.expect(f"capture {name}", SILENCE_S + config.decode_timeout_s + STUCK_MARGIN_S)
 
         async def deliver(frame: Frame) -> None:
             origin = Origin(self.config.node, name, frame, "file", time.monotonic())

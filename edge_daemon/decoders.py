@@ -34,6 +34,8 @@ _GREY = (0.299, 0.587, 0.114)
 
 _TRIFLES = re.compile(r"extraneous bytes|SOS parameters|Adobe color|JFIF revision|ICC marker|progression sequence")
 """Warnings of libjpeg (jerror.h) that cost no pixel."""
+_MOVING_AVIF = b"avis"
+"""The major brand of an animation, of which libvips' reader sees no picture."""
 _NO_HEADER = "its header makes no sense"
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, struct.error),
@@ -66,7 +68,7 @@ class VipsDecoder:
     def __init__(self) -> None:
         """Load libvips, shut all its loaders but the ones we need, and keep it small."""
         os.environ.setdefault("VIPS_CONCURRENCY", "1")  # the model needs the cores more
-        os.environ.setdefault("VIPS_DISC_THRESHOLD", "1t")  # never spill to an SD card; RLIMIT_DATA is the bound
+        os.environ.setdefault("VIPS_DISC_THRESHOLD", "1024g")  # never spill to an SD card; it knows no larger unit
         os.environ.setdefault("VIPS_WARNING", "0")  # stderr is for last words
         import pyvips
 
@@ -81,20 +83,23 @@ class VipsDecoder:
 
     def decode(self, data: bytes, kind: str, limits: Limits) -> Picture:
         """Decode the first frame. Raises PictureError, or MemoryError when a memory limit was hit."""
-        if kind in ("gif", "bmp"):
+        if kind in ("gif", "bmp") or (kind == "avif" and data[8:12] == _MOVING_AVIF):
             return self._pillow.decode(data, kind, limits)
-        try:
-            # Libjpeg only warns when a part of the picture is missing, but also of trifles that all readers forgive.
-            return self._decode(data, kind, limits, fail_on="warning" if kind == "jpeg" else "error")
-        except self._vips.Error as error:
-            if kind != "jpeg" or not _TRIFLES.search(str(error)):
-                raise self._explain(str(error), kind) from error
-        try:
-            return self._decode(data, kind, limits, fail_on="error")
-        except self._vips.Error as error:
-            raise self._explain(str(error), kind) from error
+        # Libjpeg only warns when a part of the picture is missing, but also of trifles that all readers forgive.
+        fail_on, colours = "warning" if kind == "jpeg" else "error", True
+        while True:
+            try:
+                return self._decode(data, kind, limits, fail_on, colours)
+            except self._vips.Error as error:
+                text = str(error)
+                if colours and "VipsIcc" in text:
+                    colours = False
+                elif fail_on == "warning" and _TRIFLES.search(text):
+                    fail_on = "error"
+                else:
+                    raise self._explain(text, kind) from error
 
-    def _decode(self, data: bytes, kind: str, limits: Limits, fail_on: str) -> Picture:
+    def _decode(self, data: bytes, kind: str, limits: Limits, fail_on: str, colours: bool) -> Picture:
         header = self._vips.Image.new_from_buffer(data, "", access="sequential")
         width, height = header.width, header.height
         if header.get_typeof("orientation") and header.get("orientation") >= 5:
@@ -102,7 +107,7 @@ class VipsDecoder:
         check_pixels(width, height, limits)
         if header.format not in ("uchar", "ushort"):
             raise PictureError(f"its samples are of type {header.format!r}; 8 and 16 bits are supported")
-        profile = header.get_typeof("icc-profile-data") != 0
+        profile = colours and header.get_typeof("icc-profile-data") != 0
         if header.interpretation == "cmyk" and not profile:
             return self._pillow.decode(data, kind, limits)
         to_width, to_height = fit(width, height, limits.max_side_px)

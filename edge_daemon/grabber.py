@@ -1,7 +1,7 @@
 """The child that reads pictures: `python -m edge_daemon.grabber --source-json JSON`.
 
 It answers each Next with one Frame or Problem; see messages.py. Pictures come from anywhere, so whatever a broken
-one does, it does it here: within a memory limit, in a process that the daemon can lose.
+one does, it does it here: within limits of memory and time, in a process that the daemon can lose.
 It keeps nothing on disk, knows no broker and no model, and leaves at once when the daemon goes.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from edge_daemon.errors import WireError
 from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Opening, Wanted
+from edge_daemon.picture import Decoder, Limits, Picture
 from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
 from edge_daemon.sources import Source
 
@@ -29,6 +30,11 @@ HEARTBEAT_S = 5.0
 """Longest time without a message while there is nothing to deliver."""
 DECODE_MEMORY_BYTES = 512 << 20
 """What this process may allocate in all; enough for a 100-megapixel JPEG or PNG, and a 30-megapixel AVIF."""
+DECODE_TIMEOUT_S = 30.0
+"""Processor time for one picture. The slowest right one that fits into the memory, a 25-megapixel AVIF, takes 1.1 s on
+the machine where this was written; a Raspberry Pi 3 is ten times slower."""
+MAX_OPEN_FILES = 256
+"""Ten inotify watches and the pipe; a leak ends in an error of its own."""
 OOM_SCORE = 500
 """Between the daemon (0) and the worker: whoever is killed here costs one picture."""
 
@@ -105,6 +111,27 @@ class DaemonLink:
         os._exit(status)
 
 
+class Hurried:
+    """A decoder that has so much processor time for each picture; then the kernel ends this process (SIGPROF).
+
+    Nothing else stops a decoder: it may hold Python's lock, so no thread of ours is sure to run. Time on the
+    clock would blame a picture for a board that is busy; the daemon has an eye on that.
+    """
+
+    def __init__(self, decoder: Decoder, timeout_s: float) -> None:
+        self.name = decoder.name
+        self._decoder = decoder
+        self._timeout_s = timeout_s
+
+    def decode(self, data: bytes, kind: str, limits: Limits) -> Picture:
+        """Decode the first frame, in time. Raises what the decoder raises."""
+        signal.setitimer(signal.ITIMER_PROF, self._timeout_s)
+        try:
+            return self._decoder.decode(data, kind, limits)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def main() -> None:
     """Open the source and deliver pictures until the daemon goes."""
     pipe = Pipe()
@@ -114,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="edge_daemon.grabber", description="Reads pictures for edge-daemon.")
     parser.add_argument("--source-json", required=True, help="the source, as a JSON object")
     settings = json.loads(parser.parse_args().source_json)
-    limit_memory(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
+    limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
     daemon = DaemonLink(pipe)
     source = open_source(settings)
     daemon.send(GrabberReady(source.decoder))
@@ -123,14 +150,22 @@ def main() -> None:
         daemon.send(source.next(daemon))
 
 
-def limit_memory(limit_bytes: int) -> None:
-    """Let allocations fail beyond this, leave no core file of that size, and give back what is free.
+def limit_itself(memory_bytes: int) -> None:
+    """Let allocations fail beyond this, write no file (nor a core file), open few, and give back what is free.
 
     RLIMIT_DATA, not RLIMIT_AS: it counts what may become resident (heap, anonymous private mappings, stacks), but
     not the address space that malloc reserves per thread and the libraries that are mapped, several times as much.
+    RLIMIT_NPROC is no help: it counts threads, which the decoders need, and all processes of this user.
     """
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limits = {
+        resource.RLIMIT_DATA: memory_bytes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,  # pipes are no files
+        resource.RLIMIT_NOFILE: min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+    }
+    for which, limit in limits.items():
+        resource.setrlimit(which, (limit, limit))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     # One malloc arena for all threads: with libvips' threads each in its own, 50 MB more stay resident (measured).
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
@@ -141,10 +176,10 @@ def open_source(settings: dict[str, Any]) -> Source:
     if kind != "folder":
         raise ValueError(f"there is no source of type {kind!r}; there is: folder")
     from edge_daemon.decoders import open_decoder
-    from edge_daemon.picture import Limits
     from edge_daemon.sources.folder import FolderOptions, FolderSource
 
-    decoder = open_decoder(settings.pop("decoder", "auto"))
+    timeout_s = settings.pop("decode_timeout_s", DECODE_TIMEOUT_S)
+    decoder = Hurried(open_decoder(settings.pop("decoder", "auto")), timeout_s)
     limits, options = _take(Limits, settings), _take(FolderOptions, settings)
     if settings:
         raise ValueError(f"unknown settings: {', '.join(sorted(settings))}")

@@ -15,7 +15,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageCms
+
+from tests import bombs
 
 SCENE = ((220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255))
 """Colours of the quarters: top left, top right, bottom left, bottom right."""
@@ -37,8 +39,8 @@ class Hostile:
 
 def make(folder: Path) -> list[Hostile]:
     """Put all of them into an empty folder. Returns one entry for each, in no order."""
-    cases = _strangers(folder) + _truncated(folder) + _liars(folder) + _damaged(folder)
-    return cases + _good(folder) + _names(folder) + _not_files(folder)
+    cases = _strangers(folder) + _truncated(folder) + _liars(folder) + _damaged(folder) + _bombs(folder)
+    return cases + _good(folder) + _metadata(folder) + _names(folder) + _not_files(folder)
 
 
 def scene(width_px: int = WIDTH_PX, height_px: int = HEIGHT_PX) -> Image.Image:
@@ -236,6 +238,98 @@ def _flip(data: bytes, start: int, count: int) -> bytes:
     return data[:start] + bytes(byte ^ 0xFF for byte in data[start : start + count]) + data[start + count :]
 
 
+def _bombs(folder: Path) -> list[Hostile]:
+    """Small files that claim, or become, something large."""
+    pixels, rows = 100 << 20, (b"\0" + bytes(192)) * 64
+    inflated = zlib.compress(bytes(pixels), 9)
+    jpeg, gif = encode(scene(), "JPEG", quality=95), encode(scene(), "GIF")
+    refused = {
+        "big-frame.gif": (bombs.gif(10, 10, (0, 0, 65_535, 65_535), b"\1\x44\0"), r"65535×65535 = 4294\.8 million"),
+        "far-frame.gif": (bombs.gif(10, 10, (60_000, 60_000, 10, 10), b"\1\x44\0"), r"60010×60010 = 3601\.2 million"),
+        "no-frame.gif": (bombs.gif(9_000, 9_000, (0, 0, 9_000, 9_000), b"\0"), "damaged or incomplete GIF"),
+        "few-runs.bmp": (bombs.bmp_in_runs(9_000, 9_000, b"\1\5" * 100_000), "damaged or incomplete BMP"),
+        "upside-down.bmp": (bombs.bmp_in_runs(64, -(1 << 31), b"\0\1"), "million pixels"),
+        "huge-tiles.tif": (bombs.tiff({322: 0x7FFFFFF0, 323: 0x7FFFFFF0, 324: 200, 325: 4096}), "damaged|no picture"),
+        "huge-count.tif": (bombs.tiff({}, counts={273: 0xFFFFFFFF, 279: 0xFFFFFFFF}), "damaged or incomplete TIFF"),
+        "no-height.jpg": (jpeg_claiming(600, 0), "damaged or incomplete JPEG|600×0 pixels"),
+        "twelve-bits.jpg": (jpeg.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "damaged or incomplete JPEG"),
+        "whole-numbers.tif": (encode(Image.new("I", (40, 30)), "TIFF"), "8 and 16 bits are supported"),
+    }
+    good = {
+        "profile-bomb.png": (png(64, 64, 8, 2, rows, png_chunk(b"iCCP", b"x\0\0" + inflated)), (64, 64)),
+        "text-bomb.png": (png(64, 64, 8, 2, rows, png_chunk(b"zTXt", b"x\0\0" + inflated)), (64, 64)),
+        "chunks.png": (png(64, 64, 8, 2, rows, *[png_chunk(b"teSt", b"")] * 20_000), (64, 64)),
+        "more-than-said.png": (png(64, 64, 8, 2, rows + bytes(pixels)), (64, 64)),
+        "flat.png": (png(10_000, 10_000, 1, 0, (b"\0" + bytes(1_250)) * 10_000), (512, 512)),
+        "inflated.tif": (bombs.tiff({256: 9_900, 257: 9_900, 259: 8, 278: 9_900}, inflated), (512, 512)),
+        "loop.tif": (bombs.tiff({}, next_directory=8), (64, 64)),
+        "many-scans.jpg": (bombs.jpeg_of_scans(400, 400, 200), (400, 400)),
+        "comments.jpg": (jpeg[:2] + b"\xff\xfe\0\2" * 100_000 + jpeg[2:], (512, 341)),
+        "filled.jpg": (jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:], (512, 341)),
+        "comments.gif": (bombs.with_comments(gif, 20_000), (512, 341)),
+        "wide.jpg": (encode(Image.new("RGB", (65_500, 1)), "JPEG"), (512, 1)),
+        "tall.png": (png(1, 1_000_000, 1, 0, bytes(2_000_000)), (1, 512)),
+    }
+    for name, (data, _) in good.items():
+        (folder / name).write_bytes(data)
+    cases = [Hostile(name, colours="any", size=size) for name, (_, size) in good.items()]
+    return _write(folder, refused) + cases
+
+
+def _metadata(folder: Path) -> list[Hostile]:
+    """Good pictures with absurd things written beside the pixels; and such that are something else as well."""
+    jpeg, gif, other = encode(scene(), "JPEG", quality=95), encode(scene(), "GIF"), Image.new("RGB", (600, 400))
+    markers = {
+        "tag-nan.jpg": bombs.exif(0x0112, 11, 1, b"\0\0\xc0\x7f"),
+        "tag-text.jpg": bombs.exif(0x0112, 2, 4, b"six\0"),
+        "tag-negative.jpg": bombs.exif(0x0112, 8, 1, b"\xff\xff\0\0"),
+        "tag-endless.jpg": bombs.exif(0x0112, 2, 0xFFFFFFFF, b"\x08\0\0\0"),
+        "tag-loop.jpg": bombs.exif(0x8769, 4, 1, b"\x08\0\0\0"),
+        "tag-date.jpg": bombs.exif(0x9003, 2, 4, b"9999"),
+        "laughs.jpg": bombs.billion_laughs(),
+    }
+    files = {name: jpeg[:2] + marker + jpeg[2:] for name, marker in markers.items()}
+    for orientation in (0, 9, 99, 65_535):
+        files[f"orientation-{orientation}.jpg"] = turned(scene(), orientation)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profiles = {
+        "length": b"\xff\xff\xff\xff" + profile[4:],
+        "tags": profile[:128] + b"\xff\xff\xff\xff" + profile[132:],
+        "cut": profile[:200],
+        "grey": profile[:16] + b"GRAY" + profile[20:],
+        "inks": profile[:16] + b"CMYK" + profile[20:],
+        "large": profile + bytes(10 << 20),
+    }
+    files |= {f"profile-{name}.jpg": encode(scene(), "JPEG", quality=95, icc_profile=p) for name, p in profiles.items()}
+    files |= {
+        "both.gif": gif + b"PK\3\4" + bytes(100),
+        "both.jpg": jpeg + b"PK\3\4" + bytes(3000) + b"PK\5\6" + bytes(18),
+        "page.jpg.jpg": jpeg[:2] + b"\xff\xfe\0\x28" + b"<html><script>alert(1)</script>".ljust(38) + jpeg[2:],
+        "animation.png": encode(scene(), "PNG", save_all=True, append_images=[other]),
+        "animation.avif": encode(scene(), "AVIF", quality=95, save_all=True, append_images=[other]),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    broken = {
+        "document-and.jpg": (b"%PDF-1.4\n" + jpeg, "a PDF document"),
+        "script.gif": (b"GIF89a/*" + bytes(50) + b"*/=1;<script>", "damaged or incomplete GIF"),
+    }
+    return [Hostile(name) for name in files] + _write(folder, broken) + _broken_profiles(folder, profile)
+
+
+def _broken_profiles(folder: Path, profile: bytes) -> list[Hostile]:
+    """Profiles that can be read and make no sense: the colours may be wrong, the picture is one."""
+    cases = []
+    for number in range(8):
+        damaged = bytearray(profile)
+        for step in range(12):
+            damaged[128 + (number * 7919 + step * 104729) % (len(damaged) - 128)] = (number * 31 + step * 17) % 256
+        data = encode(scene(), "JPEG", quality=95, icc_profile=bytes(damaged))
+        cases.append(Hostile(f"profile-broken-{number}.jpg", colours="any"))
+        (folder / cases[-1].name).write_bytes(data)
+    return cases
+
+
 def _good(folder: Path) -> list[Hostile]:
     """Pictures that are odd, and right."""
     picture = scene()
@@ -343,6 +437,9 @@ def _names(folder: Path) -> list[Hostile]:
         "n" * 251 + ".jpg",
         "-rf.jpg",
         "a 'b' \"c\" $d.jpg",
+        *("#.jpg", "+.jpg", "$SYS.jpg", "%s%n%d.jpg", '{"a": [1].jpg', "!env HOME.jpg"),
+        *("\x1b[31mred\x07.jpg", "\u202egpj.exe.jpg", "line\u2028line.jpg", "\r.jpg"),
+        os.fsdecode(b"\xff" * 251 + b".jpg"),
     ]
     names += ["Übergröße 写真 🎈.jpg", "sub\tfolder/deep/er/x.jpg", os.fsdecode(b"folder-\xff/x.jpg")]
     for name in names:

@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from PIL import Image
 
 from edge_daemon import messages, wire
 from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
+from tests.bombs import jpeg_of_scans
 from tests.hostile import SCENE, Hostile, encode, make, scene
 
 DEADLINE_S = 60.0
@@ -241,6 +243,55 @@ def test_a_picture_that_needs_too_much_memory_is_a_problem(start: Start, folder:
     assert "needs more memory than the 126 MB it may have" in problem.reason
     assert isinstance(grabber.next(), Frame)
     assert grabber.peak_rss_bytes() < 200 * MIB
+
+
+def test_a_picture_that_takes_too_long_ends_the_grabber_and_leaves_time_to_others(start: Start, folder: Path) -> None:
+    """By the kernel, as no decoder can be interrupted; who opened it is known to the daemon. Each has its own time."""
+    for number in range(30):
+        put(folder / f"{number}.jpg", age_s=9_000.0 - number)
+    put(folder / "slow.jpg", jpeg_of_scans(4_000, 4_000, 8_000))
+    grabber = start(folder, decode_timeout_s=0.3)
+    assert all(isinstance(grabber.next(), Frame) for _ in range(30))
+    grabber.send(Next())
+    while not isinstance(message := grabber.receive(), Opening):
+        assert grabber._step(message) is None
+    assert message.file.name == "slow.jpg"
+    assert grabber.receive() is None
+    assert grabber.process.wait(DEADLINE_S) == -signal.SIGPROF
+    assert grabber.stderr() == ""
+
+
+def test_folders_deeper_than_a_path_may_be_long_are_told_of_once(start: Start, folder: Path) -> None:
+    """Made step by step, as nobody can name them."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=here)
+        here, above = os.open("d" * 250, os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    put(folder / "a.jpg")
+    grabber = start(folder)
+    answers = [grabber.next(), grabber.next()]
+    assert grabber.wait_idle() == Idle()
+    [problem] = [answer for answer in answers if isinstance(answer, Problem)]
+    assert problem.reason == "it cannot be read: File name too long"
+
+
+def test_a_hundred_thousand_names_cost_little(start: Start, folder: Path) -> None:
+    """The pictures in it come at once, one by one; nothing is held for each name but a number."""
+    for number in range(100_000):
+        os.close(os.open(folder / f"{number:06}.jpg", os.O_CREAT | os.O_WRONLY))
+        if number % 10_000 == 0:
+            put(folder / f"picture-{number}.jpg", age_s=1e6 - number)
+    grabber = start(folder)
+    before_bytes = grabber.rss_bytes()
+    grabber.on_offer = lambda files: grabber.book.update(f for f in files if not f.size_bytes)
+    for _ in range(10):
+        assert isinstance(grabber.next(), Frame)
+    assert grabber.wait_idle() == Idle()
+    assert len(grabber.offered) == 100_010
+    grown_bytes = grabber.peak_rss_bytes() - before_bytes
+    assert grown_bytes < 64 * MIB, f"grew by {grown_bytes / MIB:.1f} MiB"
 
 
 def test_memory_stays_flat_over_hundreds_of_pictures(start: Start, folder: Path) -> None:
@@ -491,3 +542,5 @@ def test_it_volunteers_and_limits_itself(start: Start, folder: Path) -> None:
     limits = Path(f"/proc/{process.pid}/limits").read_text(encoding="ascii")
     assert re.search(rf"Max data size\s+{300 * MIB}\s+{300 * MIB}\s+bytes", limits)
     assert re.search(r"Max core file size\s+0\s+0\s+bytes", limits)
+    assert re.search(r"Max file size\s+0\s+0\s+bytes", limits)
+    assert re.search(r"Max open files\s+256\s+256\s+files", limits)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
+from tests.bombs import jpeg_of_scans
 from tests.hostile import make
 from tests.integration.service import Service, running, subscribed, wait_for
 
@@ -43,3 +44,19 @@ def test_each_hostile_file_is_reported_once_and_the_next_good_picture_is_caption
     assert sorted(captioned) == sorted([*(c.name for c in good), "zz-good.png"])
     reported = re.findall(r"WARNING source inbox: (.*)", service.log())
     assert len(reported) == len(set(reported)) == len(bad)
+
+
+def test_a_picture_that_takes_too_long_is_reported_once_and_the_next_is_captioned(
+    tmp_path: Path, broker: Broker
+) -> None:
+    service = Service(tmp_path, broker.port, source={"settle_s": 0.1, "decode_timeout_s": 1})
+    (service.inbox / "a-slow.jpg").write_bytes(jpeg_of_scans(4_000, 4_000, 20_000))
+    with subscribed(broker.port) as subscriber, running(service):
+        wait_for("it is reported", lambda: "reading it ended the grabber twice" in service.log())
+        [(picture, truth)] = sample_pictures(tmp_path / "samples", 1, seed=61)
+        shutil.move(picture, service.inbox / "good.png")
+        [result] = wait_for("the good picture", subscriber.results)
+        assert service.end() == 0
+    assert (result["file"], result["caption"]) == ("good.png", truth)
+    [reported] = re.findall(r"WARNING source inbox: (.*a-slow.jpg.*)", service.log())
+    assert "was ended by SIGPROF (its processor time for one picture was used up: decode_timeout_s)" in reported
