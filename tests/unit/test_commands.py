@@ -175,6 +175,7 @@ def test_settings(what: str, said: bytes, name: str, request_: Request) -> None:
         ),
         ("caption", payload(source="porch", picture=base64.b64encode(PNG).decode()), "source and picture exclude each"),
         ("caption", payload(picture="not base64!"), "picture: this is no base64"),
+        ("caption", payload(picture="!" + base64.b64encode(PNG).decode()), "picture: this is no base64"),
         ("caption", payload(picture="data:image/png,abc"), "picture: neither a JPEG nor a PNG picture"),
         ("caption", payload(picture="R0lGODlh"), "picture: neither a JPEG nor a PNG picture"),
         ("caption", payload(picture=5), "picture: a picture in base64 is expected"),
