@@ -1,0 +1,158 @@
+"""A real worker with a real model does with less memory when it is told: at once, at a word, and really less."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+
+from edge_daemon import rehearsal
+from edge_daemon.bench.random_model import SHAPES, write_random
+from edge_daemon.captioner import Captioner
+from edge_daemon.config import ModelConfig
+from edge_daemon.memory import MIB, SMALLEST_ANSWER_POSITIONS
+from edge_daemon.messages import Request, Task
+from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig
+from edge_daemon.readings import Files
+from tests.integration.service import wait_for
+
+ROOT = Path(__file__).parents[2]
+PREFIX = 101
+SMALLEST = PREFIX + SMALLEST_ANSWER_POSITIONS
+KIB_PER_POSITION = 16
+"""8 layers, keys and values of 256 numbers of 4 bytes."""
+LONG = 600
+WORDS = 512
+PICTURE = rehearsal.request()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, which speak in words of two tokens and hardly ever stop."""
+    directory = tmp_path_factory.mktemp("talker")
+    config = replace(
+        SHAPES["0.5b"],
+        name="talker",
+        vision=VisionConfig(dim=32, ff_dim=64, layers=1, heads=2, patch_px=14, crop_px=140, projection_dim=64),
+        text=TextConfig(dim=256, ff_dim=256, layers=8, heads=4, vocab=2 * WORDS, max_context=2048, rotary_dim=32),
+        region=None,
+        bos_state="computed",
+        tokens=Tokens(bos=1, eos=1),
+        templates=Templates(caption={"short": [2, 3, 4]}),
+    )
+    write_random(directory, config)
+    names = [*(f"Ġbegin{n}" for n in range(WORDS)), *(f"end{n}" for n in range(WORDS))]
+    built = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token=names[0]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+class Watched:
+    """A captioner with a real worker."""
+
+    def __init__(self, model: Path) -> None:
+        self.steps = 0
+        config = ModelConfig(precision="float32", threads=1, max_tokens=LONG)
+        self.captioner = Captioner(config, model, self._beat, lambda: None)
+
+    def _beat(self) -> None:
+        self.steps += 1
+
+    def request(self, tasks: int = 1) -> Request:
+        """A picture and so many long answers about it."""
+        asked = [Task(f"caption{number}", "caption", "short") for number in range(tasks)]
+        return replace(PICTURE, tasks=asked, max_tokens=LONG, temperature=1.0)
+
+    def held_mib(self) -> float:
+        """What the worker holds now."""
+        held = Files().read(self.captioner.pid).worker_bytes
+        assert held is not None
+        return held / MIB
+
+
+@pytest.fixture
+def watched(model: Path) -> Watched:
+    return Watched(model)
+
+
+async def test_a_cap_holds_in_the_middle_of_a_caption_and_the_buffer_really_shrinks(watched: Watched) -> None:
+    captioner = watched.captioner
+    ready = await captioner.ready()
+    assert ready.kv_positions == 2048
+    needs = captioner.needs
+    assert needs is not None
+    assert (needs.smallest_positions, needs.bytes_per_position) == (SMALLEST, KIB_PER_POSITION << 10)
+
+    empty_mib = watched.held_mib()
+    results = await captioner.run(watched.request())
+    (said,) = results.tasks
+    filled = PREFIX + 3 + said.tokens
+    assert said.tokens > 300, "random weights stop early once in a while: then this is no test"
+    assert results.kv_positions == 2048
+    touched_mib = results.kv_touched_bytes / MIB
+    assert filled * KIB_PER_POSITION / 1024 - 1 <= touched_mib <= (filled + 1) * KIB_PER_POSITION / 1024
+    full_mib = watched.held_mib()
+
+    await captioner.cap(SMALLEST, release=True)
+    wait_for("a smaller buffer", lambda: watched.held_mib() < full_mib - 0.9 * touched_mib)
+    print(f"\nempty {empty_mib:.0f} MiB, with {filled} positions {full_mib:.0f}, capped {watched.held_mib():.0f}")
+
+    await captioner.cap(2048, release=False)
+    before = watched.steps
+    asking = asyncio.create_task(captioner.run(watched.request(tasks=2)))
+    while watched.steps < before + 100:
+        await asyncio.sleep(0.001)
+    await captioner.cap(SMALLEST, release=True)
+    results = await asking
+    first, second = results.tasks
+    assert (first.finish_reason, second.finish_reason) == ("memory", "memory")
+    assert 90 < first.tokens < LONG
+    assert second.tokens == SMALLEST - PREFIX - 3 + 1, "the last token is said and not kept"
+    assert results.kv_positions == SMALLEST
+    results = await captioner.run(watched.request())
+    assert results.tasks[0].tokens == SMALLEST - PREFIX - 3 + 1
+    assert results.tasks[0].finish_reason == "memory"
+    assert results.kv_touched_bytes <= SMALLEST * KIB_PER_POSITION << 10
+    assert captioner.state.restarts == 0
+    await captioner.stop(60)
+
+
+ROPE = """\
+import sys, time
+import torch
+from edge_daemon import memory, worker
+from edge_daemon.demo import MODEL_DIR
+from tests.integration.test_memory_watchdog import PICTURE
+sys.argv = ["worker", "--model", str(MODEL_DIR), "--budget-bytes", str(8 << 30), "--budget-reason", "a test"]
+serving, ready = worker.load(worker.parse(), time.monotonic())
+worker.tie(memory.needs_from(ready.needs), serving.model.cache.positions)
+class Ear:
+    def write(self, item): pass
+for _ in range(3):
+    assert worker.answer(serving, PICTURE, Ear()).tasks[0].text
+leaked = []
+try:
+    while len(leaked) < 100:
+        leaked.append(torch.ones(16 << 18))
+except RuntimeError as error:
+    print(len(leaked), str(error).splitlines()[0])
+leaked.clear()
+assert worker.answer(serving, PICTURE, Ear()).tasks[0].text
+"""
+
+
+def test_the_last_rope_lets_captions_be_and_holds_a_leak() -> None:
+    """16 MiB at a time, in a process with the limit that a worker gives itself."""
+    done = subprocess.run([sys.executable, "-c", ROPE], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    blocks, words = done.stdout.split(maxsplit=1)
+    assert 14 <= int(blocks) <= 40, done.stdout
+    assert "not enough memory" in words or "can't allocate memory" in words
