@@ -202,7 +202,8 @@ def _done(name: str, topics: Topics) -> Iterator[tuple[str, Component]]:
     """What a source is asked to do, once."""
     yield "now", {"platform": "button", "name": "caption now", "command_topic": topics.trigger(name)}
     question = {"command_topic": topics.set(name, "question"), "state_topic": topics.state(name, "question")}
-    yield "question", {"platform": "text", "name": "question", "max": LONGEST_STATE, **question}
+    shown = {"max": LONGEST_STATE, "value_template": f"{{{{ value[:{LONGEST_STATE}] }}}}"}
+    yield "question", {"platform": "text", "name": "question", **shown, **question}
     yield "question.answer", _words("answer to the question", topics.asked(name), "answer")
 
 

@@ -183,6 +183,11 @@ def test_long_words_are_cut_and_stand_whole_in_the_attributes(entity: str, key: 
     assert component["json_attributes_topic"] == component["state_topic"]
 
 
+def test_a_long_question_that_came_another_way_is_cut() -> None:
+    template = PORCH_TOLD["porch.question.text"]["value_template"]
+    assert jinja2.Environment().from_string(template).render(value="?" * 1000) == "?" * 255
+
+
 def test_boxes_are_counted() -> None:
     component = PORCH_TOLD["porch.answer.red-car.sensor"]
     assert [state(component, {"objects": [{}] * count}) for count in (0, 2)] == ["0", "2"]
