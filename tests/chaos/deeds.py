@@ -231,6 +231,25 @@ async def _hold(world: World, deed: Deed) -> str:
     return "then a reset" if forgotten else "then all arrived"
 
 
+async def _hold_answers(world: World, deed: Deed) -> str:
+    """The broker gets all and confirms it, and the daemon does not hear of it: it must send all of it again."""
+    world.proxy.hold(answers_only=True)
+    await asyncio.sleep(deed.for_s)
+    world.proxy.reset()
+    world.proxy.release()
+    return "then a reset"
+
+
+async def _break(world: World, deed: Deed) -> str:
+    """Every connection is reset after a moment."""
+    dice, before = random.Random(deed.dice), world.proxy.connections
+    world.proxy.life_s = lambda: dice.uniform(0.05, 1.5)
+    world.proxy.reset()
+    await asyncio.sleep(deed.for_s)
+    world.proxy.life_s = None
+    return f"{world.proxy.connections - before} connections"
+
+
 async def _delay(world: World, deed: Deed) -> str:
     world.proxy.delay_s = random.Random(deed.dice).uniform(0.05, 0.8)
     await asyncio.sleep(deed.for_s)
@@ -275,7 +294,9 @@ DEEDS: dict[str, Callable[[World, Deed], Awaitable[str]]] = {
     "fill the disk": _fill_disk,
     "refuse connections": _refuse,
     "hold the network": _hold,
+    "hold the answers": _hold_answers,
     "delay the network": _delay,
+    "break connections again and again": _break,
     "tear a message": _tear,
     "reset connections": _reset,
     "make the broker forget": _forget,

@@ -102,6 +102,8 @@ class Run:
         self._clock: Callable[[], float] = lambda: time.monotonic() - started_s
         self._book = Book(self._clock)
         self._collected: dict[str, Any] = {}
+        self._mended_s = 0.0
+        """When all was well at the end; what was in memory only has been written by then."""
 
     async def __call__(self) -> Evidence:
         """Do all of it. Raises UnavailableError without a broker."""
@@ -171,6 +173,7 @@ class Run:
         await world.feeder.last()
         await self._until("all is delivered", lambda: self._is_delivered(world), RECOVERY_S)
         await self._until("all is well", self._is_well, RECOVERY_S)
+        self._mended_s = self._clock()
         self._collected["descriptors_at_last"] = await self._descriptors_at_rest(world)
 
     async def _do(self, world: World, number: int, deed: Deed, begin_s: float) -> None:
@@ -239,7 +242,7 @@ class Run:
         )
 
     def _forgotten(self, service: Service) -> Iterator[tuple[float, float]]:
-        ends_s = [at_s for at_s, words in service.fed if words == "gone"]
+        ends_s = [at_s for at_s, words in service.fed if words == "gone" and at_s < self._mended_s]
         for done in self._done:
             if done.kind.startswith("damage"):
                 yield 0.0, done.until_s

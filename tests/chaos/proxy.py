@@ -30,6 +30,8 @@ class Proxy:
     ) -> None:
         self.port = port
         self.delay_s = 0.0
+        self.life_s: Callable[[], float] | None = None
+        """After how many seconds a new connection breaks; None: it does not."""
         self.tear = False
         """The next bytes of the client arrive by half, and the connection ends."""
         self.malformed: list[str] = []
@@ -38,8 +40,9 @@ class Proxy:
         self._broker_port = broker_port
         self._on_published = on_published
         self._on_confirmed = on_confirmed
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._passing = {True: asyncio.Event(), False: asyncio.Event()}
+        """By whether it comes from the client."""
+        self.release()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -55,13 +58,16 @@ class Proxy:
             self._server = None
         self.reset()
 
-    def hold(self) -> None:
-        """Nothing passes, and nobody is told: as behind a router that is off."""
-        self._passing.clear()
+    def hold(self, *, answers_only: bool = False) -> None:
+        """Nothing passes, or no answer, and nobody is told: as behind a router that is off."""
+        self._passing[False].clear()
+        if not answers_only:
+            self._passing[True].clear()
 
     def release(self) -> None:
         """What was held passes."""
-        self._passing.set()
+        for passing in self._passing.values():
+            passing.set()
 
     def reset(self) -> None:
         """End all connections with RST."""
@@ -76,7 +82,8 @@ class Proxy:
             async with asyncio.timeout(CONNECT_S):
                 broker, to_broker = await asyncio.open_connection("127.0.0.1", self._broker_port)
             self._writers.add(to_broker)
-            await self._both(client, to_broker, broker, to_client)
+            async with asyncio.timeout(self.life_s() if self.life_s else None):
+                await self._both(client, to_broker, broker, to_client)
         except (OSError, TimeoutError):
             pass
         finally:
@@ -94,21 +101,23 @@ class Proxy:
         """Pass bytes both ways until either side ends."""
         tap = Tap()
         ways = [
-            asyncio.create_task(self._pass(client, to_broker, lambda data: self._heard(tap, data, from_client=True))),
-            asyncio.create_task(self._pass(broker, to_client, lambda data: self._heard(tap, data, from_client=False))),
+            asyncio.create_task(self._pass(tap, client, to_broker, from_client=True)),
+            asyncio.create_task(self._pass(tap, broker, to_client, from_client=False)),
         ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        await asyncio.wait(ways)
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Callable[[bytes], bool]
+        self, tap: Tap, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, from_client: bool
     ) -> None:
+        passing = self._passing[from_client]
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                from_client = heard(data)
-                await self._passing.wait()
+                self._hear(tap, data, from_client=from_client)
+                await passing.wait()
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 if self.tear and from_client:
@@ -118,9 +127,9 @@ class Proxy:
                     return
                 writer.write(data)
                 await writer.drain()
-            await self._passing.wait()  # an end of the connection does not pass either
+            await passing.wait()  # an end of the connection does not pass either
 
-    def _heard(self, tap: Tap, data: bytes, *, from_client: bool) -> bool:
+    def _hear(self, tap: Tap, data: bytes, *, from_client: bool) -> None:
         (tap.from_client if from_client else tap.from_broker)(data)
         if tap.malformed:
             self.malformed.append(tap.malformed)
@@ -131,7 +140,6 @@ class Proxy:
             self._on_confirmed(message)
         tap.published.clear()
         tap.confirmed.clear()
-        return from_client
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
