@@ -179,6 +179,8 @@ class Daemon:
             return
         try:
             await self.captioner.rehearse(rehearsal.request())
+        except ChildBootError:
+            raise
         except (CaptionError, ChildError) as error:
             log.warning("what a picture takes here is not known yet: %s", error)
             return

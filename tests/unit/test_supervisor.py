@@ -62,6 +62,18 @@ def test_what_ever_worked_is_never_hopeless(clock: Clock) -> None:
     assert None not in [live(policy, clock, None, "SIGKILL") for _ in range(100)]
 
 
+def test_what_comes_again_is_hopeless_though_it_was_ready(clock: Clock) -> None:
+    policy = RestartPolicy()
+    policy.ready(clock())
+    assert policy.died("SIGILL", clock(), comes_again=True) == 1
+    policy.ready(clock())
+    assert policy.died("SIGILL", clock(), comes_again=True) is None
+    other = RestartPolicy()
+    other.ready(clock())
+    assert other.died("SIGILL", clock(), comes_again=True) == 1
+    assert other.died("it fell", clock(), comes_again=True) == 2, "another reason is another chance"
+
+
 @given(LIVES)
 def test_whatever_happens_the_delay_follows_from_the_deaths_since_a_good_time(
     lives: list[tuple[float | None, str]],
