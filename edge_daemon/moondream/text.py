@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_daemon.moondream.attention import Attention, narrow
 from edge_daemon.moondream.config import TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear
@@ -23,8 +24,6 @@ ROTARY_THETA = 10000.0
 """Base of the rotary frequencies (RoFormer, arXiv 2104.09864; upstream torch/rope.py)."""
 
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries (B, H, S, E), keys and values (B, H, L, E) → (B, H, S, E); knows who may see whom."""
 Turn = Callable[[Tensor], Tensor]
 """Gives queries or keys (…, H, S, E) their positions."""
 
@@ -74,11 +73,14 @@ class TextBlock(nn.Module):
 class Text(nn.Module):
     """Embedding table, blocks and head, with upstream's names."""
 
-    def __init__(self, config: TextConfig, prefix: int = 0) -> None:
-        """The first `prefix` positions see each other, both ways; all others see what is behind them."""
+    def __init__(self, config: TextConfig, prefix: int = 0, narrow: bool = False) -> None:
+        """The first `prefix` positions see each other, both ways; all others see what is behind them.
+
+        `narrow`: with attention in bfloat16, but for single positions.
+        """
         super().__init__()
         self.config = config
-        self.prefix = prefix
+        self.prefix, self.narrow = prefix, narrow
         self.wte = nn.Parameter(torch.empty(config.vocab, config.dim))
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.layers))
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
@@ -108,13 +110,18 @@ class Text(nn.Module):
         new, past = embeddings.shape[1], cache.length
         positions = torch.arange(past, past + new, device=embeddings.device)
         turn = turning(positions, self.config, embeddings.dtype)
-        attention = partial(attend, past=past, prefix=self.prefix)
+        attention = self._attention(new, past)
         x = embeddings
         for layer, block in enumerate(self.blocks[:-1]):
             x = block(x, turn, attention, cache, layer)
         hidden = self.blocks[-1](x, turn, F.scaled_dot_product_attention, cache, len(self.blocks) - 1, rows=1)
         cache.advance(new)
         return Step(hidden, partial(self.logits, hidden))
+
+    def _attention(self, new: int, past: int) -> Attention:
+        if self.narrow and new > 1:
+            return narrow(new, past, self.prefix)
+        return partial(attend, past=past, prefix=self.prefix)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (…, T) → logits (…, V)."""

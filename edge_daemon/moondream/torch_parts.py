@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 from edge_daemon.moondream.config import KEPT, ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
-from edge_daemon.moondream.quantize import Int8Linear, use_engine
+from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, use_engine
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
@@ -33,6 +33,7 @@ class TorchParts:
         """
         self.config, self.device, self.dtype = config, device, dtype
         self.int8 = int8
+        self._narrow = int8 and multiplies_bfloat16()
         if int8:
             use_engine()
         self.weights = Weights(directory, device, dtype)
@@ -45,7 +46,7 @@ class TorchParts:
 
     def vision(self) -> Vision:
         """Vision encoder and projection."""
-        return self._part("vision", lambda: Vision(self.config.vision, self.config.text.dim), KEPT)
+        return self._part("vision", lambda: Vision(self.config.vision, self.config.text.dim, self._narrow), KEPT)
 
     def text(self) -> Text:
         """The decoder, and a look at the stored BOS if there shall be one."""
@@ -53,7 +54,7 @@ class TorchParts:
         stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
         extra = stored if self.config.bos_state == "stored" else None
         prefix = self.config.prefix_positions if self.config.mask == "prefix" else 0
-        return self._part("text", lambda: Text(text, prefix), extra=extra)
+        return self._part("text", lambda: Text(text, prefix, self._narrow), extra=extra)
 
     def _part(
         self,

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_daemon.moondream.config import VisionConfig
+from edge_daemon.moondream.attention import narrow
+from edge_daemon.moondream.config import KEPT, VisionConfig
 from edge_daemon.moondream.linear import Linear
 
 LAYER_NORM_EPS = 1e-5
@@ -41,9 +42,9 @@ class Mlp(nn.Module):
 class VisionAttention(nn.Module):
     """Full self-attention over the patches of one crop."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, narrow: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.narrow = heads, narrow
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -51,17 +52,18 @@ class VisionAttention(nn.Module):
         """(N, P, D) → (N, P, D)."""
         n, p, d = x.shape
         q, k, v = self.qkv(x).view(n, p, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, p, d))
+        attention = narrow(p, 0, p) if self.narrow else F.scaled_dot_product_attention
+        y: Tensor = self.proj(attention(q, k, v).transpose(1, 2).reshape(n, p, d))
         return y
 
 
 class VisionBlock(nn.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, narrow: bool) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
-        self.attn = VisionAttention(config.dim, config.heads)
+        self.attn = VisionAttention(config.dim, config.heads, narrow)
         self.ln2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(config.dim, config.ff_dim, config.dim)
 
@@ -75,12 +77,16 @@ class VisionBlock(nn.Module):
 class Vision(nn.Module):
     """Encoder plus projection, with upstream's names."""
 
-    def __init__(self, config: VisionConfig, text_dim: int) -> None:
+    def __init__(self, config: VisionConfig, text_dim: int, narrow: bool = False) -> None:
+        """`narrow`: with attention in bfloat16, but where the layers are kept from int8 as well."""
         super().__init__()
         self.config = config
         self.patch_emb = Linear(3 * config.patch_px**2, config.dim)
         self.pos_emb = nn.Parameter(torch.empty(1, config.patches, config.dim))
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, narrow and not f"blocks.{layer}.attn".startswith(KEPT))
+            for layer in range(config.layers)
+        )
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.proj_mlp = Mlp(2 * config.dim, config.projection_dim, text_dim)
 
