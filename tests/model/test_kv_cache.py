@@ -226,3 +226,61 @@ def test_a_small_cache_ends_a_search_at_a_whole_object(tiny: TinyFactory, noise:
     model.encode(noise(30, 30))
     assert model.detect("star") == whole.detect("star")[: free // 3]
     assert model.point("star") == whole.point("star")[: free // 2]
+
+
+# -- a cache that is made smaller
+
+
+def test_a_cap_in_the_middle_ends_a_caption_at_a_word(tiny: TinyFactory, noise: PictureFactory) -> None:
+    """Set by another thread, as the daemon's word is: here by whoever is told of every token."""
+    model = Moondream(tiny())
+    model.encode(noise(30, 30))
+    whole = model.caption("short", LONG)
+    assert whole.tokens > 5
+    model.encode(noise(30, 30))
+    heard: list[int] = []
+
+    def told(token: int) -> None:
+        heard.append(token)
+        if len(heard) == 3:
+            model.cache.cap = 101 + 3
+
+    answer = model.caption("short", LONG, told)
+    assert (answer.finish_reason, answer.tokens, len(heard)) == ("memory", 3, 3)
+    assert f"{whole.text} ".startswith(f"{answer.text} ")
+    assert model.caption("short", LONG).tokens == 1, "the next task keeps to it"
+    with pytest.raises(CaptionError, match=r"prompt takes 4 positions.* 3 of 104 left"):
+        model.caption("normal", LONG)
+
+
+def test_it_shrinks_and_grows_and_answers_the_same(tiny: TinyFactory, noise: PictureFactory) -> None:
+    model = Moondream(tiny())
+    model.encode(noise(30, 30))
+    whole = model.caption("short", LONG)
+    full_bytes, written = model.cache.size_bytes, model.cache.length
+    assert model.cache.touched_bytes == written * full_bytes // 200
+    model.shrink(108)
+    assert (model.cache.positions, model.cache.free, model.cache.touched_bytes) == (108, 108, 0)
+    assert model.cache.size_bytes == full_bytes * 108 // 200
+    with pytest.raises(CaptionError, match="no picture has been encoded"):
+        model.caption("short", LONG)
+    model.encode(noise(30, 30))
+    assert model.caption("short", LONG).tokens == 108 - 101 - 3 + 1
+    model.shrink(200)
+    model.encode(noise(30, 30))
+    assert model.caption("short", LONG).text == whole.text
+    with pytest.raises(BudgetError, match=r"101 positions.*more than 101"):
+        model.shrink(101)
+
+
+def test_what_is_in_half_precision_shrinks_with_what_it_is_read_in() -> None:
+    cache = KVCache(tiny_config(), 150, dtype=torch.float16, read_dtype=torch.float32)
+    half, layer = 150 * 3 * 2 * 32 * 2, 150 * 2 * 32 * 4
+    assert cache.size_bytes == half + layer
+    cache.update(0, torch.zeros(1, 4, 15, 8), torch.zeros(1, 4, 15, 8))
+    cache.advance(15)
+    assert cache.touched_bytes == (half + layer) // 10
+    assert cache.packed().shape == cache.filled().shape
+    cache.resize(120)
+    assert cache.size_bytes == (half + layer) * 120 // 150
+    assert cache.packed().numel() == 0

@@ -112,13 +112,19 @@ def memory_of(machine: Machine) -> dict[str, Any]:
     return found
 
 
+def captioned(machine: Machine) -> dict[str, Any]:
+    """The result of the next picture, whatever it says: random weights need not have words."""
+    since, name = machine.now(), machine.drop_next_picture()
+    return document(first(machine.heard, "inbox/caption", lambda m: bool(document(m)["file"] == name), since))
+
+
 def keeps_captioning(machine: Machine) -> None:
     """The limit does not hold the full context: a shorter KV cache, a caption that fills it, no kill."""
     run("systemctl", "start", UNIT)
     memory = wait_for("a stage", lambda: (m := memory_of(machine)).get("worker_bytes") and m)
     assert memory["stage"] == "capped", memory
     assert 0 < memory["kv_positions"] < memory["kv_positions_full"], memory
-    said = document(machine.caption_of_next_picture())
+    said = captioned(machine)
     print(f"  {said['tokens']} tokens, kv_tokens {said['kv_tokens']}, finish_reason {said['finish_reason']}")
     assert said["kv_tokens"] < memory["kv_positions_full"], said
     assert said["finish_reason"] == "memory", said
@@ -213,7 +219,7 @@ def killed_by_the_kernel(machine: Machine) -> None:
         taker.take(16)
     taker.take(0)
     daemon.resume()
-    machine.caption_of_next_picture()
+    captioned(machine)
     died = first(machine.heard, "health", lambda m: "out of memory" in document(m)["worker"]["last_death"])
     print(f"  {document(died)['worker']['last_death']}")
     assert "the kernel was out of memory (the worker had" in document(died)["worker"]["last_death"]
