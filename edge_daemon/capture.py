@@ -26,6 +26,8 @@ MAX_SIDE_PX = 512
 """Longer side of a frame; in the template scheme that costs one vision pass instead of up to five."""
 SILENCE_S = 60.0
 """A grabber that says nothing for so long is stuck; at rest it says Idle every few seconds."""
+LONGEST_MS = 1e9
+"""A picture that took longer than eleven days did not."""
 STOP_GRACE_S = 2.0
 log = logging.getLogger(__name__)
 
@@ -174,6 +176,8 @@ def check(frame: Frame) -> None:
         raise ChildDied(f"the grabber sent {len(frame.payload)} bytes as a picture of {size}, and was ended")
     if not re.fullmatch(f"[0-9a-f]{{{2 * THUMBNAIL_PX**2}}}", frame.thumbnail_hex):
         raise ChildDied("the grabber sent a thumbnail that is none, and was ended")
+    if not all(0 <= ms <= LONGEST_MS for ms in (frame.capture_ms, frame.decode_ms)):
+        raise ChildDied("the grabber sent a time that nothing takes, and was ended")
 
 
 def grabber_options(config: FolderConfig) -> dict[str, object]:
