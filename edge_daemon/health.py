@@ -101,6 +101,7 @@ class Health:
             "queued": len(self._outbox),
             "bytes": self._outbox.size_bytes,
             "in_memory": self._outbox.in_memory(),
+            "set_aside": self._outbox.aside(),
             "oldest_at": utc(corrected(oldest[0].made, self._outbox.clock()).unix_s) if oldest else None,
             **{f"dropped_{why}": self._outbox.dropped(why) for why in DROPPED},
             "damaged_files": self._outbox.damaged_files(),

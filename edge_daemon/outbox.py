@@ -36,9 +36,11 @@ RETRY_S = 10.0
 """How soon a disk that could not be written is tried again; a dying card may hold us up for seconds each time."""
 EXPIRE_EVERY_S = 60.0
 CHUNK = 50
+ASIDE = 100
+"""Results that a broker does not take, and that are kept all the same."""
 LAST_ROW = 2**63 - 1
 DROPPED = ("full", "old", "refused", "damaged")
-"""Why results are lost: too many, too old, by the broker for ever, by the card."""
+"""Why results are lost: too many wait, too old, too many that the broker does not take, damaged on the card."""
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Outbox:
         """What is not in the file yet; empty as long as all is well."""
         self._numbers: dict[str, int] = {}
         self._newest: dict[tuple[str, str], int] = {}
+        self._aside: dict[int, Entry] = {}
         self._next_row = 0
         self._retry_at_s = self._read_at_s = self._expire_at_s = monotonic()
         self._replaced_at_s = monotonic() - RETRY_S
@@ -121,17 +124,20 @@ class Outbox:
 
     def head(self, count: int, behind: int = 0, up_to: int = LAST_ROW) -> list[Entry]:
         """The oldest entries with rows in ]behind, up_to], in order."""
-        gone = self._waiting.gone
+        passed_over = self._waiting.gone.keys() | self._aside.keys()
         nothing: list[tuple[int, Entry | None]] = []
-        read = self._read(lambda book: book.head(count + len(gone), behind, up_to), nothing)
+        read = self._read(lambda book: book.head(count + len(passed_over), behind, up_to), nothing)
         found = []
         for row, entry in read:
-            if entry is None and row not in gone:
+            if row in passed_over:
+                continue
+            if entry is None:
                 log.error("%s: a result is damaged and cannot be sent", self._path)
                 self._drop(row, 0, "damaged")
-            elif entry is not None and row not in gone:
+            else:
                 found.append(entry)
-        found += [entry for row, entry in self._waiting.entries.items() if behind < row <= up_to]
+        in_memory = self._waiting.entries.items()
+        found += [entry for row, entry in in_memory if behind < row <= up_to and row not in passed_over]
         return found[:count]
 
     def newest(self) -> list[Entry]:
@@ -157,9 +163,12 @@ class Outbox:
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()
 
-    def refuse(self, entry: Entry) -> None:
-        """Forget an entry that the broker will never take, and count it."""
-        self._drop(entry.row, entry.size_bytes, "refused")
+    def set_aside(self, entry: Entry) -> None:
+        """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
+        self._aside[entry.row] = entry
+        while len(self._aside) > ASIDE:
+            first = self._aside.pop(next(iter(self._aside)))
+            self._drop(first.row, first.size_bytes, "refused")
         self._write()
 
     def tend(self) -> None:
@@ -172,18 +181,23 @@ class Outbox:
             self._expire()
 
     def __len__(self) -> int:
-        """Entries that wait."""
-        return (self._book.count if self._book else 0) - len(self._waiting.gone) + len(self._waiting.entries)
+        """Entries that wait, without those that are passed over."""
+        on_disk = (self._book.count if self._book else 0) - len(self._waiting.gone)
+        return on_disk + len(self._waiting.entries) - len(self._aside)
 
     @property
     def size_bytes(self) -> int:
-        """Of the results that wait."""
+        """Of all results that are kept."""
         on_disk = (self._book.size_bytes if self._book else 0) - sum(self._waiting.gone.values())
         return on_disk + self._waiting_bytes()
 
     def dropped(self, why: str) -> int:
         """How many results were dropped since the file was made: one of DROPPED."""
         return self._numbers.get(f"dropped/{why}", 0)
+
+    def aside(self) -> int:
+        """How many results are passed over, because the broker does not take them."""
+        return len(self._aside)
 
     def in_memory(self) -> int:
         """How many results a power cut would take."""

@@ -1,6 +1,7 @@
 """The publisher: drains the outbox into the connection.
 
-Results leave the outbox when the broker has confirmed (PUBACK) every message they became, or will never take one.
+Results leave the outbox when the broker has confirmed (PUBACK) every message they became. One whose event it will
+never take is set aside, and the next ones are sent.
 
 What was kept when the broker took us is a backlog. Its results are events, in order and marked `replayed`, at a
 bounded rate beside the live ones. They are no news: an automation that listens to a retained topic must not see
@@ -105,7 +106,7 @@ class Publisher:
             if any(c.cancelled() for c in confirmations) and not _refused(confirmations):
                 break  # the connection broke: once more from here
             if confirmations and _refused(confirmations[:1]):  # the event; the connection has told why
-                self._outbox.refuse(entry)
+                self._outbox.set_aside(entry)
             else:
                 done.append(entry)
         if done:

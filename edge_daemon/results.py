@@ -103,10 +103,12 @@ def published(document: dict[str, Any], replayed: bool, made: Stamp, now: Stamp)
     sent = {**document, "replayed": replayed}
     if made.synced is not False:
         return sent
-    captured_s, right = datetime.fromisoformat(document["captured_at"]).timestamp(), corrected(made, now)
-    if not right.synced or not made.unix_s - made.boot_s <= captured_s <= made.unix_s:
-        return {**sent, "clock_synced": False}
-    return {**sent, "captured_at": utc(captured_s + right.unix_s - made.unix_s)}
+    right, captured_at = corrected(made, now), document.get("captured_at")
+    if right.synced and captured_at:
+        captured_s = datetime.fromisoformat(captured_at).timestamp()
+        if made.unix_s - made.boot_s <= captured_s <= made.unix_s:
+            return {**sent, "captured_at": utc(captured_s + right.unix_s - made.unix_s)}
+    return {**sent, "clock_synced": False}
 
 
 def utc(unix_s: float) -> str:

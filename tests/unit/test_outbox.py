@@ -575,6 +575,26 @@ def test_a_clock_that_jumps_drops_nothing(
     outbox.close()
 
 
+def test_what_the_broker_does_not_take_is_passed_over_until_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_daemon.outbox.ASIDE", 2)
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, *"abcdef")
+    for entry in outbox.head(3):
+        outbox.set_aside(entry)
+    assert (texts(outbox), outbox.head(2)[0].body["text"], len(outbox)) == (["d", "e", "f"], "d", 3)
+    assert (outbox.aside(), outbox.dropped("refused")) == (2, 1)
+    outbox.delete(outbox.head(3))
+    assert (texts(outbox), len(outbox)) == ([], 0)
+    outbox.close()
+    outbox = Outbox(path)
+    assert (texts(outbox), len(outbox), outbox.aside()) == (["b", "c"], 2, 0)
+    assert outbox.dropped("refused") == 1
+    outbox.close()
+
+
 # ---- what is the newest -----------------------------------------------------------------------------------
 
 
