@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from edge_daemon.moondream import generate, text, vision
+from edge_daemon.moondream.attention import Attention
 from edge_daemon.moondream.config import BosState, Cropping, Mask, SizeScale
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
@@ -310,7 +311,7 @@ def sequential_block(
     self: text.TextBlock,
     x: Tensor,
     turn: text.Turn,
-    attention: text.Attention,
+    attention: Attention,
     cache: KVCache | None,
     layer: int,
     rows: int = 0,
