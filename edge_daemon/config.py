@@ -44,6 +44,8 @@ PATTERNS_IN_WORDS = {
 }
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
+MAX_LOGIN_BYTES = 65535
+"""MQTT gives the length of a name and of a password two bytes."""
 MIB = 1 << 20
 
 
@@ -87,9 +89,17 @@ class MqttConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
     username: str | None = None
     password: SecretStr | None = None
-    base_topic: Annotated[str, Field(pattern=TOPIC_PATTERN)] = "edge-daemon"
+    base_topic: Annotated[str, Field(pattern=TOPIC_PATTERN, max_length=200)] = "edge-daemon"
     client_id: Name | None = None
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+
+    @field_validator("username", "password")
+    @classmethod
+    def _can_be_sent(cls, value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+        if len(text.encode("utf-8", "surrogatepass")) > MAX_LOGIN_BYTES or re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"text in UTF-8 is expected, at most {MAX_LOGIN_BYTES} bytes")
+        return value
 
     @model_validator(mode="after")
     def _password_needs_a_name(self) -> Self:

@@ -631,3 +631,16 @@ def test_home_assistant_is_told_unless_switched_off(file: Path) -> None:
     assert not load(file, f"homeassistant: {{enabled: off}}\n{SOURCE}").homeassistant.enabled
     message = refusal(file, f"homeassistant: {{prefix: 'ha/#'}}\n{SOURCE}")
     assert message.endswith("only letters, digits, '_' and '-' are allowed, with single '/' between them")
+
+
+@pytest.mark.parametrize("key", ["username", "password"])
+@pytest.mark.parametrize("value", [b"tail\xff", "ü".encode() * 32768], ids=["no UTF-8", "too long"])
+def test_a_login_that_mqtt_cannot_send_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: bytes
+) -> None:
+    monkeypatch.setitem(os.environb, b"SECRET", value)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"mqtt:\n  {key}: !env SECRET\n" + ("  username: cam\n" * (key == "password")) + SOURCE)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert f"2:3: mqtt.{key}: value (hidden): text in UTF-8 is expected, at most 65535 bytes" in str(caught.value)
