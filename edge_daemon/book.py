@@ -118,7 +118,7 @@ class Book:
             raise DamagedError(f"its layout is {layout}, {LAYOUT} is expected")
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise DamagedError(verdict)
+            raise DamagedError(" ".join(verdict.split()))
         try:
             for columns, table in ((ENTRY_COLUMNS, "entries"), ("source, name, version", "files")):
                 self._db.execute(f"SELECT {columns} FROM {table} LIMIT 0")

@@ -163,7 +163,7 @@ class Outbox:
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()
 
-    def set_aside(self, entry: Entry) -> None:
+    def pass_over(self, entry: Entry) -> None:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
         self._aside[entry.row] = entry
         while len(self._aside) > ASIDE:

@@ -106,7 +106,7 @@ class Publisher:
             if any(c.cancelled() for c in confirmations) and not _refused(confirmations):
                 break  # the connection broke: once more from here
             if confirmations and _refused(confirmations[:1]):  # the event; the connection has told why
-                self._outbox.set_aside(entry)
+                self._outbox.pass_over(entry)
             else:
                 done.append(entry)
         if done:

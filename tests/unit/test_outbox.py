@@ -629,7 +629,7 @@ def test_what_the_broker_does_not_take_is_passed_over_until_the_next_start(
     outbox = Outbox(path)
     put(outbox, *"abcdef")
     for entry in outbox.head(3):
-        outbox.set_aside(entry)
+        outbox.pass_over(entry)
     assert (texts(outbox), outbox.head(2)[0].body["text"], len(outbox)) == (["d", "e", "f"], "d", 3)
     assert (outbox.aside(), outbox.dropped("refused")) == (2, 1)
     outbox.delete(outbox.head(3))
