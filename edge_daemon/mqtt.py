@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,7 +27,7 @@ from edge_daemon import reasons
 from edge_daemon.config import MqttConfig
 from edge_daemon.outgoing import Outgoing
 from edge_daemon.suspicion import LONGEST_DELAY_S, SHORT_S
-from edge_daemon.topics import OFFLINE, ONLINE, Publication, Topics
+from edge_daemon.topics import LARGEST_INCOMING_BYTES, OFFLINE, ONLINE, Incoming, Publication, Topics
 
 RECONNECT_FIRST_S = 1
 ANSWER_S = 30.0
@@ -38,6 +38,8 @@ REFUSED_S = 3600.0
 """After so long a topic that the broker refused is tried again: its owner may have changed its settings."""
 CONFIRM_S = 3.0
 """How long a clean goodbye may take."""
+INCOMING_AT_ONCE = 4
+"""Messages that wait for the event loop; each may be as long as a picture."""
 MALFORMED, KEEPALIVE = 130, 141
 """Reason codes that paho makes up: what came was no MQTT; nothing came."""
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Connection:
         self.last_refused = ""
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._subscriptions: list[tuple[Sequence[str], Callable[[Incoming], None]]] = []
         self._state: dict[str, bytes] = {}
         self._refused_until_s: dict[str, float] = {}
         """Retained topics that the broker does not take."""
@@ -68,6 +71,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._calm: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
+        self._room = threading.Semaphore(INCOMING_AT_ONCE)
         self._answered = False
         self._hung_up_for = ""
         self._client = self._make_client()
@@ -85,6 +89,7 @@ class Connection:
         client.on_socket_open = lambda c, u, sock: self._hand_over(self._await_answer)
         client.on_connect_fail = lambda c, u: self._hand_over(self._unreachable, sys.exception())
         client.on_disconnect = lambda c, u, flags, reason, props: self._hand_over(self._disconnected, reason)
+        client.on_message = lambda c, u, message: self._take(message)
         client.on_publish = lambda c, u, mid, reason, props: self._hand_over(self._confirmed, mid, reason)
         return client
 
@@ -103,6 +108,24 @@ class Connection:
             self._state[topic] = payload
             if self.connected.is_set():
                 self._publish_state(topic, payload)
+
+    def subscribe(self, topics: Sequence[str], on_message: Callable[[Incoming], None]) -> None:
+        """Have every message of these topics (with `+` and `#`), now and on every connect, in the event loop.
+
+        An error that `on_message` raises is a bug: it is logged, and nothing else comes of it.
+        """
+        self._subscriptions.append((topics, on_message))
+        if self.connected.is_set():
+            self._client.subscribe([(topic, 1) for topic in topics])
+
+    def _arrived(self, message: Incoming) -> None:
+        self._room.release()
+        for topics, on_message in self._subscriptions:
+            if any(paho.topic_matches_sub(topic, message.topic) for topic in topics):
+                try:
+                    on_message(message)
+                except Exception:
+                    log.exception("what came on %s led to an error, a bug to report", message.topic)
 
     def _publish_state(self, topic: str, payload: bytes) -> None:
         if time.monotonic() >= self._refused_until_s.get(topic, 0.0):
@@ -159,6 +182,16 @@ class Connection:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, *arguments)
 
+    def _take(self, message: paho.MQTTMessage) -> None:
+        """Hand a message over; one that comes faster than the loop takes them waits here, and its sender at the broker.
+
+        A topic that is no UTF-8 is nothing that we asked for.
+        """
+        with suppress(UnicodeDecodeError):
+            arrived = Incoming(message.topic, bytes(message.payload[:LARGEST_INCOMING_BYTES]), message.retain)
+            if self._room.acquire(timeout=ANSWER_S):
+                self._hand_over(self._arrived, arrived)
+
     # ---- what it hands over ------------------------------------------------------------------------------
 
     def _connected(self, reason: ReasonCode) -> None:
@@ -178,6 +211,8 @@ class Connection:
             self._calm = self._loop.call_later(SHORT_S, self._well)
         self.sessions += 1
         self.connected.set()
+        for topics, _ in self._subscriptions:
+            self._client.subscribe([(topic, 1) for topic in topics])
         self._publish_state(self.topics.availability, ONLINE)
         for topic, payload in self._state.items():
             self._publish_state(topic, payload)

@@ -11,6 +11,8 @@ from typing import Any
 
 ONLINE, OFFLINE = b"online", b"offline"
 """Home Assistant's default payloads for availability."""
+LARGEST_INCOMING_BYTES = 6 << 20
+"""More than a picture in base64 that a command may bring."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,21 @@ class Publication:
     topic: str
     payload: bytes
     retain: bool
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One message from the broker."""
+
+    topic: str
+    payload: bytes
+    """At most LARGEST_INCOMING_BYTES, so one byte more than any command may have: the rest was cut off."""
+    retain: bool
+    """The broker had kept it; with MQTT 5 also: it is to be kept."""
+    response_topic: str = ""
+    """Where the answer is wanted as well (MQTT 5); empty: nowhere else."""
+    correlation: bytes | None = None
+    """To be sent with that answer."""
 
 
 @dataclass(frozen=True)

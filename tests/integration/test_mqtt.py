@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
 from edge_daemon.reasons import NO_LOGIN, REASONS
+from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming
 from tests.conftest import missing
 from tests.integration.listening import SOURCE_STATE, TOPICS, Listener, connection, frozen, retained, until
 
@@ -288,3 +289,53 @@ async def test_reconnects_leave_no_descriptor_open(broker: Broker) -> None:
             broker.start()
             await until("connected again", ours.connected.is_set)
         assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# ---- what comes from the broker --------------------------------------------------------------------------
+
+
+def say(port: int, topic: str, payload: bytes, *options: str) -> None:
+    argv = [str(shutil.which("mosquitto_pub")), "-p", str(port), "-t", topic, "-s", "-q", "1", *options]
+    subprocess.run(argv, input=payload, check=True)
+
+
+async def test_what_is_subscribed_arrives_after_every_connect_and_nothing_else(broker: Broker) -> None:
+    arrived: list[Incoming] = []
+    await asyncio.to_thread(say, broker.port, "edge-daemon/test/request/kept", b"old", "-r")
+    async with connection(broker.port) as ours:
+        ours.subscribe(TOPICS.incoming, arrived.append)
+        await until("what was kept has arrived", lambda: len(arrived) == 1)
+        ours.subscribe(["homeassistant/status"], arrived.append)
+        broker.stop(kill=True)
+        await until("the loss is noticed", lambda: not ours.connected.is_set())
+        broker.start()
+        await until("connected again", ours.connected.is_set)
+        await until("all is confirmed", lambda: not len(ours.outgoing))
+        arrived.clear()
+        for topic in ("edge-daemon/test/event", "homeassistant/status", "edge-daemon/test/porch/enabled/set"):
+            await asyncio.to_thread(say, broker.port, topic, b"\xff\x00")
+        await until("both have arrived", lambda: len(arrived) == 2)
+    assert [(message.topic, message.payload, message.retain) for message in arrived] == [
+        ("homeassistant/status", b"\xff\x00", False),
+        ("edge-daemon/test/porch/enabled/set", b"\xff\x00", False),
+    ]
+
+
+async def test_what_comes_is_cut_off_and_an_error_at_one_hurts_nothing(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes: list[int] = []
+
+    def on_message(message: Incoming) -> None:
+        sizes.append(len(message.payload))
+        raise ZeroDivisionError
+
+    async with connection(broker.port) as ours:
+        ours.subscribe(TOPICS.incoming, on_message)
+        await until("all is confirmed", lambda: ours.connected.is_set() and not len(ours.outgoing))
+        for size in (LARGEST_INCOMING_BYTES + 1, *range(1, 11)):
+            await asyncio.to_thread(say, broker.port, TOPICS.request("ask"), bytes(size))
+        await until("all have arrived", lambda: len(sizes) == 11)
+        assert ours.sessions == 1
+    assert sizes == [LARGEST_INCOMING_BYTES, *range(1, 11)]
+    assert sum("a bug to report" in record.message for record in caplog.records) == 11
