@@ -222,7 +222,7 @@ async def _refuse(world: World, deed: Deed) -> str:
 
 async def _hold(world: World, deed: Deed) -> str:
     """Afterwards all that was held arrives, or the connections are reset, as by a router that has forgotten them."""
-    forgotten = random.Random(deed.dice).random() < 0.5
+    forgotten = random.Random(deed.dice).random() < 0.7
     world.proxy.hold()
     await asyncio.sleep(deed.for_s)
     if forgotten:
@@ -241,12 +241,13 @@ async def _hold_answers(world: World, deed: Deed) -> str:
 
 
 async def _break(world: World, deed: Deed) -> str:
-    """Every connection is reset after a moment."""
+    """Every connection is reset after a moment, and takes what is on its way with it."""
     dice, before = random.Random(deed.dice), world.proxy.connections
-    world.proxy.life_s = lambda: dice.uniform(0.05, 1.5)
+    world.proxy.life_s = lambda: dice.uniform(0.3, 6.0)
+    world.proxy.delay_s = dice.uniform(0.02, 0.2)
     world.proxy.reset()
     await asyncio.sleep(deed.for_s)
-    world.proxy.life_s = None
+    world.proxy.life_s, world.proxy.delay_s = None, 0.0
     return f"{world.proxy.connections - before} connections"
 
 
