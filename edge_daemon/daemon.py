@@ -58,6 +58,7 @@ class Daemon:
         self.outbox = outbox
         self.topics = Topics(config.mqtt.base_topic, config.node)
         self.changed = asyncio.Event()
+        outbox.on_change = self.changed.set
         self.written = asyncio.Event()
         self.stopping = asyncio.Event()
         self.progress = Progress(time.monotonic)

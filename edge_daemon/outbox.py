@@ -79,6 +79,8 @@ class Outbox:
         self._replaced_at_s = monotonic() - RETRY_S
         self.problem = ""
         """Why results are in memory only; empty when they are on disk."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `problem` changes."""
         self._open()
         if self._book is None:  # beyond all rows that the file may hold when it can be read
             self._next_row = time.time_ns()
@@ -279,6 +281,7 @@ class Outbox:
         if self.problem:
             log.warning("%s: on disk again; %d results and %d files were kept in memory", self._path, results, files)
             self.problem = ""
+            self.on_change()
 
     def _read(self, read: Callable[[Book], T], otherwise: T) -> T:
         """What the file says; when it cannot be read, as if it said nothing."""
@@ -303,6 +306,7 @@ class Outbox:
         if words != self.problem:
             log.error("%s", words)
             self.problem = words
+            self.on_change()
 
     def _try_again(self) -> None:
         self._retry_at_s = self._monotonic()
