@@ -100,6 +100,7 @@ class MemoryWatchdog:
             self.growth.begin()
         needs = captioner.needs
         if needs is None:  # not yet, or of a worker that cannot do with less
+            await self._replace_if_grown(now_s)
             return
         grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(self.growth.grown_bytes))
         wanted = captioner.config.kv_positions

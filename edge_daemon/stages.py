@@ -25,8 +25,9 @@ RELAPSE_S = 60.0
 """A step down so soon after a step up doubles the calm time: a board whose memory comes and goes must not load a model
 from its SD card again and again."""
 MARGIN_BYTES = RESERVE_BYTES // 4
-"""So much more than is needed, and a step up comes after one calm time; with less it takes PATIENCE of them. Asking for
-it in any case would leave a model unloaded for ever where it just fits."""
+"""So much has to be missing before a step down: a worker that was started where it just fits must not be paused because
+a grabber takes 20 MiB more. The reserves have room for it, and needs are upper estimates. So much more than is needed,
+and a step up comes after one calm time; with less it takes PATIENCE of them."""
 PATIENCE = 2
 SOME_PERCENT, FULL_PERCENT = 20.0, 5.0
 """Memory pressure above which a board is short of memory, whatever MemAvailable says. 20 % is what Android's low memory
@@ -115,14 +116,14 @@ class View:
             return error
 
     def stage(self, margin_bytes: int = 0) -> Stage:
-        """Where sizes alone would have it."""
+        """Where sizes alone would have it, with so much to spare. A margin below 0 lets no idle worker eat a reserve."""
         found = self.fit(margin_bytes)
         if isinstance(found, Fit):
             if found.releases_vision:
                 return Stage.RELEASED
             return Stage.OK if found.positions >= self.full_positions else Stage.CAPPED
         held_bytes = self.reading.worker_bytes
-        keeps = held_bytes is not None and held_bytes + margin_bytes <= self.limit.limit_bytes
+        keeps = held_bytes is not None and held_bytes + max(0, margin_bytes) <= self.limit.limit_bytes
         return Stage.PAUSED if keeps else Stage.UNLOADED
 
     def allowed(self, stage: Stage, margin_bytes: int = 0) -> int:
@@ -177,7 +178,7 @@ class Stages:
 
     def _next(self, view: View, now_s: float) -> Stage:
         """The stage from now on."""
-        target, before = _target(view), self.stage
+        target, before = _target(view, self.stage), self.stage
         if before is None:
             return min(target, Stage.RELEASED)  # the worker was started within the limits of that moment
         if view.emergency and view.reading.worker_bytes:
@@ -233,9 +234,11 @@ class Stages:
         return "keep"
 
 
-def _target(view: View) -> Stage:
+def _target(view: View, before: Stage | None) -> Stage:
     """Where sizes and pressure would have it. Pressure alone never unloads a model: reading it again costs more."""
     by_size = view.stage()
+    if before is not None and by_size > before:
+        by_size = max(before, view.stage(-MARGIN_BYTES))
     return max(by_size, Stage(min(by_size + 1, Stage.PAUSED))) if view.strained else by_size
 
 

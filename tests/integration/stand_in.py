@@ -21,7 +21,7 @@ from edge_daemon import pipe
 from edge_daemon.messages import Cap, Failed, Idle, Progress, Request, Results, TaskResult, WorkerReady, WorkerRefused
 
 NEEDS = {
-    "runtime_bytes": 20 << 20,
+    "runtime_bytes": 100 << 20,
     "vision_bytes": 0,
     "text_bytes": 0,
     "vision_activation_bytes": 0,

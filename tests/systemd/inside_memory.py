@@ -47,8 +47,8 @@ OTHERS_BYTES = 60 * MIB
 """What the daemon and a grabber take, about."""
 RUNTIME_BYTES = 230 * MIB
 """What the worker's program takes here, about."""
-PART = 0.02
-"""Of the positions that a caption can do without, those for which the limit leaves room."""
+ROOM_BYTES = 32 * MIB
+"""For positions that a short caption could do without."""
 TOKENS = 400
 """More than the limit leaves room for."""
 RESUMED_WITHIN_S = 30.0
@@ -259,8 +259,7 @@ def make_model() -> Path:
 
 def limit_bytes(needs: Needs) -> int:
     """Of the cgroup: in between what the shortest cache needs and what the full context does."""
-    smallest, full = needs.smallest_positions, needs.max_positions
-    return needs.at(smallest + int(PART * (full - smallest))) + CGROUP_RESERVE_BYTES + OTHERS_BYTES
+    return needs.at(needs.smallest_positions) + ROOM_BYTES + CGROUP_RESERVE_BYTES + OTHERS_BYTES
 
 
 def main(directory: Path | None) -> int:

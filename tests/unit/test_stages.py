@@ -14,11 +14,11 @@ from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Needs
 from edge_daemon.readings import Pressure, Reading
 from edge_daemon.stages import (
     CALM_S,
-    GAIN_POSITIONS,
     IN_WORDS,
     LONGEST_CALM_S,
     MARGIN_BYTES,
     PATIENCE,
+    TRIFLE_POSITIONS,
     Plan,
     Stage,
     Stages,
@@ -99,7 +99,7 @@ def test_with_much_memory_nothing_is_done() -> None:
 def test_every_stage_is_entered_in_its_turn_and_left_in_its_turn() -> None:
     board = Board()
     board.look()
-    board.free_mib = room_mib(WEIGHTS_MIB - 10)
+    board.free_mib = room_mib(WEIGHTS_MIB - 40)
     board.look(10)
     assert board.entered() == ["ok", "capped", "released", "paused", "recycled", "unloaded"]
     assert board.worker_mib is None
@@ -118,8 +118,8 @@ def test_every_stage_is_entered_in_its_turn_and_left_in_its_turn() -> None:
         (1200, Stage.OK, 2048),
         (1000, Stage.CAPPED, 1500),
         (750, Stage.RELEASED, 778),
-        (700, Stage.PAUSED, 778),
-        (590, Stage.UNLOADED, 778),
+        (690, Stage.PAUSED, 778),
+        (599, Stage.UNLOADED, 778),
     ],
 )
 def test_where_it_comes_to_rest(may_have_mib: float, rests_at: Stage, positions: int) -> None:
@@ -136,7 +136,7 @@ def test_where_it_comes_to_rest(may_have_mib: float, rests_at: Stage, positions:
 def test_a_step_down_takes_a_second_however_often_one_looks() -> None:
     board = Board()
     board.look()
-    board.free_mib = room_mib(WEIGHTS_MIB - 10)
+    board.free_mib = room_mib(WEIGHTS_MIB - 40)
     start_s = board.now_s
     while board.worker_mib is not None:
         plan = board.stages.look(board.view(), board.now_s)
@@ -192,7 +192,7 @@ def test_a_cap_is_within_what_the_worker_may_have(free_mib: float) -> None:
         view, plan = board.view(), board.look()
         if plan.stage < Stage.PAUSED and plan.positions > NEEDS.smallest_positions:
             needs = replace(NEEDS, releases_vision=plan.releases_vision)
-            assert needs.at(plan.positions - GAIN_POSITIONS) <= view.limit.limit_bytes
+            assert needs.at(plan.positions - TRIFLE_POSITIONS) <= view.limit.limit_bytes + MARGIN_BYTES
 
 
 @given(st.floats(0, 4000))
@@ -206,13 +206,23 @@ def test_it_comes_to_rest(free_mib: float) -> None:
     assert len(board.entered()) == 1
 
 
+def test_a_worker_that_just_fits_is_not_paused_for_what_a_grabber_takes() -> None:
+    released_mib = replace(NEEDS, releases_vision=True).at(NEEDS.smallest_positions) / MIB
+    board = Board(free_mib=room_mib(released_mib), positions=778)
+    board.look()
+    board.free_mib -= MARGIN_BYTES / MIB - 1
+    assert board.look(60).stage == Stage.RELEASED
+    board.free_mib -= 2
+    assert board.look(60).stage == Stage.PAUSED
+
+
 def test_memory_that_comes_and_goes_is_trusted_less_and_less() -> None:
     """Each time the model would be read again from the card."""
     board = Board()
     board.look()
     starts = []
     for _ in range(4):
-        board.free_mib = room_mib(WEIGHTS_MIB - 10)
+        board.free_mib = room_mib(WEIGHTS_MIB - 40)
         board.look(12)
         begin, board.free_mib = len(board.plans), 4000.0
         while board.worker_mib is None:
@@ -229,7 +239,7 @@ def test_memory_that_comes_and_goes_is_trusted_less_and_less() -> None:
 def test_where_it_just_fits_it_comes_back_later(more_mib: float, calm_times: int) -> None:
     board = Board()
     board.look()
-    board.free_mib = room_mib(WEIGHTS_MIB - 10)
+    board.free_mib = room_mib(WEIGHTS_MIB - 40)
     board.look(10)
     released_mib = replace(NEEDS, releases_vision=True).at(NEEDS.smallest_positions) / MIB
     board.free_mib = room_mib(released_mib - 1)
@@ -279,7 +289,7 @@ def test_without_a_worker_there_is_nothing_to_end() -> None:
 def test_a_caption_in_flight_is_waited_for_before_the_worker_is_recycled() -> None:
     board = Board(busy=True)
     board.look()
-    board.free_mib = room_mib(WEIGHTS_MIB - 10)
+    board.free_mib = room_mib(WEIGHTS_MIB - 40)
     assert board.look(30).stage == Stage.PAUSED
     board.busy = False
     board.look(3)
@@ -289,7 +299,7 @@ def test_a_caption_in_flight_is_waited_for_before_the_worker_is_recycled() -> No
 def test_a_worker_that_is_not_yet_gone_is_asked_again() -> None:
     board = Board(obeys=False)
     board.look()
-    board.free_mib = room_mib(WEIGHTS_MIB - 10)
+    board.free_mib = room_mib(WEIGHTS_MIB - 40)
     board.look(6)
     assert [plan.worker for plan in board.plans[-2:]] == ["end", "end"]
     assert board.plans[-1].stage == Stage.RECYCLED, "whether a fresh one fits can be seen when it has gone"
@@ -299,7 +309,7 @@ def test_a_fresh_worker_is_started_where_it_fits() -> None:
     """The old one had grown by itself: what it gives back is enough."""
     board = Board(worker_mib=1300)
     board.look()
-    board.free_mib = room_mib(1290)
+    board.free_mib = room_mib(1260)
     board.needs = replace(NEEDS, runtime_bytes=NEEDS.runtime_bytes + 900 * MIB)  # what it grew by
     board.look(4)
     board.needs = NEEDS
