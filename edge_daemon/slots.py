@@ -1,15 +1,19 @@
-"""One slot per source: what was captured and waits for the worker.
+"""One slot per source: what was captured and waits for the worker; and a short line of requests.
 
 A folder's slot is full until its picture is taken (nothing is dropped). Taking is fair: the source that
-was served longest ago comes first.
+was served longest ago comes first. A request goes before the pictures that wait, but not two in a row: whoever asks
+without end does not keep the sources from their turn. The slot of a source that is held is not taken from.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+LONGEST_LINE = 8
+"""Requests that wait. A board that takes half a minute for each answers the last one after some minutes."""
 T = TypeVar("T")
 
 
@@ -19,26 +23,54 @@ class Slots(Generic[T]):
     def __init__(self, names: Iterable[str]) -> None:
         self._order = list(names)
         self._content: dict[str, T] = {}
-        self._changed = asyncio.Condition()
+        self._line: deque[T] = deque()
+        self._held: frozenset[str] = frozenset()
+        self._requested = False
+        """Whether the last that was taken was a request."""
+        self._changed = asyncio.Event()
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to take."""
-        return bool(self._content)
+        return bool(self._line) or self._next_name() is not None
 
     async def put(self, name: str, item: T) -> None:
         """Wait until the slot is empty and fill it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: name not in self._content)
-            self._content[name] = item
-            self._changed.notify_all()
+        await self._until(lambda: name not in self._content)
+        self._content[name] = item
+        self._changed.set()
+
+    def ask(self, item: T) -> bool:
+        """Put a request into the line; False when that is full."""
+        if len(self._line) >= LONGEST_LINE:
+            return False
+        self._line.append(item)
+        self._changed.set()
+        return True
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Take nothing from these slots until other names are given."""
+        self._held = frozenset(names)
+        self._changed.set()
 
     async def take(self) -> T:
-        """Wait for an item, and empty its slot."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._content))
-            name = next(n for n in self._order if n in self._content)
-            self._order.remove(name)
-            self._order.append(name)
-            self._changed.notify_all()
-            return self._content.pop(name)
+        """Wait for an item, and take it out."""
+        await self._until(lambda: self.waiting)
+        self._changed.set()
+        name = self._next_name()
+        self._requested = bool(self._line) and not (self._requested and name is not None)
+        if self._requested:
+            return self._line.popleft()
+        assert name is not None
+        self._order.remove(name)
+        self._order.append(name)
+        return self._content.pop(name)
+
+    def _next_name(self) -> str | None:
+        return next((name for name in self._order if name in self._content and name not in self._held), None)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for it. Between its being true and the caller's next step nobody else runs."""
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()

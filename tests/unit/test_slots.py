@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon.slots import Slots
+from edge_daemon.slots import LONGEST_LINE, Slots
 
 NAMES = "abcd"
 
@@ -140,3 +140,45 @@ async def test_what_waits_is_seen_without_taking_it() -> None:
     assert slots.waiting
     assert await slots.take() == 1
     assert not slots.waiting
+
+
+async def test_a_request_goes_before_what_waits_but_not_two_in_a_row() -> None:
+    slots: Slots[str] = Slots(NAMES)
+    for name in "ab":
+        await slots.put(name, name)
+    assert all(slots.ask(request) for request in "123")
+    assert [await slots.take() for _ in range(5)] == ["1", "a", "2", "b", "3"]
+
+
+async def test_requests_follow_each_other_when_nothing_else_waits() -> None:
+    slots: Slots[str] = Slots(NAMES)
+    taking = asyncio.create_task(slots.take())
+    await let_others_run()
+    assert slots.ask("1")
+    assert await taking == "1"
+    assert slots.ask("2")
+    assert await slots.take() == "2"
+
+
+async def test_the_line_of_requests_is_bounded() -> None:
+    slots: Slots[int] = Slots(NAMES)
+    assert all(slots.ask(number) for number in range(LONGEST_LINE))
+    assert not slots.ask(LONGEST_LINE)
+    await slots.take()
+    assert slots.ask(LONGEST_LINE)
+
+
+async def test_what_is_held_stays_until_it_is_let_go() -> None:
+    slots: Slots[str] = Slots(NAMES)
+    await slots.put("a", "a")
+    slots.hold("a")
+    assert not slots.waiting
+    taking = asyncio.create_task(slots.take())
+    await let_others_run()
+    assert not taking.done()
+    await slots.put("b", "b")
+    assert await taking == "b"
+    taking = asyncio.create_task(slots.take())
+    await let_others_run()
+    slots.hold("")
+    assert await taking == "a"
