@@ -230,6 +230,8 @@ class FolderConfig(Section):
     """Pictures that appear in a folder; each is captioned once."""
 
     type: Literal["folder"]
+    enabled: bool = True
+    """Whether it is captioned at all; can be changed over MQTT."""
     path: Path
     pattern: Annotated[str, Field(min_length=1)] | None = None
     """Which pictures: a name such as `*.jpg`, or a path below the folder such as `porch/*`; None is all."""

@@ -173,17 +173,29 @@ def limit_itself(memory_bytes: int) -> None:
 def open_source(settings: dict[str, Any]) -> Source:
     """The source that the settings name. Raises ValueError for settings that nobody knows."""
     kind = settings.pop("type")
-    if kind != "folder":
-        raise ValueError(f"there is no source of type {kind!r}; there is: folder")
+    if kind not in ("folder", "single"):
+        raise ValueError(f"there is no source of type {kind!r}; there are: folder, single")
     from edge_daemon.decoders import open_decoder
-    from edge_daemon.sources.folder import FolderOptions, FolderSource
 
     timeout_s = settings.pop("decode_timeout_s", DECODE_TIMEOUT_S)
     decoder = Hurried(open_decoder(settings.pop("decoder", "auto")), timeout_s)
-    limits, options = _take(Limits, settings), _take(FolderOptions, settings)
+    limits = _take(Limits, settings)
+    source = _folder(settings, limits, decoder) if kind == "folder" else _single(settings, limits, decoder)
     if settings:
         raise ValueError(f"unknown settings: {', '.join(sorted(settings))}")
-    return FolderSource(options, limits, decoder)
+    return source
+
+
+def _folder(settings: dict[str, Any], limits: Limits, decoder: Decoder) -> Source:
+    from edge_daemon.sources.folder import FolderOptions, FolderSource
+
+    return FolderSource(_take(FolderOptions, settings), limits, decoder)
+
+
+def _single(settings: dict[str, Any], limits: Limits, decoder: Decoder) -> Source:
+    from edge_daemon.sources.single import SingleOptions, SingleSource
+
+    return SingleSource(_take(SingleOptions, settings), limits, decoder)
 
 
 def _take(cls: type[T], settings: dict[str, Any]) -> T:

@@ -86,8 +86,11 @@ def _words(task: Task, outcome: TaskResult) -> dict[str, Any]:
 
 
 def result_id(origin: Origin, task: Task) -> str:
-    """The same for the same file, unchanged, and the same task: a repeated result can be recognised."""
-    if origin.frame.file is None:
+    """The same for the same file, unchanged, and the same task: a repeated result can be recognised.
+
+    What was asked for by hand is a result of its own each time.
+    """
+    if origin.frame.file is None or origin.trigger == "request":
         return str(uuid.uuid4())
     file = origin.frame.file
     parts = (origin.node, origin.source, file.name, str(file.mtime_ns), str(file.size_bytes), task.id, task.text)

@@ -250,7 +250,7 @@ class FolderSource:
         if problem is None:
             try:
                 loaded = picture.decode(data, self._decoder, self._limits)
-                return _frame(key, loaded, (time.perf_counter() - started_s) * 1e3)
+                return frame_of(key, key.mtime_ns / 1e9, loaded, (time.perf_counter() - started_s) * 1e3)
             except PictureError as error:
                 problem = str(error)
         return Problem(problem, key)
@@ -291,9 +291,10 @@ def _batches(keys: list[FileKey]) -> Iterator[list[FileKey]]:
         yield batch
 
 
-def _frame(key: FileKey, loaded: picture.Picture, decode_ms: float) -> Frame:
+def frame_of(key: FileKey | None, captured_at_s: float, loaded: picture.Picture, decode_ms: float) -> Frame:
+    """The message that carries a picture; `key` None: it is no file of a folder."""
     return Frame(
-        captured_at_s=key.mtime_ns / 1e9,
+        captured_at_s=captured_at_s,
         width_px=loaded.width_px,
         height_px=loaded.height_px,
         original_width_px=loaded.original_width_px,

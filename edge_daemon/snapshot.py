@@ -1,0 +1,66 @@
+"""One picture on request, decoded by a grabber that lives for it alone: the daemon itself looks into no picture.
+
+A folder's current picture is its newest file, whether it was captioned or not. A picture that came with a command is
+handed over as a file in memory: nothing is written to a disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from edge_daemon.capture import MAX_SIDE_PX, SILENCE_S, STOP_GRACE_S, check, grabber_options
+from edge_daemon.child import Child
+from edge_daemon.config import FolderConfig
+from edge_daemon.errors import ChildDied, ChildError, PictureError
+from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Problem
+
+OF_A_FOLDER = ("path", "pattern", "recursive")
+OF_ANY_PICTURE = ("max_side_px", "max_pixels", "max_file_bytes", "decode_memory_bytes", "decode_timeout_s")
+
+
+async def of_source(config: FolderConfig) -> Frame:
+    """The current picture of a source. Raises PictureError."""
+    told = grabber_options(config)
+    return await _take({key: told[key] for key in (*OF_A_FOLDER, *OF_ANY_PICTURE)}, config.decode_timeout_s)
+
+
+async def of_bytes(payload: bytes) -> Frame:
+    """A picture that came along, within the grabber's own limits. Raises PictureError."""
+    descriptor = os.memfd_create("picture")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(payload)
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        return await _take({"path": path, "max_side_px": MAX_SIDE_PX}, 0.0)
+    finally:
+        os.close(descriptor)
+
+
+async def _take(options: dict[str, object], decode_timeout_s: float) -> Frame:
+    argv = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps({"type": "single", **options})]
+    try:
+        child = await Child.start("grabber of one picture", argv)
+        try:
+            return await _converse(child, SILENCE_S + decode_timeout_s)
+        finally:
+            await child.stop(STOP_GRACE_S)
+    except ChildError as error:
+        raise PictureError(f"reading the picture: {error}") from error
+
+
+async def _converse(child: Child, patience_s: float) -> Frame:
+    while True:
+        match await child.receive(patience_s):
+            case GrabberReady():
+                await child.send(Next(), SILENCE_S)
+            case Idle():
+                pass
+            case Frame() as frame:
+                check(frame)
+                return frame
+            case Problem(reason, file):
+                raise PictureError(f"{file.name}: {reason}" if file else reason)
+            case other:
+                raise ChildDied(f"the {child.name} sent {type(other).__name__}, and was ended")
