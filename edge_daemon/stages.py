@@ -116,7 +116,7 @@ class View:
             return error
 
     def stage(self, margin_bytes: int = 0) -> Stage:
-        """Where sizes alone would have it, with so much to spare. A margin below 0 lets no idle worker eat a reserve."""
+        """Where sizes alone would have it, with so much to spare; below 0 lets no idle worker eat a reserve."""
         found = self.fit(margin_bytes)
         if isinstance(found, Fit):
             if found.releases_vision:
