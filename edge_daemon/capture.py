@@ -37,6 +37,9 @@ class SourceState:
     """What health says about a source."""
 
     state: str = "starting"
+    enabled: bool = True
+    paused_until: str = ""
+    """When its pause is over, or `resumed`; empty: it is not paused."""
     captioned: int = 0
     problems: int = 0
     last_problem: dict[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -311,3 +312,15 @@ def questions(values: Any) -> tuple[Question, ...]:
         where = ".".join(map(str, ("questions", *detail["loc"])))
         problem = Wording(kind, PATTERNS_IN_WORDS).problem(detail, detail["loc"])
         raise ConfigError(f"{where}: {problem}") from None
+
+
+def changed(source: FolderConfig, changes: Mapping[str, Any]) -> FolderConfig:
+    """A source with other values for some of its keys, under the rules of the file. Raises ConfigError."""
+    kind = type(source)
+    try:
+        return kind.model_validate({**source.model_dump(), **changes})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join(map(str, detail["loc"]))
+        problem = Wording(kind, PATTERNS_IN_WORDS).problem(detail, detail["loc"])
+        raise ConfigError(f"{where}: {problem}" if where else problem) from None

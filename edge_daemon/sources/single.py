@@ -1,4 +1,4 @@
-"""One picture, now: a file, or the newest file of a folder. Delivered once; what was captioned before does not matter."""
+"""One picture, now: a file, or the newest file of a folder, whatever was captioned before."""
 
 from __future__ import annotations
 

@@ -1,0 +1,91 @@
+"""What a command asks about one picture: the picture is taken, waits in the line of requests, and is answered.
+
+Pictures are decoded one at a time, each in a process of its own, and a few may wait: what is beyond that is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from edge_daemon import snapshot
+from edge_daemon.answers import value_of
+from edge_daemon.capture import Capture
+from edge_daemon.captioner import Captioner
+from edge_daemon.commands import Ask, Caption, Detect
+from edge_daemon.errors import CommandError, PictureError
+from edge_daemon.jobs import Job
+from edge_daemon.messages import Frame, Task
+from edge_daemon.results import Origin
+from edge_daemon.slots import LONGEST_LINE, Slots
+
+Inquiry = Caption | Ask | Detect
+FULL = f"{LONGEST_LINE} requests are waiting already; ask again when some are answered"
+
+
+class Inquiries:
+    """All that is asked by commands about pictures."""
+
+    def __init__(self, node: str, captures: Mapping[str, Capture], slots: Slots[Job], captioner: Captioner) -> None:
+        self._node = node
+        self._captures = captures
+        self._slots = slots
+        self._captioner = captioner
+        self._decoding = asyncio.Lock()
+        self._pending = 0
+
+    async def answer(self, inquiry: Inquiry) -> dict[str, Any]:
+        """The result of one question, as a document that is no result of the source. Raises CommandError."""
+        (made,) = await self._ask(inquiry, [self._task(inquiry)], is_kept=False)
+        if isinstance(inquiry, Ask):
+            made["value"] = value_of(made["answer"], inquiry.question.type, inquiry.question.choices)
+        return made if inquiry.source else {key: value for key, value in made.items() if key != "source"}
+
+    async def trigger(self, source: str) -> dict[str, Any]:
+        """What the source wants to know of every picture, now: results like others; the first. Raises CommandError."""
+        return (await self._ask(Caption(source, None), None, is_kept=True))[0]
+
+    async def _ask(self, inquiry: Inquiry, tasks: list[Task] | None, *, is_kept: bool) -> list[dict[str, Any]]:
+        self._refuse(inquiry.source)
+        self._pending += 1
+        try:
+            async with self._decoding:
+                frame = await self._frame(inquiry)
+            self._refuse(inquiry.source)
+            origin = Origin(self._node, inquiry.source or "", frame, "request", time.monotonic())
+            job = Job(origin, tasks, is_kept, asyncio.get_running_loop().create_future())
+            assert job.answer is not None
+            if not self._slots.ask(job):
+                raise CommandError(FULL)
+            return await job.answer
+        finally:
+            self._pending -= 1
+
+    def _refuse(self, source: str | None) -> None:
+        """Raise CommandError for what cannot be answered now."""
+        if source is not None and not self._captures[source].config.enabled:
+            raise CommandError(f"the source {source} is switched off; set enabled to true first")
+        if not self._captioner.allowed.is_set():
+            raise CommandError("memory is too short for a caption at the moment; health says more")
+        if self._pending > LONGEST_LINE:
+            raise CommandError(FULL)
+
+    async def _frame(self, inquiry: Inquiry) -> Frame:
+        try:
+            if inquiry.picture is not None:
+                return await snapshot.of_bytes(inquiry.picture.payload)
+            assert inquiry.source is not None
+            return await snapshot.of_source(self._captures[inquiry.source].config)
+        except PictureError as error:
+            raise CommandError(str(error)) from error
+
+    def _task(self, inquiry: Inquiry) -> Task:
+        match inquiry:
+            case Ask():
+                return Task(inquiry.question.id, "query", inquiry.question.ask)
+            case Detect():
+                return Task("detect", "detect", inquiry.what)
+        usual = self._captures[inquiry.source].config.caption if inquiry.source else "short"
+        return Task("caption", "caption", inquiry.length or ("short" if usual == "none" else usual))

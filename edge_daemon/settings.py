@@ -1,0 +1,95 @@
+"""What was set over MQTT: kept in the state directory, and laid over the configuration file.
+
+The file is JSON, source → key → value, with the keys of the configuration. Whoever deletes it goes back to the
+configuration. It is replaced as a whole, so a power cut leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_daemon import config
+from edge_daemon.config import Config, FolderConfig
+from edge_daemon.errors import ConfigError
+
+KEYS = ("enabled", "caption", "questions")
+"""What can be set."""
+log = logging.getLogger(__name__)
+
+
+class Settings:
+    """The file, and what it says."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it. One that cannot be read is told of, and is as good as none."""
+        self._path = path
+        self._changes = self._read()
+
+    def over(self, settings: Config) -> Config:
+        """The configuration with what was set."""
+        sources = {name: self.over_source(name, source) for name, source in settings.sources.items()}
+        return settings.model_copy(update={"sources": sources})
+
+    def over_source(self, name: str, source: FolderConfig) -> FolderConfig:
+        """One source with what was set for it. What does not fit the configuration any more is told of and left out."""
+        changes = self._changes.get(name)
+        if not changes:
+            return source
+        try:
+            made = config.changed(source, changes)
+        except ConfigError as error:
+            log.warning("source %s: what was set over MQTT (%s) does not hold any more: %s", name, self._path, error)
+            return source
+        log.info("source %s: set over MQTT and kept in %s: %s", name, self._path, ", ".join(changes))
+        return made
+
+    def change(self, name: str, changes: Mapping[str, Any]) -> str:
+        """Keep changes that have been checked; why they hold until the next start only, or nothing."""
+        self._changes[name] = {**self._changes.get(name, {}), **_plain(changes)}
+        try:
+            self._write()
+        except OSError as error:
+            problem = f"{self._path} cannot be written: {error.strerror}"
+            log.warning("source %s: what was set holds until the next start only: %s", name, problem)
+            return problem
+        return ""
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            found = json.loads(self._path.read_bytes())
+            return {
+                name: {key: value for key, value in changes.items() if key in KEYS} for name, changes in found.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            log.warning("what was set over MQTT is not known: %s cannot be read: %s", self._path, error.strerror)
+        except (ValueError, AttributeError, RecursionError):
+            log.warning("what was set over MQTT is not known: %s is damaged; the configuration holds", self._path)
+        return {}
+
+    def _write(self) -> None:
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        with fresh.open("w", encoding="ascii") as file:
+            json.dump(self._changes, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON has them."""
+    plain = dict(changes)
+    if "questions" in plain:
+        plain["questions"] = [q.model_dump(mode="json", exclude_defaults=True) for q in plain["questions"]]
+    return plain
