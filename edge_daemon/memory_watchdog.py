@@ -94,7 +94,7 @@ class MemoryWatchdog:
         state.reading = reading = self._files.read(captioner.pid)
         state.limit = captioner.budget(reading)
         captioner.witness.note(reading)
-        self._read_pss(now_s)
+        await self._read_pss(now_s)
         if captioner.pid != self._pid:
             self._pid = captioner.pid
             self.growth.begin()
@@ -169,12 +169,13 @@ class MemoryWatchdog:
         log.log(logging.WARNING if worse else logging.INFO, "%s (%s)", IN_WORDS[plan.stage], plan.reason)
         self._on_change()
 
-    def _read_pss(self, now_s: float) -> None:
+    async def _read_pss(self, now_s: float) -> None:
+        """In a thread of its own: it takes a tenth of a second, and more on a busy board."""
         if self._captioner.pid is None:
             self.state.pss_bytes = None
         elif now_s - self._pss_at_s >= PSS_EVERY_S and not self._captioner.busy:
             self._pss_at_s = now_s
-            self.state.pss_bytes = self._files.pss_bytes(self._captioner.pid)
+            self.state.pss_bytes = await asyncio.to_thread(self._files.pss_bytes, self._captioner.pid)
 
     def document(self) -> dict[str, Any]:
         """For health."""
