@@ -15,13 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    SecretStr,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,23 +26,12 @@ from edge_daemon import device_classes, yaml_file
 from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.config_words import Wording
 from edge_daemon.errors import ConfigError
+from edge_daemon.mqtt_config import MqttConfig
+from edge_daemon.sections import PATTERNS_IN_WORDS, TOPIC_PATTERN, Name, Section
 from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
 
-NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
-"""Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
-TOPIC_PATTERN = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
-HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?$"
-"""A host name, an IPv4 or an IPv6 address."""
-PATTERNS_IN_WORDS = {
-    NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
-    TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
-    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
-}
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
-MAX_LOGIN_BYTES = 65535
-"""MQTT gives the length of a name and of a password two bytes."""
 MIB = 1 << 20
 
 
@@ -68,45 +53,6 @@ def default_state_dir() -> Path:
     """$EDGE_DAEMON_STATE_DIR, systemd's $STATE_DIRECTORY, or /var/lib/edge-daemon."""
     named = os.environ.get("EDGE_DAEMON_STATE_DIR") or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(named or "/var/lib/edge-daemon")
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_word(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a word or a number is expected; YAML takes yes, no, on and off for true and false")
-        return value
-
-
-class MqttConfig(Section):
-    """The broker and our place on it."""
-
-    host: Annotated[str, Field(pattern=HOST_PATTERN, max_length=253)] = "localhost"
-    port: Annotated[int, Field(ge=1, le=65535)] = 1883
-    username: str | None = None
-    password: SecretStr | None = None
-    base_topic: Annotated[str, Field(pattern=TOPIC_PATTERN, max_length=200)] = "edge-daemon"
-    client_id: Name | None = None
-    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
-
-    @field_validator("username", "password")
-    @classmethod
-    def _can_be_sent(cls, value: str | SecretStr | None) -> str | SecretStr | None:
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
-        if len(text.encode("utf-8", "surrogatepass")) > MAX_LOGIN_BYTES or re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"text in UTF-8 is expected, at most {MAX_LOGIN_BYTES} bytes")
-        return value
-
-    @model_validator(mode="after")
-    def _password_needs_a_name(self) -> Self:
-        if self.password is not None and self.username is None:
-            raise ValueError("a password without a username is not possible in MQTT; add mqtt.username")
-        return self
 
 
 class OutboxConfig(Section):

@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_daemon import reasons
-from edge_daemon.config import MqttConfig
+from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outgoing import Outgoing
 from edge_daemon.suspicion import LONGEST_DELAY_S, SHORT_S
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, OFFLINE, ONLINE, Incoming, Publication, Topics

@@ -17,11 +17,19 @@ LARGEST_INCOMING_BYTES = 6 << 20
 
 @dataclass(frozen=True)
 class Publication:
-    """One message for the broker, QoS 1."""
+    """One message for the broker. What follows `qos` goes with it where the connection speaks MQTT 5."""
 
     topic: str
     payload: bytes
     retain: bool
+    qos: int = 1
+    content_type: str = ""
+    expiry_s: int | None = None
+    """The broker forgets it after so long, if it could not deliver it before."""
+    correlation: bytes | None = None
+    """Of the request that this answers."""
+    user: tuple[tuple[str, str], ...] = ()
+    """User properties."""
 
 
 @dataclass(frozen=True)

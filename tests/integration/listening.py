@@ -15,9 +15,9 @@ from typing import Any
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_daemon.config import MqttConfig
 from edge_daemon.demo.broker import Broker
 from edge_daemon.mqtt import Connection
+from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Topics
 
 TOPICS = Topics("edge-daemon", "test")

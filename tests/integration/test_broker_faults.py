@@ -218,7 +218,7 @@ async def test_a_machine_that_drops_what_we_send(caplog: pytest.LogCaptureFixtur
 CHILD = """\
 import asyncio, logging, sys
 from edge_daemon import mqtt
-from edge_daemon.config import MqttConfig
+from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Topics
 mqtt.LONGEST_DELAY_S = 1
 async def main():

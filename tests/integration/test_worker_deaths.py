@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from edge_daemon import cli, supervisor
-from edge_daemon.config import Config, FolderConfig, MqttConfig
+from edge_daemon.config import Config, FolderConfig
 from edge_daemon.daemon import Daemon
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import ChildBootError
+from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outbox import Outbox
 from tests.integration.service import Service, running
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon import config, yaml_file
+from edge_daemon import config, mqtt_config, sections, yaml_file
 from edge_daemon.errors import ConfigError
 
 SOURCE = "sources: {porch: {type: folder, path: /srv}}\n"
@@ -48,13 +48,13 @@ def refusal(file: Path, text: str | bytes) -> str:
 
 def test_what_is_left_out_has_its_default(file: Path) -> None:
     loaded = load(file, SOURCE)
-    assert loaded.mqtt == config.MqttConfig()
+    assert loaded.mqtt == mqtt_config.MqttConfig()
     assert (loaded.mqtt.host, loaded.mqtt.port, loaded.mqtt.base_topic) == ("localhost", 1883, "edge-daemon")
     assert loaded.model.name == "demo-shapes"
     assert loaded.state_dir == Path("/var/lib/edge-daemon")
     porch = loaded.sources["porch"]
     assert (porch.path, porch.caption, porch.recursive, porch.questions) == (Path("/srv"), "short", True, ())
-    assert re.fullmatch(config.NAME_PATTERN, loaded.node)
+    assert re.fullmatch(sections.NAME_PATTERN, loaded.node)
 
 
 def test_what_is_given_is_taken(file: Path) -> None:

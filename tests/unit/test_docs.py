@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from edge_daemon import cli, config
+from edge_daemon import cli, config, mqtt_config
 from edge_daemon.topics import Topics, publications
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,8 @@ def test_the_full_example_has_every_key() -> None:
     Loader.add_constructor("!env", lambda loader, node: f"!env {node.value}")
     values = yaml.load((ROOT / "configs/full.yaml").read_text(), Loader)
     assert set(values) == set(config.Config.model_fields)
-    assert set(values["mqtt"]) == set(config.MqttConfig.model_fields)
+    assert set(values["mqtt"]) == set(mqtt_config.MqttConfig.model_fields)
+    assert set(values["mqtt"]["tls"]) == set(mqtt_config.TlsConfig.model_fields)
     assert set(values["model"]) == set(config.ModelConfig.model_fields)
     assert set(values["thermal"]) == set(config.ThermalConfig.model_fields)
     assert set(values["homeassistant"]) == set(config.HomeAssistantConfig.model_fields)

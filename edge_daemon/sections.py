@@ -1,0 +1,34 @@
+"""What all sections of the configuration have in common: their rules, and what names look like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
+"""Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
+TOPIC_PATTERN = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
+HOST_PATTERN = r"^[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?$|^[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]+)?$"
+"""A host name, an IPv4 or an IPv6 address."""
+PATH_PATTERN = "^/[!-~]*$"
+PATTERNS_IN_WORDS = {
+    NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
+    TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
+    PATH_PATTERN: "a path that begins with '/' is expected, such as /mqtt",
+    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
+}
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_word(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a word or a number is expected; YAML takes yes, no, on and off for true and false")
+        return value
