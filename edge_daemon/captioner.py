@@ -22,7 +22,7 @@ from typing import NoReturn
 from edge_daemon import memory
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
-from edge_daemon.deaths import COMES_AGAIN, Witness
+from edge_daemon.deaths import COMES_AGAIN, PERHAPS, Witness
 from edge_daemon.errors import (
     BudgetError,
     CaptionError,
@@ -353,7 +353,8 @@ class Captioner:
         self.state.last_death = self.witness.explain(str(error), returncode)
         if self.witness.killed_by_kernel(returncode):
             self._ask_for_less(now_s)
-        delay_s = self._policy.died(str(error), now_s, comes_again=returncode in COMES_AGAIN and not answered)
+        again, passes = returncode in COMES_AGAIN and not answered, PERHAPS in str(error)
+        delay_s = self._policy.died(str(error), now_s, comes_again=again, passes=passes)
         if delay_s is None:
             self._change("failed")
             raise ChildBootError(f"the model cannot be started here: {self.state.last_death}") from error

@@ -9,7 +9,7 @@ from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES
 from edge_daemon.readings import Files, Kills, Reading, board
 
 PERHAPS = "was ended by SIGKILL (perhaps out of memory)"
-"""How child.py says it, who has not seen the kernel's counters."""
+"""How child.py says it, who has not seen the kernel's counters. Somebody else did it, and memory comes back."""
 COMES_AGAIN = (-signal.SIGILL,)
 """Exit statuses. A processor that lacks an instruction lacks it the next time as well."""
 ADVICE = {
@@ -31,16 +31,20 @@ class Witness:
     files: Files = field(default_factory=Files)
     last: Reading | None = None
     _kills: Kills = field(default_factory=lambda: Kills(None, None))
+    """At the reading before the last: what was killed earlier was not this worker. One that is just being killed may
+    still look alive at the last."""
+    _kills_at_last: Kills = field(default_factory=lambda: Kills(None, None))
 
     def begin(self) -> None:
         """A worker starts."""
         self.last = None
-        self._kills = self.files.kills()
+        self._kills = self._kills_at_last = self.files.kills()
 
     def note(self, reading: Reading) -> None:
         """It lives, and holds so much."""
         if reading.worker_bytes is not None:
             self.last = reading
+            self._kills, self._kills_at_last = self._kills_at_last, self.files.kills()
 
     def killed_by_kernel(self, returncode: int | None) -> bool | None:
         """Whether it was killed for want of memory; None when nobody knows."""

@@ -30,10 +30,11 @@ class RestartPolicy:
         self._ready_at_s = now_s
         self._ever_ready = True
 
-    def died(self, reason: str, now_s: float, comes_again: bool = False) -> float | None:
+    def died(self, reason: str, now_s: float, *, comes_again: bool = False, passes: bool = False) -> float | None:
         """Seconds to wait before the next start, or None when trying again is hopeless.
 
         `comes_again`: a death of this kind is as hopeless for a child that became ready but never did anything.
+        `passes`: a death of this kind says nothing of the child: it is never hopeless.
         """
         if self._ready_at_s is not None and now_s - self._ready_at_s >= GOOD_TIME_S:
             self.deaths = 0
@@ -41,7 +42,7 @@ class RestartPolicy:
         self._same_reason = self._same_reason + 1 if reason == self.last_reason else 1
         self.last_reason = reason
         self.deaths += 1
-        if (comes_again or not self._ever_ready) and self._same_reason >= HOPELESS_DEATHS:
+        if (comes_again or not (self._ever_ready or passes)) and self._same_reason >= HOPELESS_DEATHS:
             return None
         return float(min(FIRST_DELAY_S * 2 ** min(self.deaths - 1, 16), LONGEST_DELAY_S))
 

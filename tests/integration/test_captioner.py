@@ -227,7 +227,6 @@ async def test_every_step_is_a_beat(stage: Theatre) -> None:
         ("die of sigill", "was ended by SIGILL (a program made for a newer processor)"),
         ("die of sigill", "pip install torch==2.9.1"),
         ("die of sigsegv", "edge-daemon model verify"),
-        ("die of sigkill", "was ended by SIGKILL, not by the kernel"),
         ("die with words", "ended with exit code 1; its last words: RuntimeError: no room for tensors"),
         ("babble", "sent something that is no message"),
         ("begin with results", "began with Results"),
@@ -241,6 +240,15 @@ async def test_a_worker_that_can_never_start_is_given_up(stage: Theatre, deed: s
     assert words in captioner.state.last_death
     assert len(stage.lives()) == captioner.state.restarts == 2
     assert stage.states == ["starting", "restarting", "starting", "failed"]
+
+
+async def test_a_worker_that_is_killed_at_its_start_again_and_again_is_not_given_up(stage: Theatre) -> None:
+    """Whatever takes the memory of a board when it boots gives it back one day."""
+    captioner = stage.captioner(["die of sigkill"], ["die of sigkill"], GOOD)
+    await captioner.run(REQUEST)
+    assert captioner.state.restarts == 2
+    assert "was ended by SIGKILL, not by the kernel" in captioner.state.last_death
+    await captioner.stop(60)
 
 
 @pytest.mark.parametrize("deed", ["hang", "chatter"])

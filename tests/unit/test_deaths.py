@@ -46,6 +46,21 @@ def test_the_kernel_was_out_of_memory(tmp_path: Path) -> None:
     )
 
 
+def test_what_was_killed_earlier_was_not_this_worker(tmp_path: Path) -> None:
+    count(tmp_path, 3)
+    witness = Witness(Files(tmp_path, tmp_path))
+    witness.begin()
+    count(tmp_path, 4)
+    witness.note(ROOMY)
+    assert witness.killed_by_kernel(-signal.SIGKILL), "it may have looked alive while it was killed"
+    witness.note(ROOMY)
+    assert witness.killed_by_kernel(-signal.SIGKILL) is False
+    witness.note(Reading(None, 9, 9, None, None))
+    count(tmp_path, 5)
+    witness.note(Reading(None, 9, 9, None, None))
+    assert witness.killed_by_kernel(-signal.SIGKILL)
+
+
 def test_somebody_else_did_it(tmp_path: Path) -> None:
     assert explained(tmp_path, ROOMY, 3, 3) == (
         "the worker was ended by SIGKILL, not by the kernel, whose count of processes killed for memory has not risen"

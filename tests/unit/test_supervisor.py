@@ -74,6 +74,13 @@ def test_what_comes_again_is_hopeless_though_it_was_ready(clock: Clock) -> None:
     assert other.died("it fell", clock(), comes_again=True) == 2, "another reason is another chance"
 
 
+def test_what_passes_is_never_hopeless(clock: Clock) -> None:
+    policy = RestartPolicy()
+    assert [policy.died("SIGKILL", clock(), passes=True) for _ in range(4)] == [1, 2, 4, 8]
+    assert policy.died("it fell", clock()) == 16
+    assert policy.died("it fell", clock()) is None
+
+
 @given(LIVES)
 def test_whatever_happens_the_delay_follows_from_the_deaths_since_a_good_time(
     lives: list[tuple[float | None, str]],
