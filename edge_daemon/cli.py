@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -164,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = settings.model_copy(update={"model": model})
     directory, reason = find_model(arguments.config, settings)
     try:
-        asyncio.run(daemon.run(settings, directory, reason))
+        asyncio.run(daemon.run(settings, directory, reason, partial(config.load, arguments.config)))
     except* EdgeDaemonError as group:
         first = _first(group)
         if isinstance(first, ModelError):  # neither its files nor the machine will be better after a restart

@@ -1,9 +1,10 @@
 """The architecture: opens the parts, runs one task for each, closes them in reverse order.
 
     grabbers ──► slots ──► caption task ──► outbox ──► publisher ──► broker
-                               │ ▲
-                               ▼ │
-                              worker
+                   ▲           │ ▲                                     │
+                   │           ▼ │                                     │
+                   │          worker                                   │
+                   └───────────────── remote (commands) ◄──────────────┘
 
 This process is asyncio and plain Python: no torch, no numpy, no image library. Children may die; it must
 live and always say what state it is in.
@@ -15,7 +16,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,17 @@ from edge_daemon.config import MIB, Config, FolderConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.health import Health
+from edge_daemon.jobs import Job
 from edge_daemon.memory_watchdog import MemoryWatchdog
-from edge_daemon.messages import Frame, Request, Results, Task, WorkerReady
+from edge_daemon.messages import Frame, Request, Results, Task
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Limits, Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
 from edge_daemon.publisher import Publisher
+from edge_daemon.remote import Remote
 from edge_daemon.results import Origin, documents, utc
 from edge_daemon.sensors import Sensors, system_dir
+from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
@@ -52,8 +56,18 @@ log = logging.getLogger(__name__)
 class Daemon:
     """One configuration, from start to stop."""
 
-    def __init__(self, config: Config, model_directory: Path, outbox: Outbox, variant_reason: str = "") -> None:
-        """Make the parts; nothing runs yet. Call it from the event loop."""
+    def __init__(
+        self,
+        config: Config,
+        model_directory: Path,
+        outbox: Outbox,
+        variant_reason: str = "",
+        read_config: Callable[[], Config] | None = None,
+    ) -> None:
+        """Make the parts; nothing runs yet. Call it from the event loop.
+
+        `read_config` reads the configuration again (None: it never changes), and may raise ConfigError.
+        """
         self.config = config
         self.outbox = outbox
         self.topics = Topics(config.mqtt.base_topic, config.node)
@@ -62,8 +76,8 @@ class Daemon:
         self.written = asyncio.Event()
         self.stopping = asyncio.Event()
         self.progress = Progress(time.monotonic)
-        self.slots: Slots[Origin] = Slots(config.sources)
-        self.connection = Connection(config.mqtt, self.topics, self.changed.set)
+        self.slots: Slots[Job] = Slots(config.sources)
+        self.connection = Connection(config.mqtt, self.topics, self._on_connection)
         self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
         self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
@@ -71,16 +85,23 @@ class Daemon:
         self.memory = MemoryWatchdog(self.captioner, self.changed.set)
         self._allow_silence()
         self.captioner.state.variant_reason = variant_reason
-        self.captures = {name: self._capture(name, source) for name, source in config.sources.items()}
+        settings = Settings(config.state_dir / "settings.json")
+        self.captures = {name: self._capture(name, source) for name, source in settings.over(config).sources.items()}
         self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty, self.memory)
         self.health.stuck = self.progress.stuck
+        parts = (self.connection, self.captures, self.slots, self.captioner, self.health, settings)
+        self.remote = Remote(config, *parts, read_config or (lambda: config), self.changed.set)
+
+    def _on_connection(self) -> None:
+        self.changed.set()
+        self.remote.discovery.refresh()
 
     def _capture(self, name: str, config: FolderConfig) -> Capture:
         beat = self.progress.expect(f"capture {name}", SILENCE_S + config.decode_timeout_s + STUCK_MARGIN_S)
 
         async def deliver(frame: Frame) -> None:
             origin = Origin(self.config.node, name, frame, "file", time.monotonic())
-            await patiently(self.slots.put(name, origin), beat)
+            await patiently(self.slots.put(name, Job(origin)), beat)
 
         return Capture(name, config, self.outbox, deliver, beat, self.changed.set)
 
@@ -94,6 +115,7 @@ class Daemon:
             closing.push_async_callback(self.connection.stop)
             closing.push_async_callback(self._goodbye)
             closing.push_async_callback(self.captioner.stop, self.config.model.stop_grace_s)
+            closing.push_async_callback(self.remote.controls.stop)
             await self._until_stopped(self._start_worker())
             if self.stopping.is_set():
                 return
@@ -129,7 +151,7 @@ class Daemon:
         publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
         publisher = Publisher(self.outbox, self.connection, self.written, publish_beat, PATIENCE_S)
         async with asyncio.TaskGroup() as tasks:
-            watching = (self._watch(), self.cooling.watch(), watch_memory)
+            watching = (self._watch(), self.cooling.watch(), watch_memory, self.remote.discovery.run())
             beside = [tasks.create_task(c) for c in (publisher.run(), self._report(), *watching)]
             producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
             producers.append(tasks.create_task(self._caption(), name="caption"))
@@ -166,8 +188,8 @@ class Daemon:
             self._allow_silence()
             await patiently(self.captioner.allowed.wait(), self.caption_beat)
             await self.cooling.rest()  # first, then take: a live source goes on to renew its picture
-            origin = await patiently(self.slots.take(), self.caption_beat)
-            work = asyncio.ensure_future(self._one_picture(origin))
+            job = await patiently(self.slots.take(), self.caption_beat)
+            work = asyncio.ensure_future(self._one_picture(job))
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -195,9 +217,9 @@ class Daemon:
             log.warning("the caption in flight took longer than %.0f s and is given up", self.config.model.stop_grace_s)
             work.cancel()
 
-    async def _one_picture(self, origin: Origin) -> None:
-        capture = self.captures[origin.source]
-        tasks = tasks_of(capture.config)
+    async def _one_picture(self, job: Job) -> None:
+        origin, capture = job.origin, self.captures.get(job.origin.source)
+        tasks = job.tasks or (tasks_of(capture.config) if capture else [])
         log.debug("source %s: %s is in work", origin.source, origin.frame.file)
         start_s = time.monotonic()
         try:
@@ -205,7 +227,9 @@ class Daemon:
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
-            capture.report(str(error), origin.frame.file)
+            job.failed(str(error))
+            if capture and job.answer is None:
+                capture.report(str(error), origin.frame.file)
             return
         finally:
             self.cooling.duty.worked(start_s, time.monotonic())
@@ -213,16 +237,20 @@ class Daemon:
         assert worker is not None
         for outcome in results.tasks:
             if outcome.error:
-                log.warning("source %s: task %s: %s", origin.source, outcome.id, outcome.error)
-        self._keep(origin, tasks, results, worker)
-
-    def _keep(self, origin: Origin, tasks: list[Task], results: Results, worker: WorkerReady) -> None:
-        """Into the outbox; from here on nothing is lost."""
+                log.warning("source %s: task %s: %s", origin.source or "(a command)", outcome.id, outcome.error)
         made = documents(origin, tasks, results, worker, time.monotonic())
-        self.outbox.put(origin.source, made, origin.frame.file)
-        state = self.captures[origin.source].state
-        state.captioned += 1
-        state.last_result_at = utc(time.time())
+        if capture and job.is_kept:
+            self._keep(origin, made, capture)
+        if made:
+            job.done(made)
+        else:
+            job.failed("; ".join(outcome.error for outcome in results.tasks))
+
+    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: Capture) -> None:
+        """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
+        self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
+        capture.state.captioned += 1
+        capture.state.last_result_at = utc(time.time())
         self.written.set()
         self.changed.set()
         for document in made:
@@ -285,8 +313,10 @@ def tasks_of(config: FolderConfig) -> list[Task]:
     return caption + [Task(question.id, "query", question.ask) for question in config.questions]
 
 
-async def run(config: Config, model_directory: Path, variant_reason: str = "") -> None:
-    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once.
+async def run(
+    config: Config, model_directory: Path, variant_reason: str = "", read_config: Callable[[], Config] | None = None
+) -> None:
+    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once. `read_config` reads the file again.
 
     `variant_reason` says why this model, where the user left the choice to us.
     """
@@ -295,7 +325,7 @@ async def run(config: Config, model_directory: Path, variant_reason: str = "") -
     limits = Limits(config.outbox.max_mib * MIB, config.outbox.max_age_days * DAY_S)
     outbox = Outbox(config.state_dir / "outbox.db", limits)
     try:
-        daemon = Daemon(config, model_directory, outbox, variant_reason)
+        daemon = Daemon(config, model_directory, outbox, variant_reason, read_config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())

@@ -44,12 +44,13 @@ class Facts:
     """The sources that take a picture every so often; a folder does not."""
 
 
-def device_id(machine_id: str, node: str) -> str:
+def device_id(machine_id: str, node: str, state_dir: str) -> str:
     """An id that stays when the host is renamed: a hash of /etc/machine-id, which is not to be shown itself.
 
-    Of the node's name where there is no machine id. `machine-id(5)` asks for a keyed hash of ours alone.
+    Of the node's name where there is no machine id; `machine-id(5)` asks for a keyed hash of ours alone. Two nodes on
+    one machine have a state directory each, which the outbox sees to.
     """
-    known = machine_id.strip() or node
+    known = f"{machine_id.strip() or node}\0{state_dir}"
     return f"edge_daemon_{hmac.new(b'edge-daemon', known.encode(), hashlib.sha256).hexdigest()[:16]}"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from edge_daemon import snapshot
 from edge_daemon.answers import value_of
-from edge_daemon.capture import Capture
 from edge_daemon.captioner import Captioner
+from edge_daemon.capture import Capture
 from edge_daemon.commands import Ask, Caption, Detect
 from edge_daemon.errors import CommandError, PictureError
 from edge_daemon.jobs import Job

@@ -74,7 +74,7 @@ def test_pictures_become_captions_on_every_promised_topic(
         time.sleep(0.2)
         retained = {m.topic.removeprefix(f"{BASE}/"): m for m in later.messages}
     assert set(retained) == {
-        *("availability", "health", "inbox/availability"),
+        *("availability", "health", "inbox/availability", "inbox/enabled/state"),
         *("inbox/caption", "inbox/caption/text", "inbox/answer/count"),
     }
     assert retained["availability"].payload == retained["inbox/availability"].payload == b"offline"

@@ -139,9 +139,11 @@ def test_an_id_does_not_depend_on_what_may_change() -> None:
 
 def test_the_id_of_the_device_is_stable_and_does_not_show_the_machine_id() -> None:
     machine_id = "0123456789abcdef0123456789abcdef"
-    assert device_id(f"{machine_id}\n", "shed") == device_id(machine_id, "barn") == "edge_daemon_882cf58dd1640529"
-    assert device_id("", "shed") != device_id("", "barn")
-    assert machine_id[:8] not in device_id(machine_id, "shed")
+    here, renamed = device_id(f"{machine_id}\n", "shed", "/var/lib"), device_id(machine_id, "barn", "/var/lib")
+    assert here == renamed == "edge_daemon_07c04c766142a1e1"
+    assert device_id("", "shed", "/var/lib") != device_id("", "barn", "/var/lib")
+    assert device_id(machine_id, "barn", "/srv") != renamed, "a second node on this machine"
+    assert machine_id[:8] not in here
 
 
 def test_twenty_sources_fit_into_a_small_brokers_packet() -> None:

@@ -1,0 +1,234 @@
+"""Commands from the broker: taken in measure, understood, carried out, answered.
+
+Every command is answered on `response/<command>`, and with MQTT 5 also where its sender wants it. Whatever comes in,
+the worst that follows is an answer that says why not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_daemon import commands, config, reload
+from edge_daemon.captioner import Captioner
+from edge_daemon.capture import Capture
+from edge_daemon.commands import SETTINGS, Command, Plain
+from edge_daemon.config import Config
+from edge_daemon.errors import BudgetError, ChildError, CommandError, ConfigError, ModelError
+from edge_daemon.health import Health
+from edge_daemon.inquiries import Inquiries
+from edge_daemon.mqtt import Connection
+from edge_daemon.settings import Settings
+from edge_daemon.switches import Switches
+from edge_daemon.token_bucket import TokenBucket
+from edge_daemon.topics import Incoming, Publication, json_bytes
+
+AT_ONCE, PER_MINUTE = 20, 60.0
+"""Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What commands act upon."""
+
+    captures: Mapping[str, Capture]
+    captioner: Captioner
+    health: Health
+    inquiries: Inquiries
+    switches: Switches
+    settings: Settings
+    read_config: Callable[[], Config]
+    """The configuration file as it is now. Raises ConfigError."""
+    on_change: Callable[[], None]
+    """Called when a source is another one: Home Assistant wants to know."""
+
+
+class Controls:
+    """All commands of one node."""
+
+    def __init__(self, connection: Connection, running: Config, parts: Parts) -> None:
+        """`running` is the configuration file as it was at the start, without what was set over MQTT."""
+        self._connection = connection
+        self._topics = connection.topics
+        self._running = running
+        self._parts = parts
+        self._taken = TokenBucket(AT_ONCE, PER_MINUTE)
+        self._refused = TokenBucket(AT_ONCE, PER_MINUTE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        sources = [self._topics.of(name, what) for name in parts.captures for what in SETTINGS]
+        connection.subscribe([self._topics.request("+"), *sources], self._on_message)
+
+    async def stop(self) -> None:
+        """Give up what is not answered yet."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_message(self, message: Incoming) -> None:
+        addressed = self._topics.addressed(message.topic)
+        if addressed is not None:
+            task = asyncio.create_task(self._handle(message, *addressed))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, message: Incoming, first: str, rest: str) -> None:
+        """One command, and its answer."""
+        wait_s = self._taken.take(now_s := time.monotonic())
+        if wait_s and self._refused.take(now_s):
+            return
+        is_request = first == "request"
+        name = rest if is_request else SETTINGS[rest][0]
+        transaction = None
+        try:
+            if wait_s:
+                raise CommandError(f"too many commands; the next one is taken in {wait_s:.1f} s")
+            sources, retained = list(self._parts.captures), message.retain
+            if is_request:
+                command = commands.parse(rest, message.payload, sources, retained=retained)
+            else:
+                command = commands.parse_setting(first, rest, message.payload, sources, retained=retained)
+            transaction = command.transaction
+            log.info("command over MQTT: %s", message.topic)
+            answer = commands.answered(transaction, await self._carry_out(command, rest))
+        except CommandError as error:
+            answer = commands.refused(CommandError(str(error), error.transaction or transaction))
+        except asyncio.CancelledError:
+            self._answer(name, message, commands.refused(CommandError("the service stops", transaction)))
+            raise
+        except Exception as error:
+            log.exception("the command %s led to an error, a bug to report", message.topic)
+            words = f"an error of the service itself, a bug to report: {type(error).__name__}"
+            answer = commands.refused(CommandError(words, transaction))
+        self._answer(name, message, answer)
+
+    def _answer(self, name: str, message: Incoming, answer: bytes) -> None:
+        if not self._connection.connected.is_set():  # whoever asked has lost us as well, and asks again
+            return
+        usual = self._topics.response(name)
+        if message.response_topic and message.response_topic != usual and not self._is_ours(message.response_topic):
+            self._publish(message.response_topic, answer, message.correlation)
+        self._publish(usual, answer, message.correlation)
+
+    def _publish(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
+        self._connection.publish(Publication(topic, payload, retain=False, correlation=correlation))
+
+    def _is_ours(self, topic: str) -> bool:
+        """Whether an answer there could be taken for something that we say by ourselves."""
+        prefixes = (self._topics.of("", "").rstrip("/"), self._running.homeassistant.prefix)
+        return topic.startswith(tuple(f"{prefix}/" for prefix in prefixes))
+
+    # ---- what each command does ---------------------------------------------------------------------------
+
+    async def _carry_out(self, command: Command, topic: str) -> dict[str, Any]:
+        """The data of the answer. Raises CommandError. `topic` is the end of the topic: the command, or the setting."""
+        request = command.request
+        match request:
+            case commands.Caption() if topic == "trigger":
+                assert request.source is not None
+                return await self._parts.inquiries.trigger(request.source)
+            case commands.Ask() if topic == "question/set":
+                return await self._ask_once(request)
+            case commands.Caption() | commands.Ask() | commands.Detect():
+                return await self._parts.inquiries.answer(request)
+            case commands.Pause(source, minutes):
+                self._parts.switches.pause(source, minutes)
+                return self._paused()
+            case commands.Resume(source):
+                self._parts.switches.resume(source)
+                return self._paused()
+            case commands.Set():
+                return self._set(request)
+            case commands.LogLevel(level):
+                logging.getLogger().setLevel(level.upper())
+                return {"level": level}
+            case Plain():
+                return await self._plain(command.name)
+
+    async def _plain(self, name: str) -> dict[str, Any]:
+        match name:
+            case "reload":
+                return await self._reload()
+            case "stats":
+                return self._stats()
+            case "restart_worker":
+                return await self._restart_worker()
+        return self._parts.health.document()
+
+    async def _ask_once(self, request: commands.Ask) -> dict[str, Any]:
+        """The question in a topic of its own: question and answer stay there."""
+        assert request.source is not None
+        state = self._topics.state(request.source, "question")
+        self._connection.state(state, request.question.ask.encode())
+        made = await self._parts.inquiries.answer(request)
+        self._connection.state(self._topics.asked(request.source), json_bytes(made))
+        return made
+
+    def _paused(self) -> dict[str, Any]:
+        return {"paused_until": {name: capture.state.paused_until for name, capture in self._parts.captures.items()}}
+
+    def _set(self, request: commands.Set) -> dict[str, Any]:
+        if request.interval_s is not None:
+            raise CommandError("interval_s: a folder has no interval; its pictures are taken when they appear")
+        wanted = {"enabled": request.enabled, "caption": request.length, "questions": request.questions}
+        changes = {key: value for key, value in wanted.items() if value is not None}
+        capture = self._parts.captures[request.source]
+        try:
+            made = config.changed(capture.config, changes)
+        except ConfigError as error:
+            raise CommandError(str(error)) from error
+        problem = self._parts.settings.change(request.source, changes)
+        capture.config = made
+        self._changed()
+        kept = {"persisted": not problem, **({"problem": problem} if problem else {})}
+        now = made.model_dump(mode="json", include={"enabled", "questions"}, exclude_defaults=False)
+        settings = {"enabled": now["enabled"], "length": made.caption, "questions": now["questions"]}
+        return {"source": request.source, **settings, **kept, "restart_required": False}
+
+    async def _reload(self) -> dict[str, Any]:
+        try:
+            new = await asyncio.to_thread(self._parts.read_config)
+        except ConfigError as error:
+            raise CommandError(f"the configuration is wrong, and nothing has changed: {error}") from error
+        outcome = reload.reloaded(self._running, new)
+        self._running = outcome.running
+        for name, capture in self._parts.captures.items():
+            capture.config = self._parts.settings.over_source(name, outcome.running.sources[name])
+        if "log_level" in outcome.applied:
+            logging.getLogger().setLevel(new.log_level.upper())
+        self._changed()
+        return {"applied": outcome.applied, "needs_restart": outcome.restart, "restart_required": bool(outcome.restart)}
+
+    def _changed(self) -> None:
+        """A source is another one now."""
+        self._parts.switches.apply()
+        self._parts.on_change()
+
+    async def _restart_worker(self) -> dict[str, Any]:
+        captioner = self._parts.captioner
+        if captioner.state.ready is None:
+            raise CommandError("the model is just starting for the first time")
+        await captioner.end("a command asked for it", at_once=True)
+        try:
+            ready = await captioner.ready()
+        except (ChildError, ModelError, BudgetError) as error:
+            raise CommandError(f"it was ended, and does not start now: {error}") from error
+        return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}
+
+    def _stats(self) -> dict[str, Any]:
+        """The figures of the health document that count something."""
+        document = self._parts.health.document()
+        worker = {key: document["worker"][key] for key in ("rss_bytes", "restarts", "expected_interval_s")}
+        counted = ("captioned", "problems", "last_result_at")
+        return {
+            "uptime_s": document["uptime_s"],
+            "rss_bytes": document["rss_bytes"],
+            "worker": worker,
+            "outbox": {key: value for key, value in document["outbox"].items() if isinstance(value, int)},
+            "sources": {name: {key: s[key] for key in counted} for name, s in document["sources"].items()},
+        }

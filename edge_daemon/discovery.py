@@ -1,0 +1,72 @@
+"""When Home Assistant is told what there is (homeassistant.py says what): on every connect, and when it has started.
+
+The broker keeps the message of earlier lives. It is waited for first, because it names what has to be removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from edge_daemon.homeassistant import messages
+from edge_daemon.mqtt import Connection
+from edge_daemon.topics import ONLINE, Incoming, Publication, discovery, home_assistant_status
+
+EARLIER_S = 2.0
+"""The broker sends what it has kept at once after the subscription; a busy one has this long for it."""
+LONGEST_DELAY_S = 5.0
+"""When Home Assistant starts, all devices are told so at the same moment; they answer one after the other."""
+
+
+class Discovery:
+    """The discovery message of this device."""
+
+    def __init__(
+        self, connection: Connection, prefix: str, device_id: str, describe: Callable[[], dict[str, Any] | None]
+    ) -> None:
+        """`describe` gives the message as it should be now; None: what Home Assistant was told is taken back."""
+        self._connection = connection
+        self._topic = discovery(prefix, device_id)
+        self._status = home_assistant_status(prefix)
+        self._describe = describe
+        self._earlier = b""
+        """What the broker keeps, as far as we have heard."""
+        self._session = 0
+        self._delay_s = 0.0
+        self._wake = asyncio.Event()
+        connection.subscribe([self._topic, self._status], self._on_message)
+
+    def refresh(self) -> None:
+        """Tell again what there is, when there is somebody to tell: something has changed, or a broker took us."""
+        self._wake.set()
+
+    def _on_message(self, message: Incoming) -> None:
+        if message.topic == self._topic:
+            self._earlier = message.payload
+        elif message.payload == ONLINE:
+            self._delay_s = random.uniform(0.5, LONGEST_DELAY_S)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Tell it for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._connection.connected.is_set():
+                continue
+            is_new = self._session != self._connection.sessions
+            self._session = self._connection.sessions
+            delay_s, self._delay_s = self._delay_s, 0.0
+            await asyncio.sleep(max(delay_s, EARLIER_S if is_new else 0.0))
+            await self._tell()
+
+    async def _tell(self) -> None:
+        """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""
+        wanted = self._describe()
+        for payload in messages(wanted, self._earlier):
+            sent = self._connection.publish(Publication(self._topic, payload, retain=True))
+            await asyncio.wait([sent])
+            if sent.cancelled() or sent.exception() is not None:
+                return

@@ -1,0 +1,44 @@
+"""What a configuration that was read again changes: what can hold at once, and what needs a restart. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_daemon.config import Config, FolderConfig
+
+LIVE = frozenset({"enabled", "caption", "questions", "detect"})
+"""Keys of a source that are looked at anew for every picture."""
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """The outcome."""
+
+    running: Config
+    """The old configuration with what can be changed at once."""
+    applied: list[str]
+    """Dotted keys that hold now."""
+    restart: list[str]
+    """Dotted keys that hold after a restart only."""
+
+
+def reloaded(old: Config, new: Config) -> Reloaded:
+    """Compare them key by key."""
+    top = [key for key in Config.model_fields if key != "sources" and getattr(old, key) != getattr(new, key)]
+    applied, restart = [key for key in top if key == "log_level"], [key for key in top if key != "log_level"]
+    sources = dict(old.sources)
+    for name in sorted(old.sources.keys() | new.sources.keys()):
+        if name not in old.sources or name not in new.sources:
+            restart.append(f"sources.{name}")
+            continue
+        changed = _different(old.sources[name], new.sources[name])
+        live = {key: getattr(new.sources[name], key) for key in changed if key in LIVE}
+        sources[name] = old.sources[name].model_copy(update=live)
+        applied += [f"sources.{name}.{key}" for key in changed if key in LIVE]
+        restart += [f"sources.{name}.{key}" for key in changed if key not in LIVE]
+    running = old.model_copy(update={"log_level": new.log_level, "sources": sources})
+    return Reloaded(running, applied, restart)
+
+
+def _different(old: FolderConfig, new: FolderConfig) -> list[str]:
+    return [key for key in type(new).model_fields if getattr(old, key, None) != getattr(new, key)]

@@ -1,0 +1,75 @@
+"""Everything that the broker can ask of this node, and what Home Assistant is told: put together from the parts.
+
+broker ──► controls ──► inquiries ──► slots ──► caption task
+              ├───────► switches, settings, worker, health
+              └───────► discovery ──► Home Assistant
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_daemon import __version__, homeassistant
+from edge_daemon.captioner import Captioner
+from edge_daemon.capture import Capture
+from edge_daemon.config import Config
+from edge_daemon.controls import Controls, Parts
+from edge_daemon.discovery import Discovery
+from edge_daemon.health import Health
+from edge_daemon.homeassistant import Facts
+from edge_daemon.inquiries import Inquiries
+from edge_daemon.jobs import Job
+from edge_daemon.mqtt import Connection
+from edge_daemon.settings import Settings
+from edge_daemon.slots import Slots
+from edge_daemon.switches import Switches
+
+MACHINE_ID, BOARD = Path("/etc/machine-id"), Path("/proc/device-tree/model")
+
+
+class Remote:
+    """The node, as the broker's other clients can use it."""
+
+    def __init__(
+        self,
+        running: Config,
+        connection: Connection,
+        captures: Mapping[str, Capture],
+        slots: Slots[Job],
+        captioner: Captioner,
+        health: Health,
+        settings: Settings,
+        read_config: Callable[[], Config],
+        on_change: Callable[[], None],
+    ) -> None:
+        """`running` is the configuration file, without what was set over MQTT."""
+        self._config = running
+        self._captures = captures
+        self._topics = connection.topics
+        device_id = homeassistant.device_id(_text_of(MACHINE_ID), running.node, str(running.state_dir))
+        self._facts = Facts(device_id, __version__, _text_of(BOARD))
+        self.discovery = Discovery(connection, running.homeassistant.prefix, device_id, self._describe)
+        switches = Switches(connection, captures, slots, on_change)
+        inquiries = Inquiries(running.node, captures, slots, captioner)
+        parts = Parts(
+            *(captures, captioner, health, inquiries, switches, settings, read_config, self.discovery.refresh)
+        )
+        self.controls = Controls(connection, running, parts)
+        switches.apply()
+
+    def _describe(self) -> dict[str, Any] | None:
+        """The discovery message for the sources as they are now."""
+        if not self._config.homeassistant.enabled:
+            return None
+        sources = {name: capture.config for name, capture in self._captures.items()}
+        return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
+
+
+def _text_of(path: Path) -> str:
+    """A small file of the system, empty where there is none."""
+    try:
+        return path.read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
