@@ -5,7 +5,7 @@ It is handed a decoder, a cache and token ids; it knows neither pictures nor tem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.parts import Step, TextPart
+from edge_daemon.moondream.parts import ManyTextsPart, Step, TextPart
+from edge_daemon.moondream.tails import Tails
 
 FinishReason = Literal["eos", "length", "memory", "repetition"]
 
@@ -43,6 +44,40 @@ class Decoded:
     finish_reason: FinishReason
 
 
+class Unfinished:
+    """An answer that is being generated."""
+
+    def __init__(self, sampling: Sampling, end_tokens: frozenset[int], on_token: OnToken) -> None:
+        self.tokens: list[int] = []
+        self.finish_reason: FinishReason = "eos"
+        """Why it ended, once it has."""
+        self._max_tokens = sampling.max_tokens
+        self._end_tokens = end_tokens
+        self._choose = chooser(sampling)
+        self._on_token = on_token
+
+    def takes(self, logits: Tensor) -> bool:
+        """Choose the next token from the logits (V); whether the answer goes on."""
+        token = self._choose(logits)
+        if token in self._end_tokens:
+            return False
+        self.tokens.append(token)
+        self._on_token(token)
+        if period := repetition(self.tokens):
+            self.tokens = without_repeats(self.tokens, period)
+            self.finish_reason = "repetition"
+        elif len(self.tokens) >= self._max_tokens:
+            self.finish_reason = "length"
+        else:
+            return True
+        return False
+
+    @property
+    def decoded(self) -> Decoded:
+        """What there is of it."""
+        return Decoded(self.tokens, self.finish_reason)
+
+
 def ignore(token: int) -> None:
     """The OnToken that does nothing."""
 
@@ -65,22 +100,30 @@ def decode(
     Ends at an end token (`eos`), at `max_tokens` (`length`), when the cache is full (`memory`) or when the
     answer runs in circles (`repetition`; the repeats are cut off).
     """
-    choose = chooser(sampling)
-    tokens: list[int] = []
-    while True:
-        token = choose(step.logits)
-        if token in end_tokens:
-            return Decoded(tokens, "eos")
-        tokens.append(token)
-        on_token(token)
-        period = repetition(tokens)
-        if period:
-            return Decoded(without_repeats(tokens, period), "repetition")
-        if len(tokens) >= sampling.max_tokens:
-            return Decoded(tokens, "length")
+    answer = Unfinished(sampling, end_tokens, on_token)
+    while answer.takes(step.logits):
         if not cache.free:
-            return Decoded(tokens, "memory")
-        step = prefill(text, cache, [token])
+            answer.finish_reason = "memory"
+            break
+        step = prefill(text, cache, answer.tokens[-1:])
+    return answer.decoded
+
+
+def decode_together(
+    text: ManyTextsPart, cache: KVCache, tails: Tails, steps: Sequence[Step], answers: Sequence[Unfinished]
+) -> None:
+    """The same for several prompts, whose last steps are given: each round is one run with a row for each that goes on.
+
+    A cache that is capped meanwhile ends all that go on.
+    """
+    going = list(range(len(answers)))
+    while going := [n for n, step in zip(going, steps, strict=True) if answers[n].takes(step.logits)]:
+        if cache.free < len(going):
+            for number in going:
+                answers[number].finish_reason = "memory"
+            return
+        said = torch.tensor([[answers[number].tokens[-1] for number in going]], device=cache.device)
+        steps = text.extend_tails(cache, text.embed(said), tails.add(going), len(going))
 
 
 def chooser(sampling: Sampling) -> Callable[[Tensor], int]:

@@ -7,6 +7,8 @@ of the daemon, of files other than its own, or of the network.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +21,12 @@ from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.allocator import give_back
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, load_config
-from edge_daemon.moondream.generate import FinishReason, OnToken, Sampling, ignore
+from edge_daemon.moondream.generate import Decoded, FinishReason, OnToken, Sampling, Unfinished, ignore
 from edge_daemon.moondream.image import crop, reassemble, scale
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.parts import Parts, RegionPart, Step, TextPart, VisionPart
+from edge_daemon.moondream.parts import ManyTextsPart, Parts, RegionPart, Step, TextPart, VisionPart
 from edge_daemon.moondream.region import coord_of, size_of
+from edge_daemon.moondream.tails import Tails, groups, order_of
 from edge_daemon.moondream.tokenizer import Tokenizer
 from edge_daemon.moondream.torch_parts import TorchParts
 
@@ -168,17 +171,45 @@ class Moondream:
 
     def caption(self, length: str, sampling: Sampling, on_token: OnToken = ignore) -> Answer:
         """Caption the encoded picture. Raises CaptionError for a length without a template."""
-        template = self.config.templates.caption.get(length)
-        if template is None:
-            known = ", ".join(self.config.templates.caption)
-            raise CaptionError(f"{self.config.name} has no {length!r} caption; it has: {known}")
-        return self._answer(template, sampling, on_token)
+        return self._alone(self._prompt_of("caption", length), sampling, on_token)
 
     def query(self, question: str, sampling: Sampling, on_token: OnToken = ignore) -> Answer:
         """Answer a question about the encoded picture."""
-        template = self._template("query")
-        prompt = template["prefix"] + self.tokenizer.encode(question) + template["suffix"]
-        return self._answer(prompt, sampling, on_token)
+        return self._alone(self._prompt_of("query", question), sampling, on_token)
+
+    def ask(
+        self, asked: Sequence[tuple[str, str]], sampling: Sampling, on_token: OnToken = ignore
+    ) -> list[Answer | CaptionError]:
+        """Captions and answers, ("caption", length) or ("query", question), or the reason why there is none.
+
+        They are the same as those of one after the other, and come in less time: where the decoder can and the cache
+        is long enough, all that goes on takes its next token in the same run. `prefill_s` and `generate_s` are what
+        those that went together took together.
+        """
+        done: dict[int, Answer | CaptionError] = {}
+        prompts: dict[int, list[int]] = {}
+        for number, (kind, text) in enumerate(asked):
+            try:
+                prompts[number] = self._prompt_of(kind, text)
+            except CaptionError as error:
+                done[number] = error
+        numbers = list(prompts)
+        free = min(self.cache.positions, self.cache.cap) - self.config.prefix_positions
+        for group in groups([len(prompt) for prompt in prompts.values()], sampling.max_tokens, free):
+            chosen = [numbers[place] for place in group]
+            said = self._together([prompts[number] for number in chosen], sampling, on_token)
+            done |= zip(chosen, said, strict=True)
+        return [done[number] for number in range(len(asked))]
+
+    def _prompt_of(self, kind: str, text: str) -> list[int]:
+        if kind == "query":
+            template = self._template("query")
+            return template["prefix"] + self.tokenizer.encode(text) + template["suffix"]
+        prompt = self.config.templates.caption.get(text)
+        if prompt is None:
+            known = ", ".join(self.config.templates.caption)
+            raise CaptionError(f"{self.config.name} has no {text!r} caption; it has: {known}")
+        return prompt
 
     def _template(self, task: str) -> dict[str, list[int]]:
         template: dict[str, list[int]] | None = getattr(self.config.templates, task)
@@ -186,40 +217,83 @@ class Moondream:
             raise CaptionError(f"{self.config.name} was not trained for {task!r}")
         return template
 
+    @property
+    def _ends(self) -> frozenset[int]:
+        return frozenset(t for t in (self.config.tokens.eos, self.config.tokens.answer) if t is not None)
+
     @torch.inference_mode()
-    def _answer(self, prompt: list[int], sampling: Sampling, on_token: OnToken) -> Answer:
-        start = time.perf_counter()
+    def _alone(self, prompt: list[int], sampling: Sampling, on_token: OnToken) -> Answer:
+        start_s = time.perf_counter()
         step = self._prompt(prompt)
-        prefilled = time.perf_counter()
-        ends = frozenset(t for t in (self.config.tokens.eos, self.config.tokens.answer) if t is not None)
-        decoded = generate.decode(self.text, self.cache, step, sampling, ends, on_token)
+        prefilled_s = time.perf_counter()
+        decoded = generate.decode(self.text, self.cache, step, sampling, self._ends, on_token)
+        return self._answer(decoded, prefilled_s - start_s, time.perf_counter() - prefilled_s)
+
+    @torch.inference_mode()
+    def _together(self, prompts: list[list[int]], sampling: Sampling, on_token: OnToken) -> list[Answer | CaptionError]:
+        """All at once; one after the other where that cannot be, or what fails is one's own."""
+        text, start_s = self.text, time.perf_counter()
+        if len(prompts) > 1 and isinstance(text, ManyTextsPart):
+            with suppress(CaptionError):
+                tails = Tails(self.config.prefix_positions, len(prompts))
+                steps = self._prompts(text, prompts, tails)
+                prefilled_s = time.perf_counter()
+                answers = [Unfinished(sampling, self._ends, on_token) for _ in prompts]
+                generate.decode_together(text, self.cache, tails, steps, answers)
+                taken_s = prefilled_s - start_s, time.perf_counter() - prefilled_s
+                return [self._answer(answer.decoded, *taken_s) for answer in answers]
+        said: list[Answer | CaptionError] = []
+        for prompt in prompts:
+            try:
+                said.append(self._alone(prompt, sampling, on_token))
+            except CaptionError as error:
+                said.append(error)
+        return said
+
+    def _answer(self, decoded: Decoded, prefill_s: float, generate_s: float) -> Answer:
         text = self.tokenizer.decode(decoded.tokens).strip()
         if decoded.finish_reason == "memory":
             text = text.rpartition(" ")[0].rstrip() or text
-        done = time.perf_counter()
-        return Answer(text, len(decoded.tokens), decoded.finish_reason, prefilled - start, done - prefilled)
+        return Answer(text, len(decoded.tokens), decoded.finish_reason, prefill_s, generate_s)
 
     def _prompt(self, prompt: list[int]) -> Step:
         """Rewind to the picture and prefill.
 
         Raises CaptionError when there is no picture or the prompt does not fit.
         """
+        image = self._rewind(len(prompt))
+        embeddings = self.text.embed(torch.tensor([prompt], device=self.cache.device))
+        if image is not None:
+            embeddings = torch.cat([self._prefix(image), embeddings], dim=1)
+        step = self.text.extend(self.cache, embeddings)
+        self._image = None
+        return step
+
+    def _prompts(self, text: ManyTextsPart, prompts: list[list[int]], tails: Tails) -> list[Step]:
+        """The same for several prompts at once."""
+        tokens, owners = order_of(prompts)
+        image = self._rewind(len(tokens))
+        embeddings, shown = text.embed(torch.tensor([tokens], device=self.cache.device)), 0
+        if image is not None:
+            prefix = self._prefix(image)
+            embeddings, shown = torch.cat([prefix, embeddings], dim=1), prefix.shape[1]
+        steps = text.extend_tails(self.cache, embeddings, tails.add(owners, shown), len(prompts))
+        self._image = None
+        return steps
+
+    def _rewind(self, wanted: int) -> Tensor | None:
+        """Go back to the picture, for so many positions behind it; its embeddings if it is not in the cache yet."""
         image, prefix = self._image, self.config.prefix_positions
         if image is None and self.cache.length < prefix:
             raise CaptionError("no picture has been encoded")
         positions = min(self.cache.positions, self.cache.cap)
-        if len(prompt) > positions - prefix:
+        if wanted > positions - prefix:
             raise CaptionError(
-                f"the prompt takes {len(prompt)} positions, the KV cache has {positions - prefix} of {positions} left: "
+                f"the prompt takes {wanted} positions, the KV cache has {positions - prefix} of {positions} left: "
                 f"ask something shorter, or allow a larger cache (model.memory_limit_mib, model.kv_positions)"
             )
         self.cache.rewind(0 if image is not None else prefix)
-        if image is None:
-            return generate.prefill(self.text, self.cache, prompt)
-        asked = self.text.embed(torch.tensor([prompt], device=self.cache.device))
-        step = self.text.extend(self.cache, torch.cat([self._prefix(image), asked], dim=1))
-        self._image = None
-        return step
+        return image
 
     @torch.inference_mode()
     def detect(self, target: str) -> list[Box]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from edge_daemon.errors import CaptionError
 from edge_daemon.moondream.kv_cache import KVCache
+from edge_daemon.moondream.tails import Placed
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class TextPart(Protocol):
 
     def extend(self, cache: KVCache, embeddings: Tensor) -> Step:
         """Put embeddings (1, S, T) behind the cache's sequence."""
+
+
+@runtime_checkable
+class ManyTextsPart(TextPart, Protocol):
+    """A decoder that can be told who sees whom. A graph cannot: it takes what it is given for one text."""
+
+    def extend_tails(self, cache: KVCache, embeddings: Tensor, placed: Placed, rows: int) -> list[Step]:
+        """Put embeddings (1, S, T) of several texts behind the cache's sequence; steps of the last `rows` positions."""
 
 
 class RegionPart(Protocol):

@@ -18,6 +18,7 @@ from edge_daemon.moondream.config import TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear
 from edge_daemon.moondream.parts import Step
+from edge_daemon.moondream.tails import Placed
 from edge_daemon.moondream.vision import LAYER_NORM_EPS, Mlp
 
 ROTARY_THETA = 10000.0
@@ -109,14 +110,36 @@ class Text(nn.Module):
         """
         new, past = embeddings.shape[1], cache.length
         positions = torch.arange(past, past + new, device=embeddings.device)
-        turn = turning(positions, self.config, embeddings.dtype)
-        attention = self._attention(new, past)
-        x = embeddings
+        hidden = self._run(cache, embeddings, positions, self._attention(new, past), F.scaled_dot_product_attention)
+        return Step(hidden, partial(self.logits, hidden))
+
+    def extend_tails(self, cache: KVCache, embeddings: Tensor, placed: Placed, rows: int) -> list[Step]:
+        """Put embeddings (1, S, T) of several texts behind the cache's sequence; steps of the last `rows` positions.
+
+        The weights are read once for all of them.
+        """
+        past, texts = cache.length, len(placed.seen)
+        hidden_from = torch.zeros(placed.seen.shape, dtype=embeddings.dtype).masked_fill_(~placed.seen, float("-inf"))
+        mask = hidden_from.to(embeddings.device)
+        own = masked(mask)
+        if placed.picture:
+            own = partial(_attend_both, picture=self._attention(placed.picture, past), mask=mask)
+        positions = placed.positions.to(embeddings.device)
+        hidden = self._run(cache, embeddings, positions, own, masked(mask[texts - rows :]), rows)
+        scores = self.logits(hidden)[0]
+        return [Step(hidden[:, row : row + 1], partial(scores.__getitem__, row)) for row in range(rows)]
+
+    def _run(
+        self, cache: KVCache, x: Tensor, positions: Tensor, attention: Attention, last: Attention, rows: int = 1
+    ) -> Tensor:
+        """Embeddings (1, S, T) → hidden states (1, rows, T); `last` is the attention of these in the last block."""
+        new = x.shape[1]
+        turn = turning(positions, self.config, x.dtype)
         for layer, block in enumerate(self.blocks[:-1]):
             x = block(x, turn, attention, cache, layer)
-        hidden = self.blocks[-1](x, turn, F.scaled_dot_product_attention, cache, len(self.blocks) - 1, rows=1)
+        hidden: Tensor = self.blocks[-1](x, turn, last, cache, len(self.blocks) - 1, rows)
         cache.advance(new)
-        return Step(hidden, partial(self.logits, hidden))
+        return hidden
 
     def _attention(self, new: int, past: int) -> Attention:
         if self.narrow and new > 1:
@@ -152,6 +175,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, past: int, prefix: int = 0) -> Tenso
     # torch's causal attention is that of a square: the past asks as well, and nobody reads its answers
     square = F.pad(q, (0, 0, past, 0)) if past else q
     return F.scaled_dot_product_attention(square, k, v, is_causal=True)[:, :, past:]
+
+
+def _attend_both(q: Tensor, k: Tensor, v: Tensor, picture: Attention, mask: Tensor) -> Tensor:
+    """Attention of a picture and of texts behind it, to which the mask (texts, L) belongs."""
+    texts, shown = len(mask), k.shape[2] - len(mask)
+    first = picture(q[:, :, :-texts], k[:, :, :shown], v[:, :, :shown])
+    behind = F.scaled_dot_product_attention(q[:, :, -texts:], k, v, attn_mask=mask)
+    return torch.cat([first, behind], dim=2)
 
 
 def turning(positions: Tensor, config: TextConfig, dtype: torch.dtype) -> Turn:
