@@ -122,6 +122,17 @@ class Task:
 
 
 @dataclass(frozen=True)
+class ImageWish:
+    """How the picture itself is wanted back, as a JPEG."""
+
+    quality: int
+    """At most, 1 to 95."""
+    max_bytes: int
+    boxes: bool
+    """Whether what was found is framed in it."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One picture and what to do with it; the picture is encoded once for all tasks."""
 
@@ -133,6 +144,7 @@ class Request:
     top_p: float
     payload: bytes = field(repr=False)
     """RGB bytes, as in Frame."""
+    image: ImageWish | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +218,8 @@ class TaskResult:
     tokens: int
     finish_reason: str
     prefill_ms: float
-    """The prompt through the decoder, for the first task together with the picture."""
+    """The prompt through the decoder, the first time together with the picture. Captions and answers that were
+    generated together share this time and the next."""
     generate_ms: float
     error: str = ""
     """Why there is no outcome, when there is none."""
@@ -223,6 +236,10 @@ class Results:
     """The cap that held; 0: that of WorkerReady."""
     kv_touched_bytes: int = 0
     """What of the KV cache's buffer is in memory."""
+    image_problem: str = ""
+    """Why there is no image, though it was wished for."""
+    payload: bytes = field(default=b"", repr=False)
+    """The image, a JPEG; empty when there is none."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ from edge_daemon.needs import needs_of, room
 from edge_daemon.readings import kib
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from edge_daemon.moondream.config import ModelConfig
     from edge_daemon.moondream.device import Choice
-    from edge_daemon.moondream.model import Moondream
+    from edge_daemon.moondream.model import Answer, Moondream
 
 OOM_SCORE = 800
 """The kernel shall take the worker first: it is the largest and the only one that is easily replaced."""
@@ -245,12 +247,12 @@ def versions() -> dict[str, str]:
 
 def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | Failed:
     """All tasks of one request; one task's failure is its own."""
-    from PIL import Image
+    from PIL.Image import frombuffer
 
     model = serving.model
     size = (request.width_px, request.height_px)
     try:
-        picture = Image.frombuffer("RGB", size, request.payload, "raw", "RGB", 0, 1)
+        picture = frombuffer("RGB", size, request.payload, "raw", "RGB", 0, 1)
     except ValueError as error:
         return Failed(f"{len(request.payload)} bytes are no RGB picture of {size[0]}×{size[1]}: {error}")
     daemon.write(Progress("encode"))
@@ -259,38 +261,63 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
         model.release_vision()
     else:
         give_back()  # the vision encoder's work space and the decoder's need not both be there
-    done = []
-    for task in request.tasks:
-        daemon.write(Progress(task.id))
-        done.append(perform(model, task, request, daemon))
+    done = perform(model, request, daemon)
     if serving.tight:
         give_back()
+    image, problem = imaged(picture, request, done)
     cache = model.cache
     positions = min(cache.positions, cache.cap)
-    return Results(done, encode_s * 1000, resident_bytes(), positions, cache.touched_bytes)
+    return Results(done, encode_s * 1000, resident_bytes(), positions, cache.touched_bytes, problem, image)
 
 
-def perform(model: Moondream, task: Task, request: Request, daemon: pipe.Pipe) -> TaskResult:
-    """One task on the encoded picture."""
+def perform(model: Moondream, request: Request, daemon: pipe.Pipe) -> list[TaskResult]:
+    """All tasks on the encoded picture, in their order: first what is said, together, then what is to be found."""
     from edge_daemon.moondream.generate import Sampling
 
+    words = [task for task in request.tasks if task.kind in ("caption", "query")]
     sampling = Sampling(request.max_tokens, request.temperature, request.top_p)
+    for task in words:
+        daemon.write(Progress(task.id))
+    answers = model.ask([(task.kind, task.text) for task in words], sampling, lambda _: daemon.write(Progress("token")))
+    said = iter(answers)
+    return [
+        spoken(task, next(said)) if task.kind in ("caption", "query") else found(model, task, daemon)
+        for task in request.tasks
+    ]
 
-    def on_token(token: int) -> None:
-        daemon.write(Progress("token"))
 
-    start_s = time.perf_counter()
-    try:
-        if task.kind in ("detect", "point"):
-            found = model.detect(task.text) if task.kind == "detect" else model.point(task.text)
-            taken_ms = (time.perf_counter() - start_s) * 1000
-            return TaskResult(task.id, task.kind, "", [asdict(item) for item in found], 0, "eos", 0.0, taken_ms)
-        ask = model.caption if task.kind == "caption" else model.query
-        said = ask(task.text, sampling, on_token)
-    except CaptionError as error:
-        return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(error))
+def spoken(task: Task, said: Answer | CaptionError) -> TaskResult:
+    """A caption or an answer, or why there is none."""
+    if isinstance(said, CaptionError):
+        return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(said))
     milliseconds = (said.prefill_s * 1000, said.generate_s * 1000)
     return TaskResult(task.id, task.kind, said.text, [], said.tokens, said.finish_reason, *milliseconds)
+
+
+def found(model: Moondream, task: Task, daemon: pipe.Pipe) -> TaskResult:
+    """Boxes in the picture, or points."""
+    from edge_daemon.moondream.model import Box, clipped
+
+    daemon.write(Progress(task.id))
+    start_s, objects = time.perf_counter(), []
+    try:
+        for one in model.boxes(task.text) if task.kind == "detect" else model.points(task.text):
+            objects.append(asdict(clipped(one) if isinstance(one, Box) else one))
+            daemon.write(Progress("object"))
+    except CaptionError as error:
+        return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(error))
+    taken_ms = (time.perf_counter() - start_s) * 1000
+    return TaskResult(task.id, task.kind, "", objects, 0, "eos", 0.0, taken_ms)
+
+
+def imaged(picture: Image, request: Request, done: list[TaskResult]) -> tuple[bytes, str]:
+    """The picture as it is wanted back, or nothing, and why."""
+    if request.image is None:
+        return b"", ""
+    from edge_daemon.framed import jpeg
+
+    boxes = [(task.text, result) for task, result in zip(request.tasks, done, strict=True) if task.kind == "detect"]
+    return jpeg(picture, request.image, boxes)
 
 
 if __name__ == "__main__":

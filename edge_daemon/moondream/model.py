@@ -7,7 +7,7 @@ of the daemon, of files other than its own, or of the network.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -295,31 +295,37 @@ class Moondream:
         self.cache.rewind(0 if image is not None else prefix)
         return image
 
-    @torch.inference_mode()
     def detect(self, target: str) -> list[Box]:
         """Boxes of all `target` in the encoded picture, 50 at most."""
-        boxes: list[Box] = []
-        step = self._find("detect", target)
+        return list(self.boxes(target))
+
+    def point(self, target: str) -> list[Point]:
+        """Centres of all `target` in the encoded picture, 50 at most."""
+        return list(self.points(target))
+
+    @torch.inference_mode()
+    def boxes(self, target: str) -> Iterator[Box]:
+        """The same as `detect`, one after the other as they are found; nothing else may be asked meanwhile."""
+        step, found = self._find("detect", target), 0
         size_scale = self._region_config.size_scale
-        while self._more(step, needed=3, found=len(boxes)):
+        while self._more(step, needed=3, found=found):
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
             size = size_of(self.region.size_logits(step.hidden), size_scale)
             step = self._feed(self.region.encode_size(size))
             w, h = size[0, 0].tolist()
-            boxes.append(Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        return boxes
+            found += 1
+            yield Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
     @torch.inference_mode()
-    def point(self, target: str) -> list[Point]:
-        """Centres of all `target` in the encoded picture, 50 at most."""
-        points: list[Point] = []
-        step = self._find("point", target)
-        while self._more(step, needed=2, found=len(points)):
+    def points(self, target: str) -> Iterator[Point]:
+        """The same as `point`."""
+        step, found = self._find("point", target), 0
+        while self._more(step, needed=2, found=found):
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
-            points.append(Point(x, y))
-        return points
+            found += 1
+            yield Point(x, y)
 
     def _find(self, task: str, target: str) -> Step:
         template = self._template(task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import random
 import re
 import sys
 import time
@@ -15,7 +17,7 @@ from edge_daemon import memory, worker
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import BudgetError
-from edge_daemon.messages import Progress, Request, Results, Task
+from edge_daemon.messages import ImageWish, Progress, Request, Results, Task
 from edge_daemon.moondream import device
 from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.footprint import Footprint, footprint
@@ -106,6 +108,49 @@ def test_a_released_vision_encoder_comes_back_for_the_next_picture(arguments: Ar
         said.append([task.text for task in results.tasks])
     assert said[0][0] == truth
     assert all(words == said[0] for words in said)
+
+
+def test_an_image_comes_back_with_what_was_found_framed(arguments: Arguments, tmp_path: Path) -> None:
+    from PIL import Image, ImageChops, ImageStat
+
+    arguments(8 << 30)
+    serving, _ = worker.load(worker.parse(), time.monotonic())
+    asked, _ = request(tmp_path)
+    tasks = [*TASKS, Task("shapes", "detect", "shape")]
+    sent = Image.frombytes("RGB", (512, 384), asked.payload)
+    images: dict[bool, Image.Image] = {}
+    for boxes in (False, True):
+        ear = Ear()
+        results = worker.answer(serving, replace(asked, tasks=tasks, image=ImageWish(90, 200 << 10, boxes)), ear)
+        assert isinstance(results, Results)
+        assert [task.id for task in results.tasks] == ["caption", "count", "shapes"]
+        assert (results.image_problem, len(results.payload) <= 200 << 10) == ("", True)
+        assert ear.heard.count(Progress("object")) == len(results.tasks[2].objects) > 0
+        images[boxes] = Image.open(io.BytesIO(results.payload))
+        box = results.tasks[2].objects[0]
+    assert (images[False].format, images[False].size) == ("JPEG", (512, 384))
+    assert ImageStat.Stat(ImageChops.difference(sent, images[False])).mean < [3.0] * 3, "the very picture"
+    corner = (round(box["x_min"] * 511), round(box["y_max"] * 383))
+    assert ImageChops.difference(images[False], images[True]).getpixel(corner) != (0, 0, 0)
+
+
+def test_an_image_that_is_too_large_loses_quality_and_then_is_left_out(arguments: Arguments, tmp_path: Path) -> None:
+    arguments(8 << 30)
+    serving, _ = worker.load(worker.parse(), time.monotonic())
+    asked, _ = request(tmp_path)
+    asked = replace(asked, payload=random.Random(5).randbytes(len(asked.payload)))  # nothing is harder to compress
+    sizes, problem = [], ""
+    for max_kib in (1000, 150, 20):
+        results = worker.answer(serving, replace(asked, image=ImageWish(90, max_kib << 10, False)), Ear())
+        assert isinstance(results, Results)
+        assert len(results.payload) <= max_kib << 10
+        assert results.tasks[0].text
+        sizes.append(len(results.payload))
+        problem = results.image_problem
+    assert sizes[0] > 150 << 10
+    assert sizes[1] > 0
+    assert sizes[2] == 0
+    assert re.search(r"512×384 takes \d+ KiB in quality 20, image.max_kib allows 20: it", problem)
 
 
 def test_where_only_that_fits_the_vision_encoder_is_released(

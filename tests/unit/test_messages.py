@@ -17,7 +17,7 @@ from edge_daemon.errors import WireError
 from edge_daemon.messages import FileKey, Idle, Opening, Progress, Results, TaskResult, WorkerRefused, pack, unpack
 from edge_daemon.wire import Message
 
-PARTS = {messages.FileKey, messages.Task, messages.TaskResult}
+PARTS = {messages.FileKey, messages.ImageWish, messages.Task, messages.TaskResult}
 """Classes that travel inside others only."""
 CLASSES = sorted(
     {cls for cls in vars(messages).values() if isinstance(cls, type) and is_dataclass(cls)} - PARTS - {Message},

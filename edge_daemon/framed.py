@@ -1,0 +1,53 @@
+"""The picture that was captioned, as a JPEG that is small enough to be published; what was found in it may be framed.
+
+For the worker, which has the picture and an image library.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from edge_daemon.messages import ImageWish, TaskResult
+
+POOREST_QUALITY = 20
+"""Below it a picture is blocks."""
+QUALITY_STEP = 15
+FRAME_PX = 2
+COLOUR = (255, 64, 0)
+
+
+def jpeg(picture: Image.Image, wish: ImageWish, found: Sequence[tuple[str, TaskResult]] = ()) -> tuple[bytes, str]:
+    """The JPEG, in the best quality up to the wished one that fits; or nothing, and why.
+
+    `found`: what was looked for, and its boxes, if they are to be drawn.
+    """
+    drawn = picture.copy() if wish.boxes else picture
+    for name, result in found if wish.boxes else ():
+        _draw(drawn, name, result.objects)
+    quality, data = wish.quality, b""
+    while True:
+        written = io.BytesIO()
+        drawn.save(written, "JPEG", quality=quality)
+        data = written.getvalue()
+        if len(data) <= wish.max_bytes:
+            return data, ""
+        if quality <= POOREST_QUALITY:
+            break
+        quality = max(POOREST_QUALITY, quality - QUALITY_STEP)
+    size_px = f"{picture.width}×{picture.height}"
+    return b"", (
+        f"the image of {size_px} takes {len(data) / 1024:.0f} KiB in quality {quality}, "
+        f"image.max_kib allows {wish.max_bytes // 1024}: it is not published"
+    )
+
+
+def _draw(picture: Image.Image, name: str, boxes: Sequence[dict[str, float]]) -> None:
+    pen = ImageDraw.Draw(picture)
+    for box in boxes:
+        left, right = (box[side] * (picture.width - 1) for side in ("x_min", "x_max"))
+        top, bottom = (box[side] * (picture.height - 1) for side in ("y_min", "y_max"))
+        pen.rectangle((left, top, right, bottom), outline=COLOUR, width=FRAME_PX)
+        pen.text((left + 2 * FRAME_PX, top + FRAME_PX), name, fill=COLOUR)
