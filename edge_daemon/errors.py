@@ -9,6 +9,7 @@ EdgeDaemonError
 ├─ CaptionError         this request only                                 → counted; the worker lives
 ├─ CommandError         this command over MQTT only                       → answered with its reason
 ├─ PublishRefused       this message only                                 → set aside; the next ones are sent
+│  └─ PublishDenied     not now: access or a quota                     → sent again later
 ├─ WireError            a malformed message                               → the peer is treated as dead
 └─ ChildError           a child process
    ├─ ChildBootError    died or stayed silent before READY
@@ -57,6 +58,10 @@ class CommandError(EdgeDaemonError):
 
 class PublishRefused(EdgeDaemonError):
     """Raised when the broker will never take this message; sending it again would only end the connection again."""
+
+
+class PublishDenied(PublishRefused):
+    """Raised when the broker does not take this message now, but may when its owner has changed its settings."""
 
 
 class WireError(EdgeDaemonError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,6 +56,14 @@ class Terms:
     receive_maximum: int = 65535
     max_packet_bytes: int | None = None
 
+    def check(self, size_bytes: int, own_max_kib: int) -> None:
+        """Raise ValueError for a packet that is larger than the broker takes, or we want to send."""
+        if self.max_packet_bytes is not None and size_bytes > self.max_packet_bytes:
+            words = f"the broker takes {self.max_packet_bytes} bytes at most; raise max_packet_size in its settings"
+            raise ValueError(words)
+        if size_bytes > own_max_kib * 1024:
+            raise ValueError(f"mqtt.max_packet_kib allows {own_max_kib} KiB")
+
 
 class Owner(Protocol):
     """Who hears of what happens, in the event loop."""
@@ -72,8 +80,9 @@ class Owner(Protocol):
     def subscribed(self, number: int, reasons: Sequence[Reason]) -> None:
         """For every topic whether we may listen."""
 
-    def arrived(self, message: Incoming) -> None:
-        """A message of a topic that we listen to."""
+    @property
+    def arrived(self) -> Callable[[Incoming], None]:
+        """Hears the messages of topics that we listen to."""
 
     def disconnected(self, reason: Reason, said: bool) -> None:
         """The connection is gone; `said` means that the broker gave this reason."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_daemon.errors import PublishRefused
-from edge_daemon.suspicion import Suspicion
+from edge_daemon.suspicion import WINDOW, Suspicion
 from edge_daemon.topics import Publication
 
 
@@ -23,10 +23,10 @@ class Pending:
     message: Publication
     future: asyncio.Future[None]
 
-    def refuse(self, why: str) -> None:
-        """It will never arrive. Whoever does not wait for it need not hear of it."""
+    def refuse(self, why: PublishRefused) -> None:
+        """It will not arrive. Whoever does not wait for it need not hear of it."""
         if not self.future.done():
-            self.future.set_exception(PublishRefused(why))
+            self.future.set_exception(why)
             self.future.exception()
 
 
@@ -36,6 +36,8 @@ class Outgoing:
     def __init__(self, send: Callable[[Publication], int]) -> None:
         """`send` gives the number that the broker will confirm; it raises ValueError for what MQTT cannot hold."""
         self.suspicion = Suspicion()
+        self.most = WINDOW
+        """How many the broker wants on their way at once."""
         self._send = send
         self._waiting: deque[Pending] = deque()
         self._sent: dict[int, Pending] = {}
@@ -51,17 +53,17 @@ class Outgoing:
         self._go()
         return pending.future
 
-    def confirmed(self, number: int, refusal: str) -> Publication | None:
-        """The broker has answered; `refusal` is empty, or why it does not take the message that is returned then."""
+    def confirmed(self, number: int, refusal: PublishRefused | None) -> Publication | None:
+        """The broker has answered, which message it was; `refusal` is why it does not take it."""
         pending = self._sent.pop(number, None)
         if pending is not None:
             self.suspicion.confirmed(pending.message.topic)
-            if refusal:
+            if refusal is not None:
                 pending.refuse(refusal)
             elif not pending.future.done():
                 pending.future.set_result(None)
         self._go()
-        return pending.message if pending and refusal else None
+        return pending.message if pending else None
 
     def broke(self, *, hung_up: bool, refusal: str) -> Publication | None:
         """The connection has ended: all are given back, but for the message that ended it, if that is known now.
@@ -77,7 +79,7 @@ class Outgoing:
         self._sent.clear()
         self._waiting.clear()
         if guilty is not None:
-            all_of_them[0].refuse(refusal)
+            all_of_them[0].refuse(PublishRefused(refusal))
         for pending in all_of_them:
             pending.future.cancel()
         return all_of_them[0].message if guilty is not None else None
@@ -88,13 +90,13 @@ class Outgoing:
         return bool(self._sent)
 
     def _go(self) -> None:
-        while self._waiting and len(self._sent) < self.suspicion.window:
+        while self._waiting and len(self._sent) < min(self.suspicion.window, self.most):
             pending = self._waiting.popleft()
             if pending.future.done():  # nobody waits for it any more
                 continue
             try:
                 self._sent[self._send(pending.message)] = pending
             except ValueError as error:
-                pending.refuse(str(error))
+                pending.refuse(PublishRefused(str(error)))
             else:
                 self.suspicion.sent(time.monotonic())

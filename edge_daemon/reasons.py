@@ -46,12 +46,20 @@ REASONS = {
     160: "it ends every connection after some time",
 }
 """By reason code of MQTT 5."""
+FOR_NOW = frozenset({131, 135, 144, 147, 150, 151})
+"""Refusals of a message that are about its topic or about quotas: later, or with other settings, it may be taken."""
 UNTAKEN = (
     "perhaps it is larger than the max_packet_size of the broker's settings, "
     "or the broker's access list does not let mqtt.username write to this topic"
 )
 NO_ACCESS = "perhaps the broker's access list does not let mqtt.username write there; it needs all of mqtt.base_topic"
 NO_LOGIN = "it wants a login; set mqtt.username and mqtt.password"
+UNVERIFIED = (
+    "mqtt.tls.verify is false: nobody checks that this is our broker, "
+    "so whoever is in between can read and change everything"
+)
+WHICH_PORT = {False: " (is it the port for TLS, and mqtt.tls is missing?)", True: ""}
+"""Whether we use TLS, and what may then be wrong with a port where no broker answers."""
 
 UNREACHABLE = {
     errno.ECONNREFUSED: "nothing listens there; is the broker running, and is mqtt.port right?",

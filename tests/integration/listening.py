@@ -78,7 +78,8 @@ async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
         yield made
     finally:
         await made.stop()
-        assert not made._thread.is_alive()
+        assert made._link is not None
+        assert not made._link._thread.is_alive()
 
 
 @contextmanager

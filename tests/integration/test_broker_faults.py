@@ -191,7 +191,7 @@ async def test_a_broker_that_confirms_nothing_is_left_and_asked_again(
         while (await visit.packet())[0] >> 4 != 12:
             pass
 
-    async with broker_that(behave) as port, connection(port) as ours:
+    async with broker_that(behave) as port, connection(port, protocol="3.1.1") as ours:
         await until("it is told", lambda: any("confirmed no message for 0 s" in w for w in warnings(caplog)))
         await until("it is asked again", lambda: ours.sessions >= 4)
         await until("it confirms", lambda: not len(ours.outgoing) and not ours.problem)
@@ -286,11 +286,13 @@ def mosquitto(directory: Path, settings: str) -> Iterator[int]:
         process.wait()
 
 
+@pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker takes 2000 bytes at most")])
 async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, why: str
 ) -> None:
+    """With MQTT 5 the broker says how much it takes; without, it ends the connection."""
     with mosquitto(tmp_path, "max_packet_size 2000") as port:
-        async with connection(port) as ours:
+        async with connection(port, protocol=protocol) as ours:
             await until("connected", ours.connected.is_set)
             left = {n: Publication(EVENT, b"x" * (3000 if n == 7 else n), retain=n == 19) for n in range(20)}
             while left:
@@ -304,7 +306,8 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
                 await until("connected", ours.connected.is_set)
             assert ours.refused == 1
             assert ours.last_refused.startswith(f"3000 bytes for {EVENT}: ")
-            assert UNTAKEN in ours.last_refused
+            assert why in ours.last_refused
+            assert (ours.sessions == 1) == (protocol == "auto")
             assert await asyncio.to_thread(retained, port, EVENT) == b"x" * 19
     told = [message for message in warnings(caplog) if "does not take a message" in message]
     assert len(told) == 1
@@ -313,7 +316,7 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
 async def test_a_state_that_is_too_large_does_not_end_every_connection(tmp_path: Path) -> None:
     """And it is said again when the broker comes back, perhaps with other settings."""
     with mosquitto(tmp_path, "max_packet_size 2000") as port:
-        async with connection(port) as ours:
+        async with connection(port, protocol="3.1.1") as ours:
             ours.state(TOPICS.health, b"x" * 3000)
             await until("it is found", lambda: ours.refused)
             await until("connected", ours.connected.is_set)
@@ -322,7 +325,7 @@ async def test_a_state_that_is_too_large_does_not_end_every_connection(tmp_path:
                 ours.state(TOPICS.health, b"x" * (2990 + number))
                 await asyncio.wait_for(ours.publish(Publication(EVENT, b"result", retain=False)), 60)
             assert ours.sessions == sessions
-            ours._unreachable(None)
+            ours._unreachable(OSError())
             await asyncio.wait_for(ours.publish(Publication(EVENT, b"result", retain=False)), 60)
             ours.state(TOPICS.health, b"small")
             await until("it is said", lambda: not len(ours.outgoing))
@@ -351,7 +354,7 @@ async def test_two_with_one_name_are_told_so(
     async with connection(broker.port) as ours:
         async with connection(broker.port):
             await until("it is told", lambda: ANOTHER_CLIENT in ours.problem)
-            assert "mqtt.client_id is 'edge-daemon-test' here" in ours.problem
+            assert "mqtt.client_id is 'edge-daemon-test-" in ours.problem
             sessions = ours.sessions
             await until("some more turns", lambda: ours.sessions > sessions + 5)
             assert ANOTHER_CLIENT in ours.problem

@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
 from pydantic import SecretStr
 
+from edge_daemon import link
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
+from edge_daemon.mqtt import Connection
 from edge_daemon.reasons import NO_LOGIN, REASONS
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming
 from tests.conftest import missing
@@ -166,7 +167,7 @@ async def test_a_broker_that_refuses_us_is_told_once(
 ) -> None:
     async with connection(guarded, **login) as ours:
         await until("it was refused", lambda: "refuses" in ours.problem)
-        refusals = count_calls(ours._client, "on_disconnect")
+        refusals = count_calls(ours, "ended")
         await until("it was tried again", lambda: refusals)
         assert not ours.connected.is_set()
         words = REASONS[135] if login else NO_LOGIN
@@ -175,16 +176,16 @@ async def test_a_broker_that_refuses_us_is_told_once(
     assert warnings(caplog) == [f"{ours.problem}; results are kept meanwhile"]
 
 
-def count_calls(client: paho.Client, name: str) -> list[None]:
-    """A list that grows with every call of one of paho's callbacks, which is called as before."""
+def count_calls(ours: Connection, name: str) -> list[None]:
+    """A list that grows with every call of what the link calls, which is called as before."""
     calls: list[None] = []
-    callback = getattr(client, name)
+    callback = getattr(ours, name)
 
     def counted(*arguments: Any) -> None:
         callback(*arguments)
         calls.append(None)
 
-    setattr(client, name, counted)
+    setattr(ours, name, counted)
     return calls
 
 
@@ -201,7 +202,7 @@ async def test_nobody_listens_and_then_somebody_does(tmp_path: Path, caplog: pyt
     broker = Broker(tmp_path)
     async with connection(broker.port) as ours:
         await until("it was tried", lambda: "cannot be reached: nothing listens there" in ours.problem)
-        failures = count_calls(ours._client, "on_connect_fail")
+        failures = count_calls(ours, "ended")
         await until("it was tried again", lambda: failures)
         with broker:
             await until("connected", ours.connected.is_set)
@@ -227,40 +228,38 @@ async def test_another_service_on_that_port_is_told_once(greeting: bytes, caplog
     port = server.sockets[0].getsockname()[1]
     async with server, connection(port) as ours:
         await until("it was tried", lambda: "does not answer" in ours.problem)
-        ends = count_calls(ours._client, "on_disconnect")
+        ends = count_calls(ours, "ended")
         await until("it was tried again", lambda: ends)
     assert warnings(caplog) == [
-        f"what listens on 127.0.0.1:{port} does not answer as a broker does (is it the port without TLS?); "
-        "results are kept meanwhile"
+        f"what listens on 127.0.0.1:{port} does not answer as a broker does (is it the port for TLS, "
+        "and mqtt.tls is missing?); results are kept meanwhile"
     ]
 
 
-async def test_a_network_thread_that_ended_begins_again(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_network_thread_that_ended_begins_again(broker: Broker) -> None:
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
-        ours._client.disconnect()  # ends paho's loop as only `stop` may
-        await until("it is told", lambda: warnings(caplog))
+        assert ours._link is not None
+        ours._link.leave()  # as only `stop` may
         await until("connected again", lambda: ours.sessions == 2 and not ours.problem)
-    assert "failed in itself, a bug to report: it ended by itself" in warnings(caplog)[-1]
 
 
 async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Callbacks that raise: paho ends its loop at the first."""
-    broker.stop()
+    """In one of our callbacks: paho ends its loop at the first."""
+    raised: list[int] = []
+
+    def broken(_: Any) -> link.Terms:
+        raised.append(1)
+        raise ZeroDivisionError("in a callback")
+
+    right = link._terms
+    monkeypatch.setattr(link, "_terms", broken)
     async with connection(broker.port) as ours:
-        made, raised = ours._client.on_connect, []
-
-        def broken(*_: Any) -> None:
-            raised.append(1)
-            raise ZeroDivisionError("in a callback")
-
-        ours._client.on_connect = broken
-        broker.start()
         await until("it was tried again and again", lambda: len(raised) >= 2)
         assert "ZeroDivisionError: in a callback" in ours.problem
-        ours._client.on_connect = made
+        monkeypatch.setattr(link, "_terms", right)
         await until("connected", ours.connected.is_set)
     assert len([message for message in warnings(caplog) if "a bug to report" in message]) == 1
 

@@ -41,6 +41,10 @@ LEAVES: dict[str, set[str]] = {
     "machine": set(),
     "tls": {"errors", "mqtt_config"},
     "outgoing": {"errors", "suspicion", "topics"},
+    "mqtt": {
+        *("dialect", "errors", "link", "machine", "mqtt_config", "outgoing", "reasons"),
+        *("subscriptions", "suspicion", "topics"),
+    },
     "progress": set(),
     "slots": set(),
     "thermal": set(),
@@ -72,6 +76,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "child": ({"errors", "messages", "wire"}, set()),
     "sections": (set(), {"pydantic"}),
     "mqtt_config": ({"sections"}, {"pydantic"}),
+    "subscriptions": ({"link", "topics"}, {"paho"}),
     "link": ({"mqtt_config", "tls", "topics"}, {"paho"}),
 }
 """Modules that may have one library beside these of ours."""
@@ -81,7 +86,7 @@ IMPORTERS: dict[str, set[str]] = {
     "worker": set(),
     "grabber": set(),
     "moondream": {"moondream", "worker", "caption_files", "demo", "models", "needs", "bench"},
-    "paho": {"link", "mqtt", "demo"},
+    "paho": {"link", "subscriptions", "demo"},
     "sqlite3": {"book", "salvage", "outbox"},
     "yaml": {"yaml_file"},
     "pydantic": {"config", "mqtt_config", "sections"},
