@@ -61,6 +61,8 @@ class Discovery:
             delay_s, self._delay_s = self._delay_s, 0.0
             await asyncio.sleep(max(delay_s, EARLIER_S if is_new else 0.0))
             await self._tell()
+            if delay_s:
+                self._connection.repeat()
 
     async def _tell(self) -> None:
         """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""

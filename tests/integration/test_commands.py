@@ -1,0 +1,442 @@
+"""Commands over MQTT to the real service: what each does, what is refused, and clients that we did not write.
+
+One service for all tests here; each leaves it as it found it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jsonschema
+import psutil
+import pytest
+import yaml
+
+from edge_daemon.controls import AT_ONCE
+from edge_daemon.demo.broker import Broker, find_mosquitto
+from edge_daemon.demo.scenes import sample_pictures
+from tests.conftest import missing
+from tests.integration.service import BASE, Service, Subscriber, running, subscribed, wait_for
+
+ROOT = Path(__file__).parents[2]
+RESULT_SCHEMA = json.loads((ROOT / "configs/result.schema.json").read_text())
+DOCUMENT_KEYS = {"seq", "replayed"}
+"""What a result has only when it is published as one."""
+LATER = 4_000_000_000
+"""When the newest file was changed."""
+
+
+@dataclass
+class Line:
+    """A broker, the service, somebody who hears everything, and two pictures with what is on them."""
+
+    broker: Broker
+    service: Service
+    heard: Subscriber
+    newest: tuple[Path, str]
+    """In the inbox."""
+    other: tuple[Path, str]
+    """Nowhere in the inbox."""
+
+    def send(self, topic: str, *options: str) -> None:
+        """mosquitto_pub to a topic below the node."""
+        argv = ["mosquitto_pub", "-p", str(self.broker.port), "-t", f"{BASE}/{topic}", *(options or ("-n",))]
+        subprocess.run(argv, check=True)
+
+    def ask(self, command: str, **keys: Any) -> dict[str, Any]:
+        """The answer to a request, found by its transaction."""
+        transaction = time.monotonic_ns()
+        self.send(f"request/{command}", "-m", json.dumps({**keys, "transaction": transaction}))
+        return self.answer(f"response/{command}", lambda a: a.get("transaction") == transaction)
+
+    def answer(self, topic: str, right: Callable[[dict[str, Any]], bool] = bool, after: int = 0) -> dict[str, Any]:
+        """The last message of a topic that is right, of those behind the first `after`."""
+
+        def probe() -> dict[str, Any] | None:
+            return next((a for a in reversed(self.heard.results(topic)[after:]) if right(a)), None)
+
+        return wait_for(f"the answer on {topic}", probe)
+
+    def data(self, command: str, **keys: Any) -> dict[str, Any]:
+        """The data of the answer to a request that is carried out."""
+        answer = self.ask(command, **keys)
+        assert answer["status"] == "ok", answer
+        found: dict[str, Any] = answer["data"]
+        return found
+
+    def refusal(self, command: str, **keys: Any) -> str:
+        """Why a request is not carried out."""
+        answer = self.ask(command, **keys)
+        assert answer["status"] == "error", answer
+        return str(answer["error"])
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    if find_mosquitto() is None or shutil.which("mosquitto_rr") is None:
+        missing("mosquitto")
+    directory = tmp_path_factory.mktemp("line")
+    (directory / "broker").mkdir()
+    newest, other = sample_pictures(directory / "samples", 2, seed=6)
+    questions = [{"id": "count", "ask": "How many shapes are there?", "type": "number"}]
+    with Broker(directory / "broker") as broker, subscribed(broker.port) as heard:
+        service = Service(directory, broker.port, source={"questions": questions, "detect": ["circle shape"]})
+        inbox = service.inbox / newest[0].name
+        shutil.copy(newest[0], inbox)
+        os.utime(inbox, (LATER, LATER))
+        with running(service):
+            wait_for("it is captioned", lambda: heard.results("inbox/answer/count"))
+            wait_for("health says ok", lambda: (heard.last_health() or {}).get("state") == "ok")
+            yield Line(broker, service, heard, (inbox, newest[1]), other)
+            assert service.end() == 0
+
+
+def test_the_current_picture_of_a_source_is_captioned(line: Line) -> None:
+    results = len(line.heard.results("inbox/event"))
+    made = line.data("caption", source="inbox")
+    assert (made["caption"], made["file"], made["trigger"]) == (line.newest[1], line.newest[0].name, "request")
+    schema = {**RESULT_SCHEMA, "required": [k for k in RESULT_SCHEMA["required"] if k not in DOCUMENT_KEYS]}
+    jsonschema.validate(made, schema)
+    assert line.data("caption", length="normal")["length"] == "normal"
+    assert len(line.heard.results("inbox/event")) == results, "an answer is no result of the source"
+
+
+def test_a_picture_in_the_payload_is_captioned_as_it_is_and_in_base64(line: Line) -> None:
+    path, truth = line.other
+    before = len(line.heard.results("response/caption"))
+    line.send("request/caption", "-f", str(path))
+    raw = line.answer("response/caption", after=before)["data"]
+    assert raw["caption"] == truth
+    assert not {"source", "file"} & raw.keys()
+    packed = base64.b64encode(path.read_bytes()).decode()
+    assert line.data("caption", picture=packed)["caption"] == truth
+
+
+def test_a_picture_that_is_broken_is_refused_with_the_decoders_reason(line: Line) -> None:
+    path, _ = line.other
+    cut = base64.b64encode(path.read_bytes()[:300]).decode()
+    assert "damaged or incomplete" in line.refusal("caption", picture=cut)
+    assert "neither a JPEG nor a PNG" in line.refusal("caption", picture=base64.b64encode(b"hello").decode())
+
+
+def test_a_question_and_a_search_about_a_picture(line: Line) -> None:
+    made = line.data("ask", question="How many shapes are there?", type="number")
+    assert made["value"] == int(made["answer"].strip("."))
+    assert line.data("ask", question="Is there a banana?")["value"]
+    found = line.data("detect", what="shape")
+    assert all(0 <= box["x_min"] < box["x_max"] <= 1 for box in found["objects"])
+    assert found["target"] == "shape"
+
+
+def test_a_trigger_makes_results_of_the_source(line: Line) -> None:
+    before, answers = line.heard.results("inbox/event"), len(line.heard.results("response/caption"))
+    line.send("inbox/trigger", "-m", "whatever")
+    made = wait_for("results", lambda: r if len(r := line.heard.results("inbox/event")) > len(before) + 1 else None)
+    fresh = made[len(before) :]
+    assert [(r["task"], r["trigger"]) for r in fresh[:2]] == [("caption", "request"), ("count", "request")]
+    assert not {r["id"] for r in fresh} & {r["id"] for r in before}
+    assert line.answer("response/caption", after=answers)["data"]["id"] == fresh[0]["id"]
+    retained = line.heard.results("inbox/caption")[-1]
+    assert retained["id"] == fresh[0]["id"]
+
+
+def test_the_question_in_a_topic_of_its_own_stays_with_its_answer(line: Line) -> None:
+    before = len(line.heard.results("inbox/question/answer"))
+    line.send("inbox/question/set", "-m", "How many shapes are there?")
+    made = line.answer("inbox/question/answer", after=before)
+    assert made["question"] == "How many shapes are there?"
+    with subscribed(line.broker.port) as later:
+        state = wait_for(
+            "state and answer", lambda: later.on("inbox/question/answer") and later.on("inbox/question/state")
+        )
+    assert [(m.payload, m.retain) for m in state] == [(b"How many shapes are there?", True)]
+
+
+def drop(line: Line, name: str) -> Path:
+    """A new picture in the inbox; older than the newest."""
+    path = line.service.inbox / name
+    shutil.copy(line.other[0], path)
+    return path
+
+
+def captioned(line: Line, path: Path) -> bool:
+    return any(result["file"] == path.name for result in line.heard.results("inbox/caption"))
+
+
+def state_of_source(line: Line) -> dict[str, Any]:
+    source: dict[str, Any] = line.data("health_check")["sources"]["inbox"]
+    return source
+
+
+def test_nothing_is_captioned_in_a_pause_but_what_is_asked_for(line: Line) -> None:
+    until = line.data("pause", minutes=5)["paused_until"]["inbox"]
+    assert until.endswith("Z")
+    path = drop(line, "paused.jpg")
+    assert line.data("caption")["caption"] == line.newest[1]
+    time.sleep(1.0)
+    assert not captioned(line, path)
+    assert state_of_source(line)["paused_until"]
+    assert line.data("resume") == {"paused_until": {"inbox": ""}}
+    wait_for("it goes on", lambda: captioned(line, path))
+
+
+def test_a_pause_is_over_by_itself(line: Line) -> None:
+    line.data("pause", source="inbox")
+    assert state_of_source(line)["paused_until"] == "resumed"
+    path = drop(line, "shortly.jpg")
+    line.data("pause", minutes=0.01)
+    wait_for("it goes on", lambda: captioned(line, path))
+
+
+def test_a_source_that_is_switched_off_is_left_alone_until_it_is_switched_on(line: Line) -> None:
+    line.send("inbox/enabled/set", "-m", "OFF")
+    wait_for("its state", lambda: line.heard.on("inbox/enabled/state")[-1].payload == b"OFF")
+    path = drop(line, "off.jpg")
+    assert "switched off" in line.refusal("caption", source="inbox")
+    time.sleep(1.0)
+    assert not captioned(line, path)
+    assert line.heard.on("inbox/availability")[-1].payload == b"online"
+    line.send("inbox/enabled/set", "-m", "ON")
+    wait_for("its state", lambda: line.heard.on("inbox/enabled/state")[-1].payload == b"ON")
+    wait_for("it goes on", lambda: captioned(line, path))
+
+
+def test_what_is_set_holds_at_once_and_is_told_to_home_assistant(line: Line) -> None:
+    asked = [{"id": "colour", "ask": "What colour is the background?", "type": "text"}]
+    made = line.data("set", source="inbox", length="normal", questions=asked)
+    assert (made["length"], made["persisted"], made["restart_required"]) == ("normal", True, False)
+    path = drop(line, "set.jpg")
+    wait_for("the new question", lambda: line.heard.results("inbox/answer/colour"))
+    last = line.heard.results("inbox/caption")[-1]
+    assert (last["file"], last["length"]) == (path.name, "normal")
+    kept = json.loads((line.service.directory / "state/settings.json").read_text())
+    assert kept["inbox"]["questions"] == [{"id": "colour", "ask": "What colour is the background?"}]
+    wait_for("Home Assistant", lambda: "inbox.answer.colour.sensor" in discovered(line)["components"])
+    assert "inbox.answer.count.sensor" not in discovered(line)["components"]
+    questions = [{"id": "count", "ask": "How many shapes are there?", "type": "number"}]
+    line.data("set", source="inbox", length="short", questions=questions)
+
+
+def test_what_cannot_be_set_is_refused_and_changes_nothing(line: Line) -> None:
+    before = (line.service.directory / "state/settings.json").exists()
+    assert "a folder has no interval" in line.refusal("set", source="inbox", interval_s=5)
+    twice = [{"id": "circle-shape", "ask": "Is there a circle?"}]
+    assert "the id 'circle-shape' is there twice" in line.refusal("set", source="inbox", questions=twice)
+    assert (line.service.directory / "state/settings.json").exists() == before
+
+
+def test_the_configuration_is_read_again(line: Line) -> None:
+    path = line.service.config
+    original = path.read_text()
+    values = yaml.safe_load(original)
+    values["sources"]["inbox"]["caption"] = "long"
+    values["sources"]["inbox"]["rescan_s"] = 77
+    values["log_level"] = "debug"
+    try:
+        path.write_text(yaml.safe_dump(values))
+        outcome = line.data("reload")
+        assert outcome["applied"] == ["log_level", "sources.inbox.caption"]
+        assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
+        path.write_text("sources: 5")
+        assert "nothing has changed" in line.refusal("reload")
+    finally:
+        path.write_text(original)
+    assert line.data("reload")["applied"] == ["log_level", "sources.inbox.caption"]
+
+
+def test_figures_and_health(line: Line) -> None:
+    health = line.data("health_check")
+    assert health["state"] in ("ok", "degraded")
+    figures = line.data("stats")
+    assert figures["sources"]["inbox"]["captioned"] == health["sources"]["inbox"]["captioned"] > 0
+    assert figures["worker"]["rss_bytes"] > figures["rss_bytes"] > 0
+
+
+def test_the_worker_is_replaced_on_request(line: Line) -> None:
+    before = line.service.child("edge_daemon.worker")
+    assert before is not None
+    assert line.data("restart_worker")["model"] == "demo-shapes"
+    after = line.service.child("edge_daemon.worker")
+    assert after is not None
+    assert after.pid != before.pid
+    assert line.data("caption")["caption"] == line.newest[1]
+    assert line.data("health_check")["worker"]["restarts"] == 0
+
+
+def test_the_log_tells_more_on_request(line: Line) -> None:
+    line.data("log_level", level="debug")
+    line.data("caption")
+    assert "DEBUG" in line.service.log()
+    line.data("log_level", level="info")
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "reason"),
+    [
+        ("captoin", b"", "unknown command 'captoin'; did you mean 'caption'?"),
+        ("caption", b'{"source": "attic"}', "source: unknown source 'attic'"),
+        ("caption", b'{"source": ', "not valid JSON"),
+        ("caption", b"\xff\xfe", "neither UTF-8 text nor a JPEG or PNG"),
+        ("ask", b"", "question: this key is required"),
+        ("pause", b"soon", "minutes: a number"),
+    ],
+)
+def test_a_bad_request_gets_its_reason(line: Line, command: str, payload: bytes, reason: str) -> None:
+    before = len(line.heard.results(f"response/{command}"))
+    topic = f"{BASE}/request/{command}"
+    how = "-s" if payload else "-n"
+    subprocess.run(["mosquitto_pub", "-p", str(line.broker.port), "-t", topic, how], input=payload, check=True)
+    answer = line.answer(f"response/{command}", after=before)
+    assert reason in answer["error"]
+    assert answer["status"] == "error"
+
+
+def test_a_retained_command_is_refused_when_it_comes_again(line: Line) -> None:
+    """The broker repeats it to whoever connects: here to a daemon that starts anew."""
+    path = line.service.directory / "second"
+    path.mkdir()
+    line.send("request/restart_worker", "-r", "-m", "{}")
+    wait_for("it was heard", lambda: line.heard.results("response/restart_worker"))
+    try:
+        second = Service(path, line.broker.port)
+        with running(second):
+            again = line.answer("response/restart_worker", lambda a: "must not be retained" in a.get("error", ""))
+            assert again["status"] == "error"
+    finally:
+        line.send("request/restart_worker", "-r", "-n")
+
+
+# ---- clients that we did not write --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["5", "311"])
+def test_mosquitto_rr_asks_and_is_answered(line: Line, version: str) -> None:
+    """With MQTT 5 on a topic of its own, with 3.1.1 on ours."""
+    own = f"somebody/{version}" if version == "5" else f"{BASE}/response/caption"
+    argv = ["mosquitto_rr", "-V", version, "-p", str(line.broker.port), "-t", f"{BASE}/request/caption"]
+    done = subprocess.run([*argv, "-e", own, "-W", "60", "-n"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["data"]["caption"] == line.newest[1]
+
+
+def test_an_answer_is_never_sent_where_the_daemon_speaks_for_itself(line: Line) -> None:
+    before = len(line.heard.on("inbox/caption/text"))
+    pub = ["mosquitto_pub", "-V", "5", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-n"]
+    answers = len(line.heard.results("response/stats"))
+    subprocess.run([*pub, "-D", "publish", "response-topic", f"{BASE}/inbox/caption/text"], check=True)
+    line.answer("response/stats", after=answers)
+    line.data("health_check")
+    assert len(line.heard.on("inbox/caption/text")) == before
+
+
+def test_what_home_assistant_is_told_fits_what_is_published(line: Line) -> None:
+    """Every template is filled in with what the broker keeps on its topic."""
+    line.send("inbox/question/set", "-m", "How many shapes are there?")
+    wait_for("an answer", lambda: line.heard.on("inbox/question/answer"))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
+    components = discovered(line)["components"]
+    assert {"inbox.caption.sensor", "inbox.answer.circle-shape.sensor", "memory.sensor"} <= components.keys()
+    for key, component in components.items():
+        if "value_template" not in component:
+            continue
+        payload = line.heard.on(component["state_topic"].removeprefix(f"{BASE}/"))[-1].payload.decode()
+        value = json.loads(payload) if payload.startswith("{") else None
+        said = environment.from_string(component["value_template"]).render(value_json=value, value=payload)
+        assert said, key
+    templates = {key: c["value_template"] for key, c in components.items() if "value_template" in c}
+    health = {"value_json": line.heard.last_health()}
+    assert environment.from_string(templates["state.sensor"]).render(health) == "ok"
+    assert int(environment.from_string(templates["memory.sensor"]).render(health)) > 100
+
+
+def discovered(line: Line) -> dict[str, Any]:
+    """The discovery message that the broker keeps."""
+    argv = ["mosquitto_sub", "-p", str(line.broker.port), "-t", "homeassistant/device/+/config", "-C", "1", "-W", "20"]
+    found: dict[str, Any] = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    return found
+
+
+# ---- the README -------------------------------------------------------------------------------------------
+
+
+def shell_lines(tool: str) -> list[str]:
+    """The lines of the README that begin with a tool."""
+    return re.findall(rf"^{tool} .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_one_liners_of_the_readme(line: Line, tmp_path: Path) -> None:
+    """Word for word; where the broker is, the tools read from their own files, as they do for anybody."""
+    directory = tmp_path / "porch"
+    directory.mkdir()
+    for tool in ("mosquitto_sub", "mosquitto_pub", "mosquitto_rr"):
+        (tmp_path / tool).write_text(f"-p {line.broker.port}\n")
+    shutil.copy(line.other[0], tmp_path / "picture.jpg")
+    service = Service(directory, line.broker.port)
+    service.config.write_text(service.config.read_text().replace("node: test", "node: porch-pi"))
+    shutil.copy(line.newest[0], service.inbox / "picture.png")
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path)}
+    shell: dict[str, Any] = {"shell": True, "cwd": tmp_path, "env": environment}
+    everything, captions, words_alone = (tmp_path / f"heard-{number}" for number in (0, 1, 2))
+    subs = []
+    for number, words in enumerate(shell_lines("mosquitto_sub")):
+        with (tmp_path / f"heard-{number}").open("wb") as file:
+            subs.append(subprocess.Popen(words, stdout=file, **shell))
+
+    def good() -> int:
+        return len(re.findall(rb"porch-pi/response/.*.status.: .ok.", everything.read_bytes()))
+
+    try:
+        with running(service):
+            wait_for("a caption", lambda: b"porch-pi/inbox/caption/text A" in everything.read_bytes())
+            for words in shell_lines("mosquitto_rr"):
+                done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, **shell)
+                assert json.loads(done.stdout)["status"] == "ok", words
+            for words in shell_lines("mosquitto_pub"):
+                before = good()
+                subprocess.run(words, check=True, timeout=60, **shell)
+                wait_for(words, partial(lambda before: good() > before, before))
+            assert service.end() == 0
+    finally:
+        for sub in subs:
+            end_mosquitto_sub(sub)
+    assert not re.findall(rb".status.: .error.", everything.read_bytes())
+    for heard in (captions, words_alone):
+        assert line.newest[1].encode() in heard.read_bytes()
+
+
+def end_mosquitto_sub(shell: subprocess.Popen[bytes]) -> None:
+    """End it alone: what reads from it then comes to its end by itself."""
+    process = psutil.Process(shell.pid)
+    for one in [process, *process.children()]:
+        if one.name() == "mosquitto_sub":
+            one.terminate()
+    shell.wait(60)
+
+
+# ---- last, because it leaves nothing for others -----------------------------------------------------------------
+
+
+def test_a_flood_is_answered_in_measure_and_hurts_nothing(line: Line) -> None:
+    count = 10 * AT_ONCE
+    before = len(line.heard.results("response/stats"))
+    flood = b"\n".join([b"{}"] * count)
+    pub = ["mosquitto_pub", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-l"]
+    subprocess.run(pub, input=flood, check=True)
+    wait_for("it has heard all", lambda: len(line.heard.on("request/stats")) >= count)
+    refused = line.answer("response/stats", lambda a: a["status"] == "error")
+    assert "too many commands; the next one is taken in" in refused["error"]
+    time.sleep(3.0)
+    answers = line.heard.results("response/stats")[before:]
+    assert len(answers) <= 3 * AT_ONCE
+    assert line.data("caption")["caption"] == line.newest[1]
