@@ -88,12 +88,16 @@ class Service:
     async def keep(self) -> None:
         """Start it, and again whenever it ends, until `stop`."""
         while self._wanted:
+            told = len(self.fed)
             process = await self._start()
             code = await process.wait()
             self.pid = 0
             asked, self._asked = self._asked, ""
+            as_asked = {("killed", -signal.SIGKILL), ("stopped", 0)}
+            if len(self.fed) == told:  # it had just begun, and does not listen to signals yet
+                as_asked.add(("stopped", -signal.SIGTERM))
             self.fed.append((self.clock(), "gone"))
-            if (asked, code) not in (("killed", -signal.SIGKILL), ("stopped", 0)):
+            if (asked, code) not in as_asked:
                 how = f"exit code {code}" + (f" when it was to be {asked}" if asked else "")
                 self.ended.append((self.clock(), how))
                 await asyncio.sleep(RESTART_S)
