@@ -173,6 +173,18 @@ class Detection(Section):
         return values
 
 
+class ImageConfig(Section):
+    """Whether the picture that was captioned is published as well, and how."""
+
+    enabled: bool = False
+    quality: Annotated[int, Field(ge=20, le=95)] = 80
+    """Of the JPEG; less where it would be too large."""
+    max_kib: Annotated[int, Field(ge=1, le=8192)] = 256
+    """An image that does not fit in any quality is not published."""
+    boxes: bool = False
+    """Frame what `detect` has found."""
+
+
 class FolderConfig(Section):
     """Pictures that appear in a folder; each is captioned once."""
 
@@ -191,6 +203,7 @@ class FolderConfig(Section):
     caption: Literal["short", "normal", "long", "none"] = "short"
     questions: tuple[Question, ...] = ()
     detect: tuple[Detection, ...] = ()
+    image: ImageConfig = ImageConfig()
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     max_file_mib: Annotated[int, Field(ge=1)] = 100
     decode_memory_mib: Annotated[int, Field(ge=128)] = 512
@@ -213,6 +226,8 @@ class FolderConfig(Section):
             raise ValueError(f"the id {twice!r} is there twice; questions and detect need an id of their own each")
         if "caption" in ids:
             raise ValueError("the id 'caption' is taken by the caption itself; give the question another one")
+        if self.image.boxes and not self.detect:
+            raise ValueError("image.boxes frames what detect finds: add detect, or leave image.boxes out")
         if self.caption == "none" and not ids:
             raise ValueError("there is nothing to do: set caption, or add questions or detect")
         return self

@@ -30,7 +30,7 @@ from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildEr
 from edge_daemon.health import Health
 from edge_daemon.jobs import Job
 from edge_daemon.memory_watchdog import MemoryWatchdog
-from edge_daemon.messages import Frame, Request, Results, Task
+from edge_daemon.messages import Frame, ImageWish, Request, Results, Task
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Limits, Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
@@ -42,6 +42,7 @@ from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
+from edge_daemon.values import Values
 
 WORKER_TRIES = 2
 """A picture that two workers died of is reported and left alone."""
@@ -79,6 +80,9 @@ class Daemon:
         self.slots: Slots[Job] = Slots(config.sources)
         self.connection = Connection(config.mqtt, self.topics, self._on_connection)
         self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
+        self.values = Values()
+        self._told: set[tuple[str, str]] = set()
+        """Sources and their tasks that had no outcome, the last time."""
         self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
         self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)
@@ -223,7 +227,7 @@ class Daemon:
         log.debug("source %s: %s is in work", origin.source, origin.frame.file)
         start_s = time.monotonic()
         try:
-            results = await self._ask(origin, tasks)
+            results = await self._ask(origin, tasks, image_of(capture.config) if capture and job.is_kept else None)
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
@@ -235,16 +239,29 @@ class Daemon:
             self.cooling.duty.worked(start_s, time.monotonic())
         worker = self.captioner.state.ready
         assert worker is not None
-        for outcome in results.tasks:
-            if outcome.error:
-                log.warning("source %s: task %s: %s", origin.source or "(a command)", outcome.id, outcome.error)
+        self._tell(origin.source, results)
         made = documents(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
+            made = self.values.typed(origin.source, capture.config.questions, made)
+            self._show(origin.source, results)
             self._keep(origin, made, capture)
         if made:
             job.done(made)
         else:
             job.failed("; ".join(outcome.error for outcome in results.tasks))
+
+    def _tell(self, source: str, results: Results) -> None:
+        """What a picture did not get; once, until a later one does."""
+        problems = {outcome.id: outcome.error and f"task {outcome.id}: {outcome.error}" for outcome in results.tasks}
+        for what, problem in {**problems, "": results.image_problem}.items():
+            if problem and (source, what) not in self._told:
+                log.warning("source %s: %s", source or "(a command)", problem)
+            (self._told.add if problem else self._told.discard)((source, what))
+
+    def _show(self, source: str, results: Results) -> None:
+        """Publish the image, before what is said about it; it is not kept, and never one of another picture."""
+        if results.payload or results.image_problem:
+            self.connection.state(self.topics.image(source), results.payload, qos=0)
 
     def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: Capture) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
@@ -254,14 +271,15 @@ class Daemon:
         self.written.set()
         self.changed.set()
         for document in made:
-            words = document.get("caption") or document.get("answer")
+            words = document.get("caption", document.get("answer", f"{document.get('count')} found"))
             log.info("source %s: %s (%.1f s)", origin.source, words, document["latency_ms"]["total"] / 1000)
 
-    async def _ask(self, origin: Origin, tasks: list[Task]) -> Results:
+    async def _ask(self, origin: Origin, tasks: list[Task], image: ImageWish | None) -> Results:
         """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""
         model, frame = self.config.model, origin.frame
         request = Request(
-            *(frame.width_px, frame.height_px, tasks, model.max_tokens, model.temperature, model.top_p, frame.payload)
+            *(frame.width_px, frame.height_px, tasks, model.max_tokens, model.temperature, model.top_p, frame.payload),
+            image,
         )
         tries_left = WORKER_TRIES
         while True:
@@ -310,7 +328,14 @@ class Daemon:
 def tasks_of(config: FolderConfig) -> list[Task]:
     """What a source wants to know of each picture."""
     caption = [] if config.caption == "none" else [Task("caption", "caption", config.caption)]
-    return caption + [Task(question.id, "query", question.ask) for question in config.questions]
+    questions = [Task(question.id, "query", question.ask) for question in config.questions]
+    return caption + questions + [Task(thing.id, "detect", thing.what) for thing in config.detect]
+
+
+def image_of(config: FolderConfig) -> ImageWish | None:
+    """How a source wants its pictures published, if it does."""
+    image = config.image
+    return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None
 
 
 async def run(

@@ -59,7 +59,7 @@ class Connection:
         self._on_change = on_change
         self._subscriptions = Subscriptions()
         self.arrived = self._subscriptions.arrived
-        self._state: dict[str, bytes] = {}
+        self._state = {topics.availability: Publication(topics.availability, ONLINE, retain=True)}
         self._refused_until_s: dict[str, float] = {}
         """Retained topics that the broker does not take."""
         self._denied: set[str] = set()
@@ -108,22 +108,22 @@ class Connection:
         self._link = Link(self.config, self.client_id, will, self._dialect.version, self)
         self._link.start()
 
-    def state(self, topic: str, payload: bytes) -> None:
+    def state(self, topic: str, payload: bytes, qos: int = 1) -> None:
         """Set a retained topic; sent now if connected, and again on every connect."""
-        if self._state.get(topic) != payload:
-            self._state[topic] = payload
-            self._publish_state(topic, payload)
+        content_type = "application/json" if payload.startswith(b"{") else ""
+        message = Publication(topic, payload, retain=True, qos=qos, content_type=content_type)
+        if self._state.get(topic) != message:
+            self._state[topic] = message
+            self._publish_state(message)
 
     def repeat(self) -> None:
         """Send all retained topics once more: somebody who needs them has just come."""
-        self._publish_state(self.topics.availability, ONLINE)
-        for topic, payload in self._state.items():
-            self._publish_state(topic, payload)
+        for message in self._state.values():
+            self._publish_state(message)
 
-    def _publish_state(self, topic: str, payload: bytes) -> None:
-        if self.connected.is_set() and time.monotonic() >= self._refused_until_s.get(topic, 0.0):
-            content_type = "application/json" if payload.startswith(b"{") else ""
-            self.publish(Publication(topic, payload, retain=True, content_type=content_type))
+    def _publish_state(self, message: Publication) -> None:
+        if self.connected.is_set() and time.monotonic() >= self._refused_until_s.get(message.topic, 0.0):
+            self.publish(message)
 
     def publish(self, message: Publication) -> asyncio.Future[None]:
         """Send; the future is done when the broker has confirmed, cancelled when there is no connection (any more).
@@ -356,13 +356,13 @@ class Connection:
 
     def _put_off(self, topic: str, for_s: float) -> None:
         """Do not say a state again at once."""
-        if topic in self._state or topic == self.topics.availability:
+        if topic in self._state:
             self._refused_until_s[topic] = time.monotonic() + for_s
             self._loop.call_later(for_s + 0.01, self._say_again, topic, self.sessions)
 
     def _say_again(self, topic: str, session: int) -> None:
         if session == self.sessions:
-            self._publish_state(topic, ONLINE if topic == self.topics.availability else self._state[topic])
+            self._publish_state(self._state[topic])
 
     # ---- a broker that owes an answer ---------------------------------------------------------------------
 

@@ -82,7 +82,8 @@ def _words(task: Task, outcome: TaskResult) -> dict[str, Any]:
         return {"caption": outcome.text, "length": task.text}
     if task.kind == "query":
         return {"question": task.text, "answer": outcome.text, "value": outcome.text}
-    return {"target": task.text, "objects": outcome.objects}
+    objects = [{side: round(value, 4) for side, value in found.items()} for found in outcome.objects]
+    return {"target": task.text, "objects": objects, "count": len(objects)}
 
 
 def result_id(origin: Origin, task: Task) -> str:

@@ -80,6 +80,10 @@ class Topics:
         """The answer to the question that was set; configured questions have topics of their own."""
         return self.of(source, "question/answer")
 
+    def image(self, source: str) -> str:
+        """The picture that was captioned last, a JPEG, where that is wished."""
+        return self.of(source, "image")
+
     def trigger(self, source: str) -> str:
         """Whatever is written here asks for a caption now."""
         return self.of(source, "trigger")

@@ -28,6 +28,7 @@ LEAVES: dict[str, set[str]] = {
     "logs": set(),
     "topics": set(),
     "answers": set(),
+    "values": {"answers", "config"},
     "nearest": set(),
     "device_classes": {"nearest"},
     "homeassistant": {"answers", "config", "topics"},

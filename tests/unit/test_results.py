@@ -21,10 +21,11 @@ WORKER = WorkerReady("demo-shapes", "knows shapes only", "float32", 256, 1, 2, 3
 CAPTION = Task("caption", "caption", "short")
 QUESTION = Task("gate-open", "query", "Is the gate open?")
 BOXES = Task("cats", "detect", "cat")
+BOX = {"x_min": 0.123456, "y_min": 0.0, "x_max": 0.9, "y_max": 1.0}
 
 
 def outcome(task: Task, text: str = "", error: str = "") -> TaskResult:
-    return TaskResult(task.id, task.kind, text, [{"x": 0.5, "y": 0.5}], 9, "eos", 10.04, 200.0, error)
+    return TaskResult(task.id, task.kind, text, [BOX], 9, "eos", 10.04, 200.0, error)
 
 
 def results(*outcomes: TaskResult) -> Results:
@@ -68,7 +69,8 @@ def test_every_task_has_its_own_words() -> None:
     made = documents(ORIGIN, [CAPTION, QUESTION, BOXES], answers, WORKER, 100.5)
     assert [document["task"] for document in made] == ["caption", "gate-open", "cats"]
     assert (made[1]["question"], made[1]["answer"], made[1]["value"]) == ("Is the gate open?", "no", "no")
-    assert (made[2]["target"], made[2]["objects"]) == ("cat", [{"x": 0.5, "y": 0.5}])
+    assert (made[2]["target"], made[2]["count"]) == ("cat", 1)
+    assert made[2]["objects"] == [{"x_min": 0.1235, "y_min": 0.0, "x_max": 0.9, "y_max": 1.0}]
     assert not any("caption" in document for document in made[1:])
 
 
