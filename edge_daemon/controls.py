@@ -116,7 +116,8 @@ class Controls:
         self._publish(usual, answer, message.correlation)
 
     def _publish(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
-        self._connection.publish(Publication(topic, payload, retain=False, correlation=correlation))
+        json = "application/json"
+        self._connection.publish(Publication(topic, payload, False, content_type=json, correlation=correlation))
 
     def _is_ours(self, topic: str) -> bool:
         """Whether an answer there could be taken for something that we say by ourselves."""

@@ -68,7 +68,9 @@ class Discovery:
         """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""
         wanted = self._describe()
         for payload in messages(wanted, self._earlier):
-            sent = self._connection.publish(Publication(self._topic, payload, retain=True))
+            sent = self._connection.publish(
+                Publication(self._topic, payload, retain=True, content_type="application/json")
+            )
             await asyncio.wait([sent])
             if sent.cancelled() or sent.exception() is not None:
                 return

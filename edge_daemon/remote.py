@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import __version__, homeassistant
+from edge_daemon import __version__, homeassistant, machine
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import Capture
 from edge_daemon.config import Config
@@ -26,7 +26,8 @@ from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
 from edge_daemon.switches import Switches
 
-MACHINE_ID, BOARD = Path("/etc/machine-id"), Path("/proc/device-tree/model")
+BOARD = Path("/proc/device-tree/model")
+"""A Raspberry Pi says here which one it is."""
 
 
 class Remote:
@@ -48,8 +49,8 @@ class Remote:
         self._config = running
         self._captures = captures
         self._topics = connection.topics
-        device_id = homeassistant.device_id(_text_of(MACHINE_ID), running.node, str(running.state_dir))
-        self._facts = Facts(device_id, __version__, _text_of(BOARD))
+        device_id = homeassistant.device_id(machine.machine_id(), running.node, str(running.state_dir))
+        self._facts = Facts(device_id, __version__, _board())
         self.discovery = Discovery(connection, running.homeassistant.prefix, device_id, self._describe)
         switches = Switches(connection, captures, slots, on_change)
         inquiries = Inquiries(running.node, captures, slots, captioner)
@@ -67,9 +68,9 @@ class Remote:
         return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
 
 
-def _text_of(path: Path) -> str:
-    """A small file of the system, empty where there is none."""
+def _board() -> str:
+    """Such as Raspberry Pi 5 Model B Rev 1.0; empty on a PC."""
     try:
-        return path.read_text(errors="replace").strip("\0\n ")
+        return BOARD.read_text(errors="replace").strip("\0\n ")
     except OSError:
         return ""
