@@ -49,10 +49,16 @@ class Child:
         self._stderr = asyncio.create_task(self._follow_stderr(), name=f"{name} stderr")
 
     @classmethod
-    async def start(cls, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+    async def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> Child:
         """Start `argv` in its own session, so that a Ctrl-C at the terminal reaches only the daemon.
 
-        `environment` is added to ours, but where ours says something else. Raises ChildBootError when it cannot be
+        `environment` is added to ours, but where ours says something else; it has our `descriptors` open as well. Raises ChildBootError when it cannot be
         started: its program is not there, or the machine has no memory, process or file descriptor left.
         """
         try:
@@ -64,6 +70,7 @@ class Child:
                 limit=wire.MAX_HEADER_BYTES,
                 start_new_session=True,
                 env={**(environment or {}), **os.environ},
+                pass_fds=descriptors,
             )
         except OSError as error:
             raise ChildBootError(f"the {name} cannot be started: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from edge_daemon.capture import MAX_SIDE_PX, SILENCE_S, STOP_GRACE_S, check, grabber_options
 from edge_daemon.child import Child
@@ -28,20 +29,16 @@ async def of_source(config: FolderConfig) -> Frame:
 
 async def of_bytes(payload: bytes) -> Frame:
     """A picture that came along, within the grabber's own limits. Raises PictureError."""
-    descriptor = os.memfd_create("picture")
-    try:
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(payload)
-        path = f"/proc/{os.getpid()}/fd/{descriptor}"
-        return await _take({"path": path, "max_side_px": MAX_SIDE_PX}, 0.0)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.memfd_create("picture"), "wb", buffering=0) as file:
+        file.write(payload)
+        options = {"path": f"/proc/self/fd/{file.fileno()}", "max_side_px": MAX_SIDE_PX}
+        return await _take(options, 0.0, [file.fileno()])
 
 
-async def _take(options: dict[str, object], decode_timeout_s: float) -> Frame:
+async def _take(options: dict[str, object], decode_timeout_s: float, descriptors: Sequence[int] = ()) -> Frame:
     argv = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps({"type": "single", **options})]
     try:
-        child = await Child.start("grabber of one picture", argv)
+        child = await Child.start("grabber of one picture", argv, descriptors=descriptors)
         try:
             return await _converse(child, SILENCE_S + decode_timeout_s)
         finally:
