@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 
 LOGIN = "check mqtt.username and mqtt.password"
 ANOTHER_CLIENT = (
@@ -62,6 +63,7 @@ WHICH_PORT = {False: " (is it the port for TLS, and mqtt.tls is missing?)", True
 """Whether we use TLS, and what may then be wrong with a port where no broker answers."""
 
 UNREACHABLE = {
+    errno.ECONNRESET: "it hangs up at once; is mqtt.port right? It has one for TLS, one without, one for websockets",
     errno.ECONNREFUSED: "nothing listens there; is the broker running, and is mqtt.port right?",
     errno.EHOSTUNREACH: "no machine of that address answers; is it switched on, and is mqtt.host right?",
     errno.ENETUNREACH: "there is no way to it; is the network up?",
@@ -70,6 +72,34 @@ UNREACHABLE = {
     errno.EMFILE: "this process has too many files open",
 }
 """By error number of connect(2)."""
+
+CERTIFICATE = {
+    9: "its certificate is not valid yet; is the clock of this machine right?",
+    10: "its certificate has expired; it needs a new one (or is the clock of this machine wrong?)",
+    18: "it has signed its certificate itself; set mqtt.tls.ca_file to that certificate",
+    19: "its certificate comes from a CA that is not known here; set mqtt.tls.ca_file to the CA's certificate",
+    20: "its certificate comes from a CA that is not known here; set mqtt.tls.ca_file to the CA's certificate",
+    62: "its certificate is for another name than mqtt.host; use the name that stands in it",
+    64: "its certificate is for another address than mqtt.host; use the name or address that stands in it",
+}
+"""By verification error of OpenSSL (x509_vfy.h)."""
+NO_TLS = "what it answers is no TLS; is mqtt.port the one for TLS?"
+WRONG_CLIENT = "it does not accept our certificate; it has to come from a CA that the broker knows (mqtt.tls.cert_file)"
+ALERTS = {
+    "WRONG_VERSION_NUMBER": NO_TLS,
+    "RECORD_LAYER_FAILURE": NO_TLS,
+    "UNEXPECTED_EOF_WHILE_READING": "it hung up during the handshake; is mqtt.port the one for TLS?",
+    "CERTIFICATE_REQUIRED": "it wants a certificate of us; set mqtt.tls.cert_file and mqtt.tls.key_file",
+    "CERTIFICATE_EXPIRED": "our certificate has expired; mqtt.tls.cert_file has to be renewed",
+    "CERTIFICATE_REVOKED": "our certificate has been revoked; mqtt.tls.cert_file has to be replaced",
+    "UNKNOWN_CA": WRONG_CLIENT,
+    "BAD_CERTIFICATE": WRONG_CLIENT,
+    "CERTIFICATE_UNKNOWN": WRONG_CLIENT,
+    "PROTOCOL_VERSION": "it speaks no version of TLS that mqtt.tls.min_version allows",
+    "UNSUPPORTED_PROTOCOL": "it speaks no version of TLS that mqtt.tls.min_version allows",
+    "HANDSHAKE_FAILURE": "it breaks off the handshake: perhaps it wants a certificate of us; set mqtt.tls.cert_file",
+}
+"""By the end of OpenSSL's reason; the beginning says which version of TLS sent an alert."""
 
 
 def in_words(code: int, *, has_login: bool = True) -> str:
@@ -85,8 +115,18 @@ def unreachable(error: BaseException | None) -> str:
         if error.errno == socket.EAI_AGAIN:
             return "no name server answers; is the network up? An address in mqtt.host needs none"
         return f"this name is not known here; check mqtt.host ({error.strerror})"
+    if isinstance(error, ssl.SSLError):
+        return tls(error)
     if isinstance(error, TimeoutError):
         return UNREACHABLE[errno.ETIMEDOUT]
     if isinstance(error, OSError):
-        return UNREACHABLE.get(error.errno or 0, error.strerror or type(error).__name__)
+        return UNREACHABLE.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
     return "no reason is known"
+
+
+def tls(error: ssl.SSLError) -> str:
+    """Why there is no encrypted connection."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return CERTIFICATE.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
+    reason = error.reason or type(error).__name__
+    return next((words for end, words in ALERTS.items() if reason.endswith(end)), f"TLS fails: {reason}")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_daemon.demo.broker import Broker
+from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
 from edge_daemon.mqtt import Connection
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Topics
+from tests.conftest import missing
 
 TOPICS = Topics("edge-daemon", "test")
 SOURCE_STATE = TOPICS.of("porch", "availability")
@@ -72,7 +76,7 @@ def retained(port: int, topic: str) -> bytes | None:
 @asynccontextmanager
 async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
     """A started connection; stopped afterwards."""
-    made = Connection(MqttConfig(host="127.0.0.1", port=port, **options), TOPICS, lambda: None)
+    made = Connection(MqttConfig(**{"host": "127.0.0.1", "port": port, **options}), TOPICS, lambda: None)
     made.start()
     try:
         yield made
@@ -92,3 +96,25 @@ def frozen(broker: Broker) -> Iterator[None]:
         yield
     finally:
         process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def mosquitto(directory: Path, settings: str, port: int = 0) -> Iterator[int]:
+    """A broker with settings of its own; its port."""
+    program = find_mosquitto()
+    if program is None:
+        missing("mosquitto")
+    port = port or free_port()
+    anonymous = "" if "allow_anonymous" in settings else "allow_anonymous true\n"
+    user = "user root\n" if os.geteuid() == 0 else ""
+    (directory / "own.conf").write_text(f"listener {port} 127.0.0.1\n{settings}\n{anonymous}{user}\n")
+    process = subprocess.Popen([program, "-c", str(directory / "own.conf")], stderr=subprocess.DEVNULL)
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        assert process.poll() is None
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait()

@@ -10,19 +10,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 
 from edge_daemon import mqtt, suspicion
-from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
+from edge_daemon.demo.broker import Broker
 from edge_daemon.errors import PublishRefused
 from edge_daemon.reasons import ANOTHER_CLIENT, NO_ACCESS, REASONS, UNREACHABLE, UNTAKEN
 from edge_daemon.topics import Publication
-from tests.conftest import missing
-from tests.integration.listening import EVENT, TOPICS, connection, retained, until
+from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until
 
 SECRET = "correct horse battery"
 CONNACK, CONNECTED = 0x20, b"\x20\x02\x00\x00"
@@ -263,27 +262,6 @@ def test_a_name_that_is_gone_and_comes_back(broker: Broker, tmp_path: Path) -> N
 
 
 # ---- it throws us out -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def mosquitto(directory: Path, settings: str) -> Iterator[int]:
-    """A broker with settings of its own; its port."""
-    program = find_mosquitto()
-    if program is None:
-        missing("mosquitto")
-    port = free_port()
-    user = "user root\n" if os.geteuid() == 0 else ""
-    (directory / "own.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n{user}{settings}\n")
-    process = subprocess.Popen([program, "-c", str(directory / "own.conf")], stderr=subprocess.DEVNULL)
-    while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
-        assert process.poll() is None
-    try:
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker takes 2000 bytes at most")])
