@@ -49,8 +49,10 @@ RUNTIME_BYTES = 230 * MIB
 """What the worker's program takes here, about."""
 ROOM_BYTES = 32 * MIB
 """For positions that a short caption could do without."""
-TOKENS = 400
+TOKENS = 450
 """More than the limit leaves room for."""
+SHORT_TOKENS = 20
+"""About a short caption: what is waited for when memory has returned is the first result, not the end of a long one."""
 RESUMED_WITHIN_S = 30.0
 TAKE = """\
 import sys, time
@@ -141,11 +143,15 @@ def keeps_captioning(machine: Machine) -> None:
     print(f"  peak of the cgroup {number('memory.max_usage_in_bytes', 'memory.peak') / MIB:.0f} MiB, files included")
     assert kills() == 0
     assert "SIGKILL" not in journal()
+    configure(max_tokens=SHORT_TOKENS)
+    before = len(stages_in(journal()))
+    run("systemctl", "restart", UNIT)
+    wait_for("capped again", lambda: stages_in(journal())[before:] == ["capped"])
 
 
 def gives_up_in_order(machine: Machine) -> None:
     """Another process takes memory, slowly: every stage in its turn, one after the other, and no kill."""
-    taker, seen = Taker(), [memory_of(machine)["stage"]]
+    taker, before = Taker(), len(stages_in(journal()))
     machine.taker = taker  # type: ignore[attr-defined]
     start_s = time.monotonic()
 
@@ -156,10 +162,10 @@ def gives_up_in_order(machine: Machine) -> None:
         return bool(memory_of(machine)["stage"] == "unloaded")
 
     wait_for("the model is unloaded", squeezed)
-    print(f"  unloaded after {time.monotonic() - start_s:.1f} s; was {', '.join(seen)} before")
-    entered = stages_in(journal())
+    print(f"  unloaded after {time.monotonic() - start_s:.1f} s")
+    entered = stages_in(journal())[before:]
     print(f"  entered: {' → '.join(entered)}")
-    assert entered == ["capped", "released", "paused", "recycled", "unloaded"], entered
+    assert entered == ["released", "paused", "recycled", "unloaded"], entered
     assert child("edge_daemon.worker") is None
     assert kills() == 0
     assert memory_of(machine)["reason"]
@@ -254,6 +260,13 @@ def make_model() -> Path:
     return MADE
 
 
+def configure(**model: Any) -> None:
+    """Change the section of the model."""
+    settings = yaml.safe_load(CONFIG.read_text())
+    settings["model"] |= model
+    CONFIG.write_text(yaml.safe_dump(settings))
+
+
 def limit_bytes(needs: Needs) -> int:
     """Of the cgroup: in between what the shortest cache needs and what the full context does."""
     return needs.at(needs.smallest_positions) + ROOM_BYTES + CGROUP_RESERVE_BYTES + OTHERS_BYTES
@@ -268,15 +281,7 @@ def main(directory: Path | None) -> int:
     config = load_config(model / "config.json")
     needs = needs_of(footprint(model, config, "int8", kv), config, RUNTIME_BYTES)
     inside_service.install(str(model))
-    settings = yaml.safe_load(CONFIG.read_text())
-    settings["model"] |= {
-        "precision": "int8",
-        "kv_precision": kv,
-        "max_tokens": TOKENS,
-        "temperature": 1.0,
-        "threads": 2,
-    }
-    CONFIG.write_text(yaml.safe_dump(settings))
+    configure(precision="int8", kv_precision=kv, max_tokens=TOKENS, temperature=1.0, threads=2)
     limit = limit_bytes(needs)
     smallest, full = (needs.at(positions) / MIB for positions in (needs.smallest_positions, needs.max_positions))
     print(f"  the full context needs {full:.0f} MiB, the shortest {smallest:.0f}")
