@@ -27,7 +27,7 @@ from edge_daemon.switches import Switches
 from edge_daemon.token_bucket import TokenBucket
 from edge_daemon.topics import Incoming, Publication, json_bytes
 
-AT_ONCE, PER_MINUTE = 20, 120.0
+AT_ONCE, PER_MINUTE = 60, 120.0
 """Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
 log = logging.getLogger(__name__)
 

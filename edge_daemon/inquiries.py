@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_daemon import snapshot
-from edge_daemon.answers import value_of
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import Capture
 from edge_daemon.commands import Ask, Caption, Detect
@@ -20,6 +19,7 @@ from edge_daemon.jobs import Job
 from edge_daemon.messages import Frame, Task
 from edge_daemon.results import Origin
 from edge_daemon.slots import LONGEST_LINE, Slots
+from edge_daemon.values import Values
 
 Inquiry = Caption | Ask | Detect
 FULL = f"{LONGEST_LINE} requests are waiting already; ask again when some are answered"
@@ -40,7 +40,7 @@ class Inquiries:
         """The result of one question, as a document that is no result of the source. Raises CommandError."""
         (made,) = await self._ask(inquiry, [self._task(inquiry)], is_kept=False)
         if isinstance(inquiry, Ask):
-            made["value"] = value_of(made["answer"], inquiry.question.type, inquiry.question.choices)
+            (made,) = Values().typed("", [inquiry.question], [made])
         return made if inquiry.source else {key: value for key, value in made.items() if key != "source"}
 
     async def trigger(self, source: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edge_daemon.config import Config, FolderConfig
 
-LIVE = frozenset({"enabled", "caption", "questions", "detect"})
+LIVE = frozenset({"enabled", "caption", "questions", "detect", "image"})
 """Keys of a source that are looked at anew for every picture."""
 
 

@@ -8,6 +8,7 @@ broker ──► controls ──► inquiries ──► slots ──► caption 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ class Remote:
         if not self._config.homeassistant.enabled:
             return None
         sources = {name: capture.config for name, capture in self._captures.items()}
-        return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
+        facts = replace(self._facts, images=frozenset(name for name, source in sources.items() if source.image.enabled))
+        return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, facts)
 
 
 def _board() -> str:

@@ -23,7 +23,13 @@ def test_nothing_has_changed() -> None:
 
 
 def test_what_is_looked_at_for_every_picture_holds_at_once() -> None:
-    keys = {"caption": "long", "detect": ["car"], "questions": [{"id": "gate", "ask": "Open?"}], "enabled": False}
+    keys: dict[str, Any] = {
+        "caption": "long",
+        "detect": ["car"],
+        "questions": [{"id": "gate", "ask": "Open?"}],
+        "enabled": False,
+    }
+    keys["image"] = {"enabled": True}
     new = configured(keys, log_level="debug")
     outcome = reloaded(OLD, new)
     assert set(outcome.applied) == {"log_level", *(f"sources.porch.{key}" for key in keys)}
