@@ -63,6 +63,11 @@ class PublishRefused(EdgeDaemonError):
 class PublishDenied(PublishRefused):
     """Raised when the broker does not take this message now, but may when its owner has changed its settings."""
 
+    def __init__(self, why: str, *, everything: bool = False) -> None:
+        """`everything` means that it takes no other message either: a quota is used up."""
+        super().__init__(why)
+        self.everything = everything
+
 
 class WireError(EdgeDaemonError):
     """Raised when bytes on a pipe are not a message; its sender is then treated as dead."""

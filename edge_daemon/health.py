@@ -72,6 +72,8 @@ class Health:
             "stuck": self.stuck(),
             "mqtt": {
                 "problem": self._connection.problem,
+                "protocol": self._connection.protocol,
+                "warning": self._connection.warning,
                 "queued": len(self._outbox),
                 "refused": self._connection.refused,
                 "last_refused": self._connection.last_refused,

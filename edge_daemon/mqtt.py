@@ -22,7 +22,7 @@ from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outgoing import Outgoing
 from edge_daemon.subscriptions import OnMessage, Subscriptions
 from edge_daemon.suspicion import LONGEST_DELAY_S, SHORT_S
-from edge_daemon.topics import OFFLINE, ONLINE, Publication, Topics
+from edge_daemon.topics import JSON, OFFLINE, ONLINE, Publication, Topics
 
 RECONNECT_FIRST_S = 1
 ANSWER_S = 30.0
@@ -110,7 +110,7 @@ class Connection:
 
     def state(self, topic: str, payload: bytes, qos: int = 1) -> None:
         """Set a retained topic; sent now if connected, and again on every connect."""
-        content_type = "application/json" if payload.startswith(b"{") else ""
+        content_type = JSON if payload.startswith(b"{") else ""
         message = Publication(topic, payload, retain=True, qos=qos, content_type=content_type)
         if self._state.get(topic) != message:
             self._state[topic] = message
@@ -225,8 +225,9 @@ class Connection:
         """The broker has a message, or does not take it."""
         self._stop_timer()
         words = reasons.in_words(reason.code) if reason.is_failure else ""
-        for_now = reason.code in reasons.FOR_NOW
-        error = (PublishDenied if for_now else PublishRefused)(words) if words else None
+        for_now, error = reason.code in reasons.FOR_NOW, PublishRefused(words) if words else None
+        if for_now:
+            error = PublishDenied(words, everything=reason.code in reasons.QUOTA)
         message = self.outgoing.confirmed(number, error)
         if message is not None and for_now:
             self._deny(message.topic, f"({reason.name}): {words}")

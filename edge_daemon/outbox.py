@@ -173,6 +173,11 @@ class Outbox:
             self._drop(first.row, first.size_bytes, "refused")
         self._write()
 
+    def take_up(self, entries: Sequence[Entry]) -> None:
+        """Pass these over no longer."""
+        for entry in entries:
+            self._aside.pop(entry.row, None)
+
     def tend(self) -> None:
         """Look after what depends on time: to be called every few seconds."""
         now_s = self._monotonic()

@@ -1,7 +1,9 @@
 """The publisher: drains the outbox into the connection.
 
 Results leave the outbox when the broker has confirmed (PUBACK) every message they became. One whose event it will
-never take is set aside, and the next ones are sent.
+never take is passed over, and the next ones are sent. So is one that it does not take for now, as its access list or a
+quota says; but that one is sent again, when the time has come or the next broker has taken us, and never dropped: when
+many wait so, the others wait with them.
 
 What was kept when the broker took us is a backlog. Its results are events, in order and marked `replayed`, at a
 bounded rate beside the live ones. They are no news: an automation that listens to a retained topic must not see
@@ -12,10 +14,12 @@ after that only what is live; it never goes back.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
 from edge_daemon.book import Entry
+from edge_daemon.errors import PublishDenied
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Outbox
 from edge_daemon.results import published
@@ -23,6 +27,10 @@ from edge_daemon.topics import Publication, publications
 
 BATCH = 20
 """Results on their way at once, live ones and as many of the backlog."""
+DENIED = 50
+"""Results that are passed over for now."""
+DENIED_S = 60.0
+"""After so long they are sent again."""
 REPLAY_PER_S = 50.0
 """Results of the backlog: a day of one every ten seconds takes three minutes."""
 
@@ -48,6 +56,11 @@ class Publisher:
         self._backlog_row = 0
         """The last row that was there when the broker took us."""
         self._replay_at_s = 0.0
+        self._denied: list[Entry] = []
+        """What is passed over for now."""
+        self._hold = False
+        self._again_at_s = math.inf
+        """When to try again what was denied."""
 
     async def run(self) -> None:
         """Publish for ever."""
@@ -56,14 +69,16 @@ class Publisher:
             self._outbox.tend()
             if not self._connection.connected.is_set():
                 await _wait(self._connection.connected, self._beat_s)
-            elif self._session != self._connection.sessions:
+            elif self._session != self._connection.sessions or time.monotonic() >= self._again_at_s:
                 await self._begin()
-            elif not await self._send_some():
+            elif self._hold or not await self._send_some():
                 await _wait(self._written, self._beat_s)
                 self._written.clear()
 
     async def _begin(self) -> None:
-        """A broker has taken us: whatever is there by now is a replay, whatever the clock says."""
+        """A broker has taken us, or may take more: whatever is there by now is a replay, whatever the clock says."""
+        self._outbox.take_up(self._denied)
+        self._denied, self._hold, self._again_at_s = [], False, math.inf
         self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
         newest = [(e, [m for m in self._messages(e) if m.retain]) for e in self._outbox.newest()]
         await self._send(newest, confirmed=lambda entries: None)
@@ -103,19 +118,31 @@ class Publisher:
                     done = []
                 await asyncio.wait(confirmations, timeout=self._beat_s)
                 self._beat()
-            if any(c.cancelled() for c in confirmations) and not _refused(confirmations):
+            if any(c.cancelled() for c in confirmations) and not any(map(_refusal, confirmations)):
                 break  # the connection broke: once more from here
-            if confirmations and _refused(confirmations[:1]):  # the event; the connection has told why
+            refusal = _refusal(confirmations[0]) if confirmations else None  # of the event; the connection has told it
+            if isinstance(refusal, PublishDenied):
+                self._deny(entry, refusal)
+            elif refusal is not None:
                 self._outbox.pass_over(entry)
             else:
                 done.append(entry)
         if done:
             confirmed(done)
 
+    def _deny(self, entry: Entry, refusal: PublishDenied) -> None:
+        """Send it again later; the others need not wait for it."""
+        self._again_at_s = min(self._again_at_s, time.monotonic() + DENIED_S)
+        if refusal.everything or len(self._denied) >= DENIED:
+            self._hold = True
+        elif entry not in self._denied:
+            self._outbox.pass_over(entry)
+            self._denied.append(entry)
 
-def _refused(confirmations: list[asyncio.Future[None]]) -> bool:
-    """Whether the broker will never take one of these messages."""
-    return any(not c.cancelled() and c.exception() is not None for c in confirmations)
+
+def _refusal(confirmation: asyncio.Future[None]) -> BaseException | None:
+    """Why the broker does not take this message."""
+    return None if confirmation.cancelled() else confirmation.exception()
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -47,7 +47,9 @@ REASONS = {
     160: "it ends every connection after some time",
 }
 """By reason code of MQTT 5."""
-FOR_NOW = frozenset({131, 135, 144, 147, 150, 151})
+QUOTA = frozenset({147, 150, 151})
+"""Whatever is sent next is refused as well."""
+FOR_NOW = QUOTA | {131, 135, 144}
 """Refusals of a message that are about its topic or about quotas: later, or with other settings, it may be taken."""
 UNTAKEN = (
     "perhaps it is larger than the max_packet_size of the broker's settings, "
@@ -128,5 +130,5 @@ def tls(error: ssl.SSLError) -> str:
     """Why there is no encrypted connection."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return CERTIFICATE.get(error.verify_code, f"its certificate is not accepted: {error.verify_message}")
-    reason = error.reason or type(error).__name__
+    reason = getattr(error, "reason", None) or type(error).__name__
     return next((words for end, words in ALERTS.items() if reason.endswith(end)), f"TLS fails: {reason}")

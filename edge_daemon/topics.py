@@ -11,6 +11,11 @@ from typing import Any
 
 ONLINE, OFFLINE = b"online", b"offline"
 """Home Assistant's default payloads for availability."""
+JSON, TEXT = "application/json", "text/plain; charset=utf-8"
+EVENT_EXPIRY_S = 7 * 86400
+"""A broker that keeps events for a subscriber who is away need not keep them for ever; the outbox does not either.
+
+What is retained does not expire: availability says whether it is still the truth."""
 LARGEST_INCOMING_BYTES = 6 << 20
 """More than a picture in base64 that a command may bring."""
 
@@ -121,15 +126,17 @@ def home_assistant_status(prefix: str) -> str:
 def publications(topics: Topics, source: str, result: dict[str, Any]) -> list[Publication]:
     """The messages of one result, in the order in which they are sent."""
     body = json_bytes(result)
-    event = Publication(topics.of(source, "event"), body, retain=False)
-    if "caption" in result:
-        words = result["caption"].encode(errors="replace")
-        return [
-            event,
-            Publication(topics.of(source, "caption"), body, retain=True),
-            Publication(topics.of(source, "caption/text"), words, retain=True),
-        ]
-    return [event, Publication(topics.of(source, f"answer/{result['task']}"), body, retain=True)]
+    user = tuple((key, json.dumps(result[key]).strip('"')) for key in ("schema", "model", "replayed") if key in result)
+
+    def message(what: str, retain: bool = True, expiry_s: int | None = None) -> Publication:
+        return Publication(topics.of(source, what), body, retain, content_type=JSON, expiry_s=expiry_s, user=user)
+
+    event = message("event", retain=False, expiry_s=EVENT_EXPIRY_S)
+    if "caption" not in result:
+        return [event, message(f"answer/{result['task']}")]
+    words = result["caption"].encode(errors="replace")
+    text = Publication(topics.of(source, "caption/text"), words, retain=True, content_type=TEXT, user=user)
+    return [event, message("caption"), text]
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:

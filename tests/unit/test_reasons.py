@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -59,9 +60,17 @@ def test_who_gave_no_login_is_asked_for_one_and_an_unknown_code_is_shown() -> No
         (OSError(errno.ENETUNREACH, "x"), "is the network up?"),
         (TimeoutError("timed out"), "no answer; is it switched on"),
         (OSError(errno.EPERM, "Operation not permitted"), "Operation not permitted"),
-        (OSError("without a number"), "OSError"),
+        (OSError("without a number"), "without a number"),
+        (OSError(), "OSError"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), "one for TLS"),
+        (ssl.SSLError(1, "[SSL: SOMETHING_NEW] something new"), "TLS fails: "),
         (None, "no reason is known"),
     ],
 )
 def test_why_there_is_no_way_to_it(error: BaseException | None, words: str) -> None:
     assert words in reasons.unreachable(error)
+
+
+def test_what_may_be_taken_later_is_no_verdict_on_the_message() -> None:
+    assert reasons.QUOTA < reasons.FOR_NOW <= reasons.REASONS.keys()
+    assert not reasons.FOR_NOW & {149, 153}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edge_daemon.config import RESERVED_SOURCE_NAMES
-from edge_daemon.topics import Publication, Topics, discovery, home_assistant_status, json_bytes, publications
+from edge_daemon.topics import EVENT_EXPIRY_S, Topics, discovery, home_assistant_status, json_bytes, publications
 
 TOPICS = Topics("home/edge", "shed")
 
@@ -59,12 +59,20 @@ def test_no_source_can_take_a_topic_of_the_node() -> None:
 def test_a_caption_is_an_event_a_document_and_words() -> None:
     result = {"task": "caption", "caption": "A red circle – on grey.", "seq": 7}
     body = json_bytes(result)
-    assert publications(TOPICS, "porch", result) == [
-        Publication("home/edge/shed/porch/event", body, retain=False),
-        Publication("home/edge/shed/porch/caption", body, retain=True),
-        Publication("home/edge/shed/porch/caption/text", "A red circle – on grey.".encode(), retain=True),
+    assert [(p.topic, p.payload, p.retain, p.qos) for p in publications(TOPICS, "porch", result)] == [
+        ("home/edge/shed/porch/event", body, False, 1),
+        ("home/edge/shed/porch/caption", body, True, 1),
+        ("home/edge/shed/porch/caption/text", "A red circle – on grey.".encode(), True, 1),
     ]
     assert json.loads(body) == result
+
+
+def test_what_mqtt_5_can_say_beside_a_result() -> None:
+    result = {"schema": 1, "model": "demo", "replayed": True, "task": "caption", "caption": "A cat."}
+    messages = publications(TOPICS, "porch", result)
+    assert [message.content_type for message in messages] == ["application/json"] * 2 + ["text/plain; charset=utf-8"]
+    assert [message.expiry_s for message in messages] == [EVENT_EXPIRY_S, None, None]
+    assert {message.user for message in messages} == {(("schema", "1"), ("model", "demo"), ("replayed", "true"))}
 
 
 def test_an_answer_is_an_event_and_a_document_of_its_own() -> None:
