@@ -58,8 +58,9 @@ class Child:
     ) -> Child:
         """Start `argv` in its own session, so that a Ctrl-C at the terminal reaches only the daemon.
 
-        `environment` is added to ours, but where ours says something else; it has our `descriptors` open as well. Raises ChildBootError when it cannot be
-        started: its program is not there, or the machine has no memory, process or file descriptor left.
+        `environment` is added to ours, but where ours says something else; it has our `descriptors` open as well.
+        Raises ChildBootError when it cannot be started: its program is not there, or the machine has no memory, process
+        or file descriptor left.
         """
         try:
             process = await asyncio.create_subprocess_exec(

@@ -60,8 +60,7 @@ class Controls:
         self._taken = TokenBucket(AT_ONCE, PER_MINUTE)
         self._refused = TokenBucket(AT_ONCE, PER_MINUTE)
         self._tasks: set[asyncio.Task[None]] = set()
-        sources = [self._topics.of(name, what) for name in parts.captures for what in SETTINGS]
-        connection.subscribe([self._topics.request("+"), *sources], self._on_message)
+        connection.subscribe(self._topics.incoming, self._on_message)
 
     async def stop(self) -> None:
         """Give up what is not answered yet."""
@@ -72,10 +71,11 @@ class Controls:
 
     def _on_message(self, message: Incoming) -> None:
         addressed = self._topics.addressed(message.topic)
-        if addressed is not None:
-            task = asyncio.create_task(self._handle(message, *addressed))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if addressed is None or addressed[0] == "response" or addressed[1].startswith("answer/"):
+            return  # our own words: to a command called trigger, of a question called set
+        task = asyncio.create_task(self._handle(message, *addressed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, message: Incoming, first: str, rest: str) -> None:
         """One command, and its answer."""
@@ -83,7 +83,7 @@ class Controls:
         if wait_s and self._refused.take(now_s):
             return
         is_request = first == "request"
-        name = rest if is_request else SETTINGS[rest][0]
+        name = rest if is_request else SETTINGS.get(rest, ("set",))[0]
         transaction = None
         try:
             if wait_s:

@@ -6,6 +6,7 @@ The broker keeps the message of earlier lives. It is waited for first, because i
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ EARLIER_S = 2.0
 """The broker sends what it has kept at once after the subscription; a busy one has this long for it."""
 LONGEST_DELAY_S = 5.0
 """When Home Assistant starts, all devices are told so at the same moment; they answer one after the other."""
+log = logging.getLogger(__name__)
 
 
 class Discovery:
@@ -35,6 +37,7 @@ class Discovery:
         """What the broker keeps, as far as we have heard."""
         self._session = 0
         self._delay_s = 0.0
+        self._told = False
         self._wake = asyncio.Event()
         connection.subscribe([self._topic, self._status], self._on_message)
 
@@ -74,3 +77,6 @@ class Discovery:
             await asyncio.wait([sent])
             if sent.cancelled() or sent.exception() is not None:
                 return
+        if wanted is not None:
+            log.log(logging.DEBUG if self._told else logging.INFO, "Home Assistant is told of this on %s", self._topic)
+            self._told = True

@@ -22,7 +22,9 @@ from edge_daemon.slots import LONGEST_LINE, Slots
 from edge_daemon.values import Values
 
 Inquiry = Caption | Ask | Detect
-FULL = f"{LONGEST_LINE} requests are waiting already; ask again when some are answered"
+MOST_PICTURES = 2
+"""Pictures that came along and are not answered yet: each takes some 10 MiB of the daemon's memory with its message."""
+FULL = "{} requests{} are waiting already; ask again when some are answered"
 
 
 class Inquiries:
@@ -34,7 +36,7 @@ class Inquiries:
         self._slots = slots
         self._captioner = captioner
         self._decoding = asyncio.Lock()
-        self._pending = 0
+        self._pending: list[Inquiry] = []
 
     async def answer(self, inquiry: Inquiry) -> dict[str, Any]:
         """The result of one question, as a document that is no result of the source. Raises CommandError."""
@@ -49,7 +51,12 @@ class Inquiries:
 
     async def _ask(self, inquiry: Inquiry, tasks: list[Task] | None, *, is_kept: bool) -> list[dict[str, Any]]:
         self._refuse(inquiry.source)
-        self._pending += 1
+        pictures = [one for one in self._pending if one.picture is not None]
+        if inquiry.picture is not None and len(pictures) >= MOST_PICTURES:
+            raise CommandError(FULL.format(MOST_PICTURES, " with a picture"))
+        if len(self._pending) > LONGEST_LINE:  # one is in work
+            raise CommandError(FULL.format(LONGEST_LINE, ""))
+        self._pending.append(inquiry)
         try:
             async with self._decoding:
                 frame = await self._frame(inquiry)
@@ -58,10 +65,10 @@ class Inquiries:
             job = Job(origin, tasks, is_kept, asyncio.get_running_loop().create_future())
             assert job.answer is not None
             if not self._slots.ask(job):
-                raise CommandError(FULL)
+                raise CommandError(FULL.format(LONGEST_LINE, ""))
             return await job.answer
         finally:
-            self._pending -= 1
+            self._pending.remove(inquiry)
 
     def _refuse(self, source: str | None) -> None:
         """Raise CommandError for what cannot be answered now."""
@@ -69,8 +76,6 @@ class Inquiries:
             raise CommandError(f"the source {source} is switched off; set enabled to true first")
         if not self._captioner.allowed.is_set():
             raise CommandError("memory is too short for a caption at the moment; health says more")
-        if self._pending > LONGEST_LINE:
-            raise CommandError(FULL)
 
     async def _frame(self, inquiry: Inquiry) -> Frame:
         try:

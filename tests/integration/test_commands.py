@@ -27,6 +27,8 @@ import yaml
 from edge_daemon.controls import AT_ONCE
 from edge_daemon.demo.broker import Broker, find_mosquitto
 from edge_daemon.demo.scenes import sample_pictures
+from edge_daemon.inquiries import MOST_PICTURES
+from edge_daemon.slots import LONGEST_LINE
 from tests.conftest import missing
 from tests.integration.service import BASE, Service, Subscriber, running, subscribed, wait_for
 
@@ -303,6 +305,29 @@ def test_a_bad_request_gets_its_reason(line: Line, command: str, payload: bytes,
     assert answer["status"] == "error"
 
 
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        ("inbox/enable/set", "ON", "unknown topic 'enable/set' of a source; did you mean 'enabled/set'?"),
+        ("inbx/enabled/set", "ON", "source: unknown source 'inbx'; did you mean 'inbox'?"),
+        ("inbox/enabled/set", "perhaps", "enabled: true or false (ON or OFF in a topic of its own) is expected"),
+        ("inbox/interval/set", "5", "a folder has no interval"),
+    ],
+)
+def test_a_wrong_setting_gets_its_reason(line: Line, topic: str, payload: str, reason: str) -> None:
+    before = len(line.heard.results("response/set"))
+    line.send(topic, "-m", payload)
+    assert reason in line.answer("response/set", after=before)["error"]
+
+
+def test_our_own_words_are_no_commands(line: Line) -> None:
+    before = len(line.heard.on("response/caption"))
+    line.send("request/trigger")
+    line.answer("response/trigger")
+    line.data("stats")
+    assert len(line.heard.on("response/caption")) == before
+
+
 def test_a_retained_command_is_refused_when_it_comes_again(line: Line) -> None:
     """The broker repeats it to whoever connects: here to a daemon that starts anew."""
     path = line.service.directory / "second"
@@ -316,6 +341,40 @@ def test_a_retained_command_is_refused_when_it_comes_again(line: Line) -> None:
             assert again["status"] == "error"
     finally:
         line.send("request/restart_worker", "-r", "-n")
+
+
+def test_a_few_requests_wait_and_more_are_refused(line: Line) -> None:
+    """The worker is made to wait, and then goes on."""
+    worker = line.service.child("edge_daemon.worker")
+    assert worker is not None
+    before = len(line.heard.results("response/caption"))
+    worker.suspend()
+    try:
+        for _ in range(LONGEST_LINE + 1):
+            line.send("request/caption")
+        assert f"{LONGEST_LINE} requests are waiting already" in line.refusal("caption")
+    finally:
+        worker.resume()
+    wait_for("the others", lambda: len(line.heard.results("response/caption")) > before + LONGEST_LINE + 1)
+    answers = line.heard.results("response/caption")[before:]
+    assert [answer["status"] for answer in answers] == ["error", *["ok"] * (LONGEST_LINE + 1)]
+
+
+def test_few_pictures_wait_because_they_are_large(line: Line) -> None:
+    worker = line.service.child("edge_daemon.worker")
+    assert worker is not None
+    packed = base64.b64encode(line.other[0].read_bytes()).decode()
+    before = len(line.heard.results("response/ask"))
+    worker.suspend()
+    try:
+        for _ in range(MOST_PICTURES):
+            line.send("request/ask", "-m", json.dumps({"question": "How many shapes are there?", "picture": packed}))
+        why = line.refusal("ask", question="How many shapes are there?", picture=packed)
+        assert f"{MOST_PICTURES} requests with a picture are waiting already" in why
+    finally:
+        worker.resume()
+    wait_for("the others", lambda: len(line.heard.results("response/ask")) > before + MOST_PICTURES)
+    assert line.data("caption", picture=packed)["caption"] == line.other[1]
 
 
 # ---- clients that we did not write --------------------------------------------------------------------------
