@@ -328,19 +328,46 @@ def test_our_own_words_are_no_commands(line: Line) -> None:
     assert len(line.heard.on("response/caption")) == before
 
 
-def test_a_retained_command_is_refused_when_it_comes_again(line: Line) -> None:
-    """The broker repeats it to whoever connects: here to a daemon that starts anew."""
-    path = line.service.directory / "second"
-    path.mkdir()
-    line.send("request/restart_worker", "-r", "-m", "{}")
-    wait_for("it was heard", lambda: line.heard.results("response/restart_worker"))
+def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
+    """A service of its own: what the broker repeats is refused, what waits is told of the end, what was set stays."""
+    directory, base = line.service.directory / "second", "edge-daemon/second"
+    directory.mkdir()
+    service = Service(directory, line.broker.port, model={"stop_grace_s": 0.5})
+    service.config.write_text(service.config.read_text().replace("node: test", "node: second"))
+    shutil.copy(line.other[0], service.inbox)
+    publish = ["mosquitto_pub", "-p", str(line.broker.port), "-t"]
+    subprocess.run([*publish, f"{base}/request/restart_worker", "-r", "-m", '{"transaction": "kept"}'], check=True)
+    heard = directory / "heard"
+    hear = ["mosquitto_sub", "-p", str(line.broker.port), "-t", f"{base}/response/+"]
+    with heard.open("wb") as file:
+        subscriber = subprocess.Popen(hear, stdout=file)
+
+    def answers(count: int) -> list[dict[str, Any]]:
+        found = wait_for(f"{count} answers", lambda: r if len(r := heard.read_bytes().splitlines()) >= count else None)
+        return [json.loads(answer) for answer in found]
+
     try:
-        second = Service(path, line.broker.port)
-        with running(second):
-            again = line.answer("response/restart_worker", lambda a: "must not be retained" in a.get("error", ""))
-            assert again["status"] == "error"
+        with running(service):
+            assert "a command must not be retained" in answers(1)[0]["error"]
+            longer = '{"source": "inbox", "length": "normal"}'
+            subprocess.run([*publish, f"{base}/request/set", "-m", longer], check=True)
+            assert answers(2)[1]["status"] == "ok"
+            worker = wait_for("a worker", lambda: service.child("edge_daemon.worker"))
+            subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
+            assert answers(3)[2]["data"]["length"] == "normal"
+            worker.suspend()
+            for _ in range(2):
+                subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
+            wait_for("they wait", lambda: service.log().count("request/caption") == 3)
+            assert service.end() == 0
+            assert [answer["error"] for answer in answers(5)[3:]] == ["the service stops"] * 2
+            service.start()
+            wait_for("it lives", lambda: service.log().count("watching with") == 2)
+            subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
+            assert answers(7)[-1]["data"]["length"] == "normal"
     finally:
-        line.send("request/restart_worker", "-r", "-n")
+        subscriber.terminate()
+        subscriber.wait()
 
 
 def test_a_few_requests_wait_and_more_are_refused(line: Line) -> None:
