@@ -31,7 +31,7 @@ def test_everything_about_one_picture(tmp_path: Path, broker: Broker) -> None:
     (tmp_path / "samples").mkdir()
     samples = sample_pictures(tmp_path / "samples", 2, 7)
     with subscribed(broker.port) as heard, running(Service(tmp_path, broker.port, source=SOURCE)) as service:
-        wait_for("health", lambda: heard.last_health())
+        wait_for("health", heard.last_health)
         for number, (path, _) in enumerate(samples, 1):
             path.rename(service.inbox / path.name)
             wait_for("its results", lambda n=number: len(heard.on("inbox/event")) == 6 * n)  # type: ignore[misc]
@@ -58,6 +58,20 @@ def test_everything_about_one_picture(tmp_path: Path, broker: Broker) -> None:
         frame = drawn.convert("RGB").resize(shown.size)
     assert max(shown.size) == 512
     assert ImageStat.Stat(ImageChops.difference(shown, frame)).mean < [20.0] * 3, "this picture, and some frames"
+
+
+def test_an_image_that_does_not_fit_leaves_the_topic_empty_and_is_told_once(tmp_path: Path, broker: Broker) -> None:
+    (tmp_path / "samples").mkdir()
+    samples = sample_pictures(tmp_path / "samples", 2, 7)
+    source = {"image": {"enabled": True, "max_kib": 1}}
+    with subscribed(broker.port) as heard, running(Service(tmp_path, broker.port, source=source)) as service:
+        for path, _ in samples:
+            path.rename(service.inbox / path.name)
+        results = wait_for("both captions", lambda: r if len(r := heard.results()) == 2 else None)
+        assert {r["caption"] for r in results} == {truth for _, truth in samples}
+        assert [image.payload for image in heard.on("inbox/image")] == [b""]
+        assert service.end() == 0
+    assert service.log().count("in quality 20, image.max_kib allows 1: it is not published") == 1
 
 
 def check_one(said: list[dict[str, Any]], truth: str) -> None:

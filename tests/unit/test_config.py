@@ -286,6 +286,15 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
             "give the question another one",
         ),
         (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    image: {enabled: true, boxes: true}\n",
+            "2:3: sources.p: value (keys with values): image.boxes frames what detect finds: add detect, or leave "
+            "image.boxes out",
+        ),
+        (
+            "sources:\n  p:\n    type: folder\n    path: /srv\n    image: {quality: 100}\n",
+            "5:13: sources.p.image.quality: value 100: input should be less than or equal to 95",
+        ),
+        (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: a}\n",
             "6:7: sources.p.questions.0.ask: this key is required",
         ),
