@@ -19,6 +19,8 @@ import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.integration.promised import broken
+
 NODE = "test"
 BASE = f"edge-daemon/{NODE}"
 PATIENCE_S = 120.0
@@ -69,7 +71,7 @@ class Subscriber:
 
 @contextmanager
 def subscribed(port: int) -> Iterator[Subscriber]:
-    """A subscriber that reconnects by itself."""
+    """A subscriber that reconnects by itself. Whatever it hears has to be as promised."""
     subscriber = Subscriber()
     client = paho.Client(CallbackAPIVersion.VERSION2)
     client.reconnect_delay_set(1, 1)
@@ -87,6 +89,7 @@ def subscribed(port: int) -> Iterator[Subscriber]:
     finally:
         client.disconnect()
         client.loop_stop()
+    assert not [words for m in subscriber.messages if (words := broken(m.topic.removeprefix(f"{BASE}/"), m.payload))]
 
 
 class Service:
