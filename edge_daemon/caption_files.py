@@ -20,7 +20,7 @@ from edge_daemon.moondream import device
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.device import Choice, WantedDevice, WantedPrecision
 from edge_daemon.moondream.generate import Sampling
-from edge_daemon.moondream.model import Moondream, clipped
+from edge_daemon.moondream.model import Answer, Moondream, clipped
 from edge_daemon.moondream.opening import open_chosen
 from edge_daemon.needs import room
 from edge_daemon.picture import Limits, load
@@ -72,15 +72,17 @@ def _about(opened: Opened, frame: Image.Image, wishes: Wishes) -> dict[str, Any]
     model, choice = opened.model, opened.choice
     sampling = Sampling(wishes.max_tokens)
     encode_s = model.encode(frame)
-    said = model.caption(wishes.length, sampling)
-    answers = [(question, model.query(question, sampling)) for question in wishes.questions]
+    said, *answers = _said(model, [("caption", wishes.length), *(("query", q) for q in wishes.questions)], sampling)
     found = [(target, model.detect(target)) for target in wishes.targets]
     return {
         "caption": said.text,
         "length": wishes.length,
         "finish_reason": said.finish_reason,
         "tokens": said.tokens,
-        "answers": [{"question": q, "answer": a.text, "finish_reason": a.finish_reason} for q, a in answers],
+        "answers": [
+            {"question": question, "answer": answer.text, "finish_reason": answer.finish_reason}
+            for question, answer in zip(wishes.questions, answers, strict=True)
+        ],
         "objects": [{"target": target, **asdict(clipped(box))} for target, boxes in found for box in boxes],
         "model": model.config.name,
         "engine": model.config.engine,
@@ -94,6 +96,16 @@ def _about(opened: Opened, frame: Image.Image, wishes: Wishes) -> dict[str, Any]
             "generate": round(said.generate_s * 1000, 1),
         },
     }
+
+
+def _said(model: Moondream, asked: list[tuple[str, str]], sampling: Sampling) -> list[Answer]:
+    """Raises CaptionError for the first that has no answer."""
+    said = []
+    for answer in model.ask(asked, sampling):
+        if isinstance(answer, CaptionError):
+            raise answer
+        said.append(answer)
+    return said
 
 
 def in_words(document: dict[str, Any]) -> str:

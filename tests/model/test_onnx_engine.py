@@ -24,6 +24,7 @@ from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV, footprint
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Answer, Moondream, open_parts
 from edge_daemon.moondream.onnx_parts import OnnxText
+from edge_daemon.moondream.parts import ManyTextsPart
 from tests.model.checkpoints import HALF_BILLION, write_model
 from tests.model.onnx_models import Precision, as_graphs
 
@@ -85,6 +86,20 @@ def test_every_task_is_the_torch_one(
         assert everything(onnx_model) == everything(torch_model)
         different.append(str(everything(onnx_model)))
     assert len(set(different)) == 3, "the pictures make no difference: this test shows nothing"
+
+
+def test_several_are_asked_one_after_the_other(tiny: TinyFactory, graphs: Path, noise: PictureFactory) -> None:
+    """A graph takes what it is given for one text."""
+    asked = [("caption", "short"), ("query", "red star"), ("caption", "endless"), ("query", " sky")]
+    answers = []
+    for directory in (tiny(), graphs):
+        model = Moondream(directory)
+        model.encode(noise(30, 30))
+        assert isinstance(model.text, ManyTextsPart) is (directory != graphs)
+        found = model.ask(asked, Sampling(9))
+        answers.append([(a.text, a.finish_reason) if isinstance(a, Answer) else str(a) for a in found])
+    assert answers[0] == answers[1]
+    assert len({str(answer) for answer in answers[0]}) == len(asked)
 
 
 def test_every_part_gives_the_same_numbers(tiny: TinyFactory, graphs: Path, noise: PictureFactory) -> None:
