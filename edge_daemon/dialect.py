@@ -1,14 +1,18 @@
 """Which MQTT to speak: 5, or 3.1.1 where the broker does not take 5. Pure: told what happens.
 
-A broker that says that it does not speak MQTT 5 is believed as long as it is there. Some hang up instead, but so does
-one that is just starting; so that holds for one connection, and the next one begins with MQTT 5 again.
+A broker that says that it does not speak MQTT 5 is believed as long as it is there. Some hang up instead, or say
+nothing (amqtt), but so does one that is just starting; so that holds for one connection, and the next one begins with
+MQTT 5 again.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 V5, V311 = 5, 4
+PATIENCE_S = 5.0
+"""A broker that has not answered within so long perhaps does not understand us."""
 Protocol = Literal["auto", "5", "3.1.1"]
 
 
@@ -21,13 +25,18 @@ class Dialect:
         """For the next connection."""
         self._said = False
 
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for an answer before another version is tried."""
+        return PATIENCE_S if self._wanted == "auto" and self.version == V5 else math.inf
+
     def refused(self) -> bool:
         """The broker does not speak this version; whether another one is worth an attempt now."""
         self._said = True
         return self._older()
 
     def unanswered(self) -> bool:
-        """The broker hung up at our first words; whether another version is worth an attempt now."""
+        """The broker hung up at our first words, or said nothing; whether another version is worth an attempt now."""
         if self._older():
             return True
         self.lost()

@@ -76,9 +76,7 @@ class Connection:
         self._calm: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._open = False
-        self._answered = False
-        self._taken_over = False
+        self._open = self._answered = self._taken_over = False
         self._hung_up_for = ""
 
     @property
@@ -259,6 +257,8 @@ class Connection:
             self.outgoing.broke(hung_up=False, refusal="")
         elif was_connected and not hung_up_for and (said or reason.code not in (KEEPALIVE, MALFORMED)):
             self._closed(reason if said and reason.is_failure else None)
+        elif not answered and alert is None and self._dialect.unanswered():
+            self._at_once = True
         elif was_connected or hung_up_for:
             self.outgoing.broke(hung_up=False, refusal="")
             silence = hung_up_for or f"said nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
@@ -266,8 +266,6 @@ class Connection:
             self._say(f"the broker {self._address} is gone: it {what}")
         elif alert is not None:
             self._say(f"the broker {self._address} cannot be reached: {reasons.unreachable(alert)}")
-        elif not answered and self._dialect.unanswered():
-            self._at_once = True
         elif not answered:
             self._say(f"what listens on {self._address} does not answer as a broker does{reasons.WHICH_PORT[tls]}")
         if was_connected:
@@ -370,7 +368,8 @@ class Connection:
     def _await_answer(self) -> None:
         """Hang up unless the broker answers in time."""
         self._stop_timer()
-        self._timer = self._loop.call_later(ANSWER_S, self._hang_up)
+        within_s = ANSWER_S if self._answered else min(ANSWER_S, self._dialect.patience_s)
+        self._timer = self._loop.call_later(within_s, self._hang_up)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

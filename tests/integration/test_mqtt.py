@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from edge_daemon import link
+from edge_daemon import dialect, link
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
 from edge_daemon.mqtt import Connection
 from edge_daemon.reasons import NO_LOGIN, REASONS
-from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming
+from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
 from tests.conftest import missing
 from tests.integration.listening import SOURCE_STATE, TOPICS, Listener, connection, frozen, retained, until
 
@@ -338,3 +338,43 @@ async def test_what_comes_is_cut_off_and_an_error_at_one_hurts_nothing(
         assert ours.sessions == 1
     assert sizes == [LARGEST_INCOMING_BYTES, *range(1, 11)]
     assert sum("a bug to report" in record.message for record in caplog.records) == 11
+
+
+# ---- MQTT 5, and brokers that do not speak it ------------------------------------------------------------
+
+
+async def test_a_broker_that_speaks_no_mqtt_5_and_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As amqtt does, which waits for more, and so do we, but not for long."""
+    monkeypatch.setattr(dialect, "PATIENCE_S", 1.0)
+    with Broker(tmp_path, embedded=True) as broker:
+        async with connection(broker.port) as ours:
+            await until("connected", ours.connected.is_set)
+            assert ours.protocol == "3.1.1"
+            await until("all is confirmed", lambda: not len(ours.outgoing))
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("protocol", ["auto", "5", "3.1.1"])
+async def test_the_protocol_that_is_wanted(broker: Broker, protocol: str) -> None:
+    async with connection(broker.port, protocol=protocol) as ours:
+        assert ours.protocol == ""
+        await until("connected", ours.connected.is_set)
+        assert ours.protocol == {"auto": "5"}.get(protocol, protocol)
+
+
+async def test_a_request_and_its_answer_with_mqtt_5(broker: Broker) -> None:
+    arrived: list[Incoming] = []
+    async with connection(broker.port) as ours:
+        ours.subscribe(TOPICS.incoming, arrived.append)
+        await until("all is confirmed", lambda: ours.connected.is_set() and not len(ours.outgoing))
+        argv = ["mosquitto_rr", "-V", "5", "-p", str(broker.port), "-t", TOPICS.request("stats"), "-e", "replies/me"]
+        asking = await asyncio.create_subprocess_exec(
+            *argv, "-m", "?", "-D", "publish", "correlation-data", "abc", "-W", "60", stdout=subprocess.PIPE
+        )
+        await until("it is asked", lambda: arrived)
+        asked = arrived[0]
+        assert (asked.response_topic, asked.correlation, asked.retain) == ("replies/me", b"abc", False)
+        await ours.publish(Publication(asked.response_topic, b"well", retain=False, correlation=asked.correlation))
+        assert (await asking.communicate())[0] == b"well\n"
