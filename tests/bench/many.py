@@ -86,11 +86,13 @@ def main() -> None:
         model = open_model(directory, config, arguments.precision, config.text.max_context, say)
         measure = Rounds(model, arguments.questions, arguments.tokens)
         measure.run()  # the first time does not count
-        rounds = [measure.run() for _ in range(max(1, arguments.rounds))]
+        print(f"a caption and {arguments.questions} questions, {arguments.tokens} tokens each, {model.parts.precision}")
+        rounds = []
+        for _ in range(max(1, arguments.rounds)):
+            rounds.append(measure.run())
+            times_s = [(name, s) for name, s in rounds[-1].items() if name.endswith("_s")]
+            print("".join(f"{name.removesuffix('_s'):>12} {s:7.3f} s" for name, s in times_s), flush=True)
     ratios = {name: [r[f"{name}_s"] / r["alone_s"] for r in rounds] for name in ("together", "in_turn")}
-    print(f"a caption and {arguments.questions} questions, {arguments.tokens} tokens each, {arguments.precision}")
-    for one in rounds:
-        print("".join(f"{name.removesuffix('_s'):>12} {s:7.3f} s" for name, s in one.items() if name != "equal"))
     for name, found in ratios.items():
         print(
             f"{name:>12}: {statistics.median(found):.2f} times a caption alone ({min(found):.2f} to {max(found):.2f})"
