@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_daemon import mqtt, suspicion
 from edge_daemon import publisher as publishing
 from edge_daemon.clock import Stamp
 from edge_daemon.demo.broker import Broker, free_port
@@ -176,13 +177,16 @@ async def test_what_was_made_before_the_time_was_known_is_marked_then_corrected(
 
 
 async def test_a_broker_that_restarts_again_and_again_loses_nothing(
-    broker: Broker, listener: Listener, outbox: Outbox
+    broker: Broker, listener: Listener, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mqtt, "RECONNECT_FIRST_S", 0.05)
+    monkeypatch.setattr(mqtt, "LONGEST_DELAY_S", 0.2)
+    monkeypatch.setattr(suspicion, "LONGEST_DELAY_S", 0.1)
     async with connection(broker.port) as ours:
         publisher = Publisher(outbox, ours)
         await until("connected", ours.connected.is_set)
         written = 0
-        for _ in range(3):
+        for _ in range(20):
             for _ in range(40):
                 publisher.put(written)
                 written += 1

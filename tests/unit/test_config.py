@@ -653,3 +653,48 @@ def test_a_login_that_mqtt_cannot_send_is_refused_and_not_shown(
     with pytest.raises(ConfigError) as caught:
         config.load(path)
     assert f"2:3: mqtt.{key}: value (hidden): text in UTF-8 is expected, at most 65535 bytes" in str(caught.value)
+
+
+# ---- the broker ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "port"),
+    [("{}", 1883), ("{tls: {enabled: true}}", 8883), ("{tls: {enabled: true}, port: 1}", 1), ("{tls: {}}", 1883)],
+)
+def test_the_usual_port(tmp_path: Path, keys: str, port: int) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"mqtt: {keys}\nsources: {{porch: {{type: folder, path: /srv}}}}\n")
+    assert config.load(file).mqtt.port == port
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            "tls: {ca_file: /ca.crt}",
+            "mqtt.tls: value (keys with values): this is for an encrypted connection",
+        ),
+        ("tls: {enabled: true, ca_file: ca.crt}", "mqtt.tls.ca_file: value 'ca.crt': an absolute path is expected"),
+        ("tls: {enabled: true, key_file: /k}", "a key_file without a cert_file proves nothing"),
+        ("tls: {enabled: true, verify: false, ca_file: /c}", "with verify: false ca_file is not used"),
+        ("tls: {enabled: true, min_version: 1.1}", "mqtt.tls.min_version: value '1.1': input should be '1.2' or '1.3'"),
+        ("protocol: 3.1", "mqtt.protocol: value '3.1': input should be 'auto', '5' or '3.1.1'"),
+        ("transport: websockets", "brokers differ in their port for websockets"),
+        ("websocket_path: mqtt", "a path that begins with '/' is expected"),
+    ],
+)
+def test_what_is_wrong_about_the_broker_is_told_once(tmp_path: Path, keys: str, words: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"mqtt: {{{keys}}}\nsources: {{porch: {{type: folder, path: /srv}}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["5", "'5'", "5.0"])
+def test_a_protocol_may_look_like_a_number(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"mqtt: {{protocol: {value}}}\nsources: {{porch: {{type: folder, path: /srv}}}}\n")
+    assert config.load(file).mqtt.protocol == "5"
