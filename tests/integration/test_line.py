@@ -152,6 +152,7 @@ def test_the_will_is_sent_and_no_child_is_left_when_the_daemon_is_killed(
 def test_sigterm_finishes_the_caption_in_flight(tmp_path: Path, broker: Broker, subscriber: Subscriber) -> None:
     with running(Service(tmp_path, broker.port, log_level="debug")) as service:
         wait_ready(subscriber)
+        wait_for("the rehearsal is over", lambda: "a picture takes about" in service.log())
         worker = service.child("edge_daemon.worker")
         assert worker is not None
         worker.suspend()  # the caption is in flight for as long as we like
