@@ -58,6 +58,7 @@ def test_captions_pause_while_the_board_is_hot_and_no_longer_when_it_has_cooled(
 
 def take_long(service: Service) -> None:
     """Two pictures, of which the first takes the worker WORK_S at least."""
+    wait_for("the rehearsal is over", lambda: "a picture takes about" in service.log())
     worker = wait_for("a worker", lambda: service.child("edge_daemon.worker"))
     worker.suspend()
     for path, _ in sample_pictures(service.directory / "samples", 2, seed=30):
