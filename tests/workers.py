@@ -6,6 +6,7 @@ gigabytes and by far the most time, so it is made once and comes first. Knows no
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def place(directory: str) -> int:
     return LAST.index(directory) if directory in LAST else -1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """What was printed may hold half a character, on purpose; xdist ends over it."""
+    return sendable((yield))
+
+
+def sendable(value: Any) -> Any:
+    """The same with texts that UTF-8 can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {sendable(key): sendable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(sendable(item) for item in value)
+    return value
