@@ -7,6 +7,7 @@ Installs the unit as a machine would have it, then goes through PROOFS in order;
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def stopped(machine: Machine) -> None:
     goodbyes = [m.topic for m in machine.heard.messages[since:] if m.payload == b"offline"]
     assert goodbyes == [f"{BASE}/inbox/availability", f"{BASE}/availability"], goodbyes
     broker = BROKER_LOG.read_bytes()[logged:].decode()
-    assert f"Client edge-daemon-{NODE} disconnected." in broker, broker
+    assert re.search(rf"Client edge-daemon-{NODE}-[0-9a-f]{{8}} disconnected\.", broker), broker
     with subscribed(BROKER_PORT) as late:
         assert first(late, "availability", lambda m: m.retain).payload == b"offline"
     assert all(map(gone, processes)), processes
