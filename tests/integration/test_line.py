@@ -94,7 +94,11 @@ def test_nothing_is_lost_while_the_broker_is_away_and_the_daemon_is_killed(tmp_p
         service.start()
         time.sleep(1)  # it starts without a broker
         with subscribed(broker.port) as subscriber:
+            assert service.process is not None
+            service.process.send_signal(signal.SIGSTOP)  # the subscriber shall be there first: events are not retained
             broker.start()
+            time.sleep(4)
+            service.process.send_signal(signal.SIGCONT)
             results = wait_results(subscriber, 20)
             time.sleep(1)
             results = subscriber.results()
