@@ -204,7 +204,7 @@ def _why_unreadable(path: str, error: OSError) -> str:
     if error.errno == errno.ENOENT:
         if os.path.islink(path):
             return f"a symbolic link to {os.readlink(path)!r}, which does not exist"
-        return "it was deleted, moved or renamed before it could be read"
+        return "it is not there (any more): perhaps it was deleted, moved or renamed"
     if error.errno == errno.ELOOP:
         return "a symbolic link that leads back to itself"
     if error.errno == errno.EACCES:
