@@ -154,24 +154,32 @@ def _add_demo(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`edge-daemon run`."""
-    from edge_daemon import config, daemon
+    from edge_daemon import daemon
     from edge_daemon.logs import set_up
 
-    settings = config.load(arguments.config)
+    settings = configured(arguments)
     set_up(settings.log_level)
     faulthandler.enable()  # systemd's watchdog ends us with SIGABRT: say where we were
-    if arguments.device:
-        model = settings.model.model_copy(update={"device": arguments.device})
-        settings = settings.model_copy(update={"model": model})
     directory, reason = find_model(arguments.config, settings)
     try:
-        asyncio.run(daemon.run(settings, directory, reason, partial(config.load, arguments.config)))
+        asyncio.run(daemon.run(settings, directory, reason, partial(configured, arguments)))
     except* EdgeDaemonError as group:
         first = _first(group)
         if isinstance(first, ModelError):  # neither its files nor the machine will be better after a restart
             raise ConfigError(f"{arguments.config}: model: {first}") from group
         raise first from group
     return OK
+
+
+def configured(arguments: argparse.Namespace) -> Config:
+    """The configuration file as it is now, with what the command line puts in its place. Raises ConfigError."""
+    from edge_daemon import config
+
+    settings = config.load(arguments.config)
+    if arguments.device is None:
+        return settings
+    model = settings.model.model_copy(update={"device": arguments.device})
+    return settings.model_copy(update={"model": model})
 
 
 def find_model(path: Path, settings: Config) -> tuple[Path, str]:

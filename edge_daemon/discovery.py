@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from edge_daemon.errors import PublishDenied
 from edge_daemon.homeassistant import messages
 from edge_daemon.mqtt import Connection
 from edge_daemon.topics import ONLINE, Incoming, Publication, discovery, home_assistant_status
@@ -35,6 +36,8 @@ class Discovery:
         self._describe = describe
         self._earlier = b""
         """What the broker keeps, as far as we have heard."""
+        self._refused: bytes | None = None
+        """What it will never take. A refusal is news, and news wake us: told again, it would be refused for ever."""
         self._session = 0
         self._delay_s = 0.0
         self._told = False
@@ -60,7 +63,8 @@ class Discovery:
             if not self._connection.connected.is_set():
                 continue
             is_new = self._session != self._connection.sessions
-            self._session = self._connection.sessions
+            if is_new:
+                self._session, self._refused = self._connection.sessions, None
             delay_s, self._delay_s = self._delay_s, 0.0
             await asyncio.sleep(max(delay_s, EARLIER_S if is_new else 0.0))
             await self._tell()
@@ -71,11 +75,16 @@ class Discovery:
         """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""
         wanted = self._describe()
         for payload in messages(wanted, self._earlier):
+            if payload == self._refused:
+                return
             sent = self._connection.publish(
                 Publication(self._topic, payload, retain=True, content_type="application/json")
             )
             await asyncio.wait([sent])
-            if sent.cancelled() or sent.exception() is not None:
+            if sent.cancelled():
+                return
+            if error := sent.exception():
+                self._refused = None if isinstance(error, PublishDenied) else payload
                 return
         if wanted is not None:
             log.log(logging.DEBUG if self._told else logging.INFO, "Home Assistant is told of this on %s", self._topic)

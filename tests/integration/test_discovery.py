@@ -47,14 +47,14 @@ class Node:
 
 
 @asynccontextmanager
-async def node(port: int, describe: Callable[[], dict[str, Any] | None]) -> AsyncIterator[Node]:
+async def node(port: int, describe: Callable[[], dict[str, Any] | None], **mqtt: Any) -> AsyncIterator[Node]:
     """One that runs."""
     made: list[Discovery] = []
 
     def on_change() -> None:
         made[0].refresh()
 
-    connection = Connection(MqttConfig(host="127.0.0.1", port=port), TOPICS, on_change)
+    connection = Connection(MqttConfig(host="127.0.0.1", port=port, **mqtt), TOPICS, on_change)
     made.append(Discovery(connection, PREFIX, DEVICE, describe))
     connection.start()
     task = asyncio.create_task(made[0].run())
@@ -165,6 +165,21 @@ async def test_switched_off_it_takes_back_what_there_is_and_says_nothing_else(
         await until("connected", ours.connection.connected.is_set)
         await asyncio.sleep(1.0)
     assert len(listener.on(TOPIC)) == 2
+
+
+async def test_a_message_that_is_never_taken_is_tried_once_and_a_smaller_one_arrives(
+    broker: Broker, listener: Listener
+) -> None:
+    """News of the connection wake whoever tells, and a refusal is such news."""
+    small = {**message(), "components": {}}
+    described = [message(GATE)]
+    async with node(broker.port, lambda: described[0], max_packet_kib=4) as ours:
+        await until("it is refused", lambda: ours.connection.refused)
+        await asyncio.sleep(0.5)
+        assert ours.connection.refused == 1
+        described[0] = small
+        ours.discovery.refresh()
+        await until("the smaller one", lambda: told(listener) == [small])
 
 
 @pytest.mark.parametrize("rubbish", [b"{", b"[1]", b'{"components": 5}', b"\xff"])

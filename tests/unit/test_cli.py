@@ -226,6 +226,16 @@ def test_cpu_and_another_device_contradict_each_other(command: list[str], capsys
     assert "not allowed with argument --cpu" in capsys.readouterr().err
 
 
+def test_a_device_option_wins_whenever_the_configuration_is_read(file: Path) -> None:
+    """At the start and by `reload`, which would else tell of a device that changed and needs a restart."""
+    arguments = cli.parser().parse_args(["run", "-c", str(file), "--cpu"])
+    assert (cli.configured(arguments).model.device, cli.configured(arguments).node) == ("cpu", "shed")
+    file.write_text(f"{CONFIG}model: {{device: cuda, max_tokens: 5}}\n")
+    again = cli.configured(arguments).model
+    assert (again.device, again.max_tokens) == ("cpu", 5)
+    assert cli.configured(cli.parser().parse_args(["run", "-c", str(file)])).model.device == "cuda"
+
+
 def test_a_device_option_wins_over_the_configuration() -> None:
     assert cli.parser().parse_args(["run"]).device is None
     assert cli.parser().parse_args(["run", "--cpu"]).device == "cpu"

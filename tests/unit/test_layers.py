@@ -59,7 +59,7 @@ LEAVES: dict[str, set[str]] = {
     "jobs": {"errors", "messages", "results"},
     "reload": {"config"},
     "settings": {"config", "errors"},
-    "discovery": {"homeassistant", "mqtt", "topics"},
+    "discovery": {"errors", "homeassistant", "mqtt", "topics"},
     "picture": {"errors"},
     "rehearsal": {"messages"},
     "demo": set(),
