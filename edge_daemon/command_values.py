@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from edge_daemon import config
 from edge_daemon.config import Question
@@ -23,8 +23,8 @@ LONGEST_TEXT = 1000
 """Characters of a question, as in the configuration."""
 LONGEST_PAUSE_MINUTES = 7 * 24 * 60
 LONGEST_INTERVAL_S = 86_400
-STARTS = {"jpeg": b"\xff\xd8\xff", "png": b"\x89PNG\r\n\x1a\n"}
-"""How the files begin that can be sent."""
+STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""How the files begin that can be sent: JPEG, PNG."""
 LENGTHS = ("short", "normal", "long")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -33,7 +33,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 class Picture:
     """A picture that came with a request; only its first bytes have been looked at."""
 
-    kind: Literal["jpeg", "png"]
     payload: bytes = field(repr=False)
 
 
@@ -49,10 +48,9 @@ def picture(value: Any, _: Sequence[str]) -> Picture:
     payload = value if isinstance(value, bytes) else _from_base64(value)
     if len(payload) > LARGEST_PICTURE_BYTES:
         raise CommandError(f"{len(payload)} bytes; {LARGEST_PICTURE_BYTES} are the most")
-    for kind, start in STARTS.items():
-        if payload.startswith(start):
-            return Picture("jpeg" if kind == "jpeg" else "png", payload)
-    raise CommandError("neither a JPEG nor a PNG picture")
+    if not payload.startswith(STARTS):
+        raise CommandError("neither a JPEG nor a PNG picture")
+    return Picture(payload)
 
 
 def _from_base64(value: Any) -> bytes:

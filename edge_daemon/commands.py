@@ -176,7 +176,7 @@ def _values(name: str, payload: bytes) -> dict[str, Any]:
     """The keys of a payload, as they came."""
     if len(payload) > LARGEST_PAYLOAD_BYTES:
         raise CommandError(f"the payload has {len(payload)} bytes; {LARGEST_PAYLOAD_BYTES} are the most")
-    if payload.startswith(tuple(check.STARTS.values())):
+    if payload.startswith(check.STARTS):
         if name != "caption":
             raise CommandError("a bare picture can be captioned only; for others send JSON with the picture in base64")
         return {"picture": payload}

@@ -265,23 +265,22 @@ def load(path: Path) -> Config:
 
 def questions(values: Any) -> tuple[Question, ...]:
     """Questions that come from elsewhere than the file, under its rules. Raises ConfigError with the first problem."""
-    kind = tuple[Question, ...]
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, ("questions", *detail["loc"])))
-        problem = Wording(kind, PATTERNS_IN_WORDS).problem(detail, detail["loc"])
-        raise ConfigError(f"{where}: {problem}") from None
+    made: tuple[Question, ...] = _checked(tuple[Question, ...], values, "questions")
+    return made
 
 
 def changed(source: FolderConfig, changes: Mapping[str, Any]) -> FolderConfig:
     """A source with other values for some of its keys, under the rules of the file. Raises ConfigError."""
-    kind = type(source)
+    made: FolderConfig = _checked(type(source), {**source.model_dump(), **changes})
+    return made
+
+
+def _checked(kind: Any, values: Any, *start: str) -> Any:
+    """Values as a section or a list of sections; what is wrong first is told with its key below `start`."""
     try:
-        return kind.model_validate({**source.model_dump(), **changes})
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
+        where = ".".join(map(str, (*start, *detail["loc"])))
         problem = Wording(kind, PATTERNS_IN_WORDS).problem(detail, detail["loc"])
         raise ConfigError(f"{where}: {problem}" if where else problem) from None

@@ -187,8 +187,8 @@ class Controls:
         capture.config = made
         self._changed()
         kept = {"persisted": not problem, **({"problem": problem} if problem else {})}
-        now = made.model_dump(mode="json", include={"enabled", "questions"}, exclude_defaults=False)
-        settings = {"enabled": now["enabled"], "length": made.caption, "questions": now["questions"]}
+        questions = made.model_dump(mode="json", include={"questions"})
+        settings = {"enabled": made.enabled, "length": made.caption, **questions}
         return {"source": request.source, **settings, **kept, "restart_required": False}
 
     async def _reload(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 MQTT discovery by device (Home Assistant 2024.11 and later): home-assistant.io/integrations/mqtt, "Device discovery
 payload"; the keys of each platform are on its own page there. Key names are written out, as people read them in their
 broker. A state may have 255 characters, so longer words are cut in the template and stand whole in the attributes.
+Where a value is not known, a template says None (Home Assistant's PAYLOAD_NONE).
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ SUPPORT_URL = "https://github.com/edge-daemon/edge-daemon"
 LONGEST_STATE = 255
 """Characters; Home Assistant takes a longer state for unknown (MAX_LENGTH_STATE_STATE)."""
 LONGEST_INTERVAL_S = 86_400
-NOTHING = "None"
-"""What a template says for a value that is not known (PAYLOAD_NONE)."""
 DIAGNOSTIC = {"entity_category": "diagnostic"}
 
 Component = dict[str, Any]
@@ -38,8 +37,6 @@ class Facts:
     version: str
     board: str = ""
     """Such as Raspberry Pi 5 Model B; empty if it is not known."""
-    images: frozenset[str] = frozenset()
-    """The sources that publish their picture."""
     intervals: frozenset[str] = frozenset()
     """The sources that take a picture every so often; a folder does not."""
 
@@ -141,7 +138,7 @@ THROTTLED = (
 def _of_a_source(name: str, source: FolderConfig, topics: Topics, facts: Facts) -> Iterator[tuple[str, Component]]:
     """What a source says needs node and source; what changes it needs the node alone, or nobody could switch it on."""
     both = [{"topic": topics.availability}, {"topic": topics.of(name, "availability")}]
-    for key, component in [*_said(name, source, topics, facts), *_done(name, topics)]:
+    for key, component in [*_said(name, source, topics), *_done(name, topics)]:
         yield f"{name}.{key}", {**_named(name, component), "availability": both, "availability_mode": "all"}
     for key, component in _set(name, topics, facts):
         yield f"{name}.{key}", _named(name, component)
@@ -151,11 +148,11 @@ def _named(source: str, component: Component) -> Component:
     return {**component, "name": f"{_human(source)} {component['name']}"}
 
 
-def _said(name: str, source: FolderConfig, topics: Topics, facts: Facts) -> Iterator[tuple[str, Component]]:
+def _said(name: str, source: FolderConfig, topics: Topics) -> Iterator[tuple[str, Component]]:
     """What comes from the pictures."""
     if source.caption != "none":
         yield "caption", _words("caption", topics.of(name, "caption"), "caption")
-    if name in facts.images:
+    if source.image.enabled:
         image = {"image_topic": topics.of(name, "image"), "content_type": "image/jpeg"}
         yield "image", {"platform": "image", "name": "picture", **image}
     for question in source.questions:

@@ -8,7 +8,6 @@ broker ──► controls ──► inquiries ──► slots ──► caption 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +65,7 @@ class Remote:
         if not self._config.homeassistant.enabled:
             return None
         sources = {name: capture.config for name, capture in self._captures.items()}
-        facts = replace(self._facts, images=frozenset(name for name, source in sources.items() if source.image.enabled))
-        return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, facts)
+        return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
 
 
 def _board() -> str:

@@ -1,4 +1,4 @@
-"""How many commands are taken in a while. Pure: the time is passed in. A leaf."""
+"""How often something may happen: so many commands, so many lines of a log. Pure: the time is passed in. A leaf."""
 
 from __future__ import annotations
 

@@ -56,8 +56,9 @@ def main() -> int:
     finally:
         if arguments.keep:
             keep(directory, arguments.keep)
-    tell(run, evidence, seed, directory)
-    return int(bool(checks.judge(evidence)))
+    problems = checks.judge(evidence)
+    tell(run, evidence, problems, seed, directory)
+    return int(bool(problems))
 
 
 def kept(directory: Path | None) -> list[str]:
@@ -73,9 +74,8 @@ def keep(directory: Path, there: Path) -> None:
             shutil.copy(directory / name, there)
 
 
-def tell(run: Run, evidence: Evidence, seed: int, directory: Path) -> None:
+def tell(run: Run, evidence: Evidence, problems: dict[str, list[str]], seed: int, directory: Path) -> None:
     """The summary; the problems in words, and the logs kept if there are any."""
-    problems = checks.judge(evidence)
     if problems:
         there = Path(tempfile.mkdtemp(prefix="edge-daemon-chaos-kept-"))
         (directory / "deeds.log").write_text("".join(f"{done}\n" for done in evidence.deeds))
@@ -83,7 +83,7 @@ def tell(run: Run, evidence: Evidence, seed: int, directory: Path) -> None:
         print(*(f"{name}: {words}" for name, found in problems.items() for words in found), sep="\n", file=sys.stderr)
         print(f"the logs are in {there}; once more: --seed {seed}", file=sys.stderr)
     shutil.rmtree(directory, ignore_errors=True)
-    print(json.dumps(summary(run, evidence, seed)), flush=True)
+    print(json.dumps(summary(run, evidence, problems, seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,6 @@ class Evidence:
     """Everything."""
 
     sources: tuple[str, ...] = ()
-    base: str = ""
-    """Of all topics of the node."""
     expected: Mapping[str, Expected] = field(default_factory=dict)
     """By the id of the result."""
     hostile: Mapping[str, str] = field(default_factory=dict)

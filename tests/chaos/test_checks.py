@@ -58,7 +58,6 @@ RETAINED = {
 BAD = Line(20.0, "WARNING", "source porch: '/p/bad.jpg': not a picture")
 CLEAN = Evidence(
     sources=("porch",),
-    base="edge-daemon/chaos",
     expected={e.id: Expected(e.source, e.file, e.words) for e in EVENTS},
     hostile={"source porch: '/p/bad.jpg': ": "bad.jpg"},
     published=(*EVENTS, event(5, replayed=True)),

@@ -59,8 +59,8 @@ def refusal(name: str, said: bytes, sources: tuple[str, ...] = TWO, *, retained:
         ("caption", b"barn", Caption("barn", None)),
         ("caption", b' "barn"\n', Caption("barn", None)),
         ("caption", payload(source="barn", length="normal"), Caption("barn", None, "normal")),
-        ("caption", JPEG, Caption(None, Picture("jpeg", JPEG))),
-        ("caption", PNG, Caption(None, Picture("png", PNG))),
+        ("caption", JPEG, Caption(None, Picture(JPEG))),
+        ("caption", PNG, Caption(None, Picture(PNG))),
         ("ask", payload(source="barn", question=" Why? "), Ask("barn", None, Question(id="question", ask="Why?"))),
         (
             "ask",
@@ -101,7 +101,7 @@ def test_a_picture_in_base64(name: str, start: str) -> None:
     lines = base64.encodebytes(PNG * 20).decode()
     request_ = parse(name, payload(picture=start + lines, **words), TWO).request
     assert isinstance(request_, Caption | Ask | Detect)
-    assert (request_.source, request_.picture) == (None, Picture("png", PNG * 20))
+    assert (request_.source, request_.picture) == (None, Picture(PNG * 20))
 
 
 def test_the_only_source_need_not_be_named() -> None:
@@ -252,9 +252,9 @@ def test_settings_that_are_refused(source: str, what: str, said: bytes, words: s
 
 def test_nothing_is_larger_than_it_may_be() -> None:
     largest = JPEG.ljust(LARGEST_PICTURE_BYTES, b"x")
-    assert parse("caption", largest, TWO).request == Caption(None, Picture("jpeg", largest))
+    assert parse("caption", largest, TWO).request == Caption(None, Picture(largest))
     in_base64 = payload(picture=base64.b64encode(largest).decode(), transaction="t" * 200)
-    assert parse("caption", in_base64, TWO).request == Caption(None, Picture("jpeg", largest))
+    assert parse("caption", in_base64, TWO).request == Caption(None, Picture(largest))
     words = f"picture: {LARGEST_PICTURE_BYTES + 1} bytes; {LARGEST_PICTURE_BYTES} are the most"
     assert str(refusal("caption", largest + b"x")) == words
     too_much = refusal("caption", b" " * (LARGEST_PAYLOAD_BYTES + 1))
