@@ -68,7 +68,6 @@ class Capture:
         self._opening: FileKey | None = None
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
-        self._last_death = ""
 
     async def run(self) -> None:
         """Capture for ever; a dead grabber is started again after a while."""
@@ -88,10 +87,10 @@ class Capture:
 
         One death proves nothing: a kill from outside or a fault of our own must not cost a good picture.
         """
+        again = policy.last_reason == str(error)
         # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
         delay_s = policy.died(str(error), time.monotonic()) or LONGEST_DELAY_S
         opening, self._opening = self._opening, None
-        again, self._last_death = self._last_death == str(error), str(error)
         if opening is not None and opening == self._suspect:
             self.report(f"reading it ended the grabber twice: {error}", opening)
         elif again and delay_s >= LONGEST_DELAY_S:  # told often enough: it stands in health

@@ -84,7 +84,7 @@ def controlled(membership: str, root: Path) -> bool:
     for line in membership.splitlines():
         if "memory" in line.split(":", 2)[1].split(","):
             return True
-    return "memory" in _text(_unified(root) / "cgroup.controllers").split()
+    return "memory" in text_of(_unified(root) / "cgroup.controllers").split()
 
 
 def _groups(membership: str, root: Path) -> Iterator[tuple[Path, Path, Files]]:
@@ -116,18 +116,19 @@ def _file_bytes(place: Path, files: Files) -> int:
 
 def _number(path: Path) -> int:
     """What a file holds; 0 for `max`, for -1 and where there is no file."""
-    text = _text(path).strip()
+    text = text_of(path).strip()
     return int(text) if text.isdigit() else 0
 
 
 def _fields(path: Path) -> dict[str, int]:
     """Lines of a word and a number."""
-    pairs = (line.split() for line in _text(path).splitlines())
+    pairs = (line.split() for line in text_of(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A small file of the kernel; empty when it is not there, or no longer: a cgroup may go between two looks."""
     try:
-        return path.read_text(encoding="ascii")
-    except OSError:  # not there; a cgroup may go between two looks
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""

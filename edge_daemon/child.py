@@ -19,11 +19,12 @@ from typing import Any
 
 from edge_daemon import messages, wire
 from edge_daemon.errors import ChildBootError, ChildDied, ChildTimeout, WireError
+from edge_daemon.token_bucket import TokenBucket
 
 KEPT_LINES = 20
 LINE_BYTES = 2000
 """Of a longer line the end is shown: a traceback's last line says what it was."""
-LINES_AT_ONCE, LINES_PER_S = 200, 1.0
+LINES_AT_ONCE, LINES_PER_MINUTE = 200, 60.0
 """What a child may say on stderr: a traceback or two, then little; it must not fill the journal."""
 REAP_S = 10.0
 """A process that was sent SIGKILL and is still there after so long hangs in the kernel."""
@@ -44,7 +45,8 @@ class Child:
         self.name = name
         self._process = process
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._allowance = Allowance(LINES_AT_ONCE, LINES_PER_S, time.monotonic())
+        self._allowance = TokenBucket(LINES_AT_ONCE, LINES_PER_MINUTE)
+        self._unshown = 0
         self._buried = False
         self._stderr = asyncio.create_task(self._follow_stderr(), name=f"{name} stderr")
 
@@ -186,37 +188,13 @@ class Child:
         if not text:
             return
         self._last_lines.append(text)
-        if self._allowance.take(time.monotonic()):
-            if missed := self._allowance.missed():
-                log.info("%s: (%d lines are not shown)", self.name, missed)
-            log.info("%s: %s", self.name, text)
-
-
-class Allowance:
-    """So much at once, and so much a second after that. Pure: times are passed in."""
-
-    def __init__(self, at_once: int, per_s: float, now_s: float) -> None:
-        """Full at first."""
-        self._at_once = at_once
-        self._per_s = per_s
-        self._left = float(at_once)
-        self._at_s = now_s
-        self._refused = 0
-
-    def take(self, now_s: float) -> bool:
-        """Take one, if there is one."""
-        self._left = min(self._at_once, self._left + (now_s - self._at_s) * self._per_s)
-        self._at_s = now_s
-        if self._left < 1:
-            self._refused += 1
-            return False
-        self._left -= 1
-        return True
-
-    def missed(self) -> int:
-        """How many were refused since this was last asked."""
-        missed, self._refused = self._refused, 0
-        return missed
+        if self._allowance.take(time.monotonic()) > 0.0:
+            self._unshown += 1
+            return
+        if self._unshown:
+            log.info("%s: (%d lines are not shown)", self.name, self._unshown)
+            self._unshown = 0
+        log.info("%s: %s", self.name, text)
 
 
 def exit_in_words(returncode: int | None) -> str:

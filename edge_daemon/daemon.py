@@ -216,9 +216,10 @@ class Daemon:
 
     async def _finish(self, work: asyncio.Future[None]) -> None:
         """The service stops: the picture in flight has its grace, unless it waits for memory."""
-        await asyncio.wait([work], timeout=self.config.model.stop_grace_s if self.captioner.allowed.is_set() else 0)
+        grace_s = self.config.model.stop_grace_s if self.captioner.allowed.is_set() else 0.0
+        await asyncio.wait([work], timeout=grace_s)
         if not work.done():
-            log.warning("the caption in flight took longer than %.0f s and is given up", self.config.model.stop_grace_s)
+            log.warning("the caption in flight was not done within %.0f s and is given up", grace_s)
             work.cancel()
 
     async def _one_picture(self, job: Job) -> None:

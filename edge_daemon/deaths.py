@@ -12,9 +12,9 @@ PERHAPS = "was ended by SIGKILL (perhaps out of memory)"
 """How child.py says it, who has not seen the kernel's counters. Somebody else did it, and memory comes back."""
 COMES_AGAIN = (-signal.SIGILL,)
 """Exit statuses. A processor that lacks an instruction lacks it the next time as well."""
-ADVICE = {
+ADVICE: dict[int, str] = {
     signal.SIGILL: "the processor of this board ({board}) lacks an instruction that an installed library uses. "
-    "On a Raspberry Pi 4 no torch after 2.9.1 runs: install edge-daemon again, or in its virtual environment: "
+    "On a Raspberry Pi 4 torch 2.10 does not run: install edge-daemon again, or in its virtual environment: "
     "pip install torch==2.9.1",
     signal.SIGSEGV: "a fault in a library, in the board's memory or in its power supply. If it comes again: "
     "edge-daemon model verify, then install edge-daemon again",
@@ -63,7 +63,7 @@ class Witness:
         if returncode == -signal.SIGKILL:
             other = "not by the kernel, whose count of processes killed for memory has not risen"
             return said.replace(PERHAPS, f"was ended by SIGKILL, {other}{_short(self.last)}")
-        advice = ADVICE.get(signal.Signals(-returncode)) if returncode is not None and returncode < 0 else None
+        advice = ADVICE.get(-(returncode or 0))
         return f"{said}: {advice.format(board=board(self.files.proc))}" if advice else said
 
 

@@ -24,24 +24,26 @@ def jpeg(picture: Image.Image, wish: ImageWish, found: Sequence[tuple[str, TaskR
 
     `found`: what was looked for, and its boxes, if they are to be drawn.
     """
-    drawn = picture.copy() if wish.boxes else picture
-    for name, result in found if wish.boxes else ():
-        _draw(drawn, name, result.objects)
-    quality, data = wish.quality, b""
-    while True:
-        written = io.BytesIO()
-        drawn.save(written, "JPEG", quality=quality)
-        data = written.getvalue()
-        if len(data) <= wish.max_bytes:
-            return data, ""
-        if quality <= POOREST_QUALITY:
-            break
+    if wish.boxes:
+        picture = picture.copy()
+        for name, result in found:
+            _draw(picture, name, result.objects)
+    quality = wish.quality
+    while len(data := _encoded(picture, quality)) > wish.max_bytes and quality > POOREST_QUALITY:
         quality = max(POOREST_QUALITY, quality - QUALITY_STEP)
+    if len(data) <= wish.max_bytes:
+        return data, ""
     size_px = f"{picture.width}×{picture.height}"
     return b"", (
         f"the image of {size_px} takes {len(data) / 1024:.0f} KiB in quality {quality}, "
         f"image.max_kib allows {wish.max_bytes // 1024}: it is not published"
     )
+
+
+def _encoded(picture: Image.Image, quality: int) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "JPEG", quality=quality)
+    return written.getvalue()
 
 
 def _draw(picture: Image.Image, name: str, boxes: Sequence[dict[str, float]]) -> None:

@@ -30,8 +30,6 @@ from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
 INCOMING_AT_ONCE = 4
 """Messages that wait for the event loop; each may be as long as a picture."""
 HAND_OVER_S = 30.0
-LARGEST_PACKET_BYTES = 16 << 20
-"""A broker of MQTT 5 does not send us larger ones. What is too long for a command, but not so long, gets an answer."""
 LOOK_S = 1.0
 """How often the thread looks whether it is to hang up."""
 

@@ -128,7 +128,7 @@ class Connection:
 
         It fails with PublishRefused when the broker will never take this message, with PublishDenied when not now.
         """
-        future = self.outgoing.add(message)
+        future = self.outgoing.add(message) if self.connected.is_set() else self._loop.create_future()
         if not self.connected.is_set():
             future.cancel()
         elif self._timer is None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ class Outbox:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
         self._aside[entry.row] = entry
         while len(self._aside) > ASIDE:
-            first = self._aside.pop(next(iter(self._aside)))
+            first = next(iter(self._aside.values()))
             self._drop(first.row, first.size_bytes, "refused")
         self._write()
 
@@ -189,13 +190,13 @@ class Outbox:
 
     def __len__(self) -> int:
         """Entries that wait, without those that are passed over."""
-        on_disk = (self._book.count if self._book else 0) - len(self._waiting.gone)
+        on_disk = self._book.count - len(self._waiting.gone) if self._book else 0
         return on_disk + len(self._waiting.entries) - len(self._aside)
 
     @property
     def size_bytes(self) -> int:
         """Of all results that are kept."""
-        on_disk = (self._book.size_bytes if self._book else 0) - sum(self._waiting.gone.values())
+        on_disk = self._book.size_bytes - sum(self._waiting.gone.values()) if self._book else 0
         return on_disk + self._waiting_bytes()
 
     def dropped(self, why: str) -> int:
@@ -234,19 +235,13 @@ class Outbox:
 
     def _expire(self) -> None:
         """Drop what is too old; what is of unknown age is young: a clock that jumps costs no result."""
-        now, old = self.clock(), 0
-        while entries := self.head(CHUNK):
+        now, max_age_s, old = self.clock(), self._limits.max_age_s, 0
+        while entries := list(takewhile(lambda e: (age_s(e.made, now) or 0.0) > max_age_s, self.head(CHUNK))):
             for entry in entries:
-                age = age_s(entry.made, now)
-                if age is None or age <= self._limits.max_age_s:
-                    break
                 self._drop(entry.row, entry.size_bytes, "old")
-                old += 1
-            else:
-                continue
-            break
+            old += len(entries)
         if old:
-            log.warning("%d results older than %.1f days are dropped", old, self._limits.max_age_s / 86400)
+            log.warning("%d results older than %.1f days are dropped", old, max_age_s / 86400)
             self._write()
 
     def _drop(self, row: int, size_bytes: int, why: str) -> None:
@@ -254,7 +249,8 @@ class Outbox:
         self._set_number(f"dropped/{why}", self.dropped(why) + 1)
 
     def _forget(self, row: int, size_bytes: int) -> None:
-        if self._waiting.entries.pop(row, None) is None:
+        self._aside.pop(row, None)
+        if self._waiting.entries.pop(row, None) is None and not (self._book and row > self._book.last_row):
             self._waiting.gone[row] = size_bytes
 
     def _set_number(self, name: str, value: int) -> None:
@@ -338,6 +334,7 @@ class Outbox:
 
     def _take(self, book: Book, numbers: dict[str, int], newest: dict[tuple[str, str], int]) -> None:
         self._book = book
+        self._aside.clear()  # the rows of another file
         for name, value in numbers.items():
             self._numbers[name] = max(value, self._numbers.get(name, 0))
         self._newest = newest | {(e.source, e.task): row for row, e in self._waiting.entries.items()}

@@ -48,10 +48,12 @@ class Progress:
         stuck, told = self.stuck(), self._told
         self._told = stuck
         fresh, over = [n for n in stuck if n not in told], [n for n in told if n not in stuck]
-        words = [f"no progress: {', '.join(fresh)}; systemd's watchdog restarts the service unless it goes on"] * bool(
-            fresh
-        )
-        return "; ".join(words + [f"goes on again: {', '.join(over)}"] * bool(over))
+        words = []
+        if fresh:
+            words.append(f"no progress: {', '.join(fresh)}; systemd's watchdog restarts the service unless it goes on")
+        if over:
+            words.append(f"goes on again: {', '.join(over)}")
+        return "; ".join(words)
 
 
 async def patiently(waiting: Awaitable[T], beat: Callable[[], None]) -> T:

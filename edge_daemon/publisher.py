@@ -120,7 +120,7 @@ class Publisher:
                 self._beat()
             if any(c.cancelled() for c in confirmations) and not any(map(_refusal, confirmations)):
                 break  # the connection broke: once more from here
-            refusal = _refusal(confirmations[0]) if confirmations else None  # of the event; the connection has told it
+            refusal = _refusal(confirmations[0])  # of the event, or of `_begin`'s first; the connection has told it
             if isinstance(refusal, PublishDenied):
                 self._deny(entry, refusal)
             elif refusal is not None:
@@ -135,7 +135,7 @@ class Publisher:
         self._again_at_s = min(self._again_at_s, time.monotonic() + DENIED_S)
         if refusal.everything or len(self._denied) >= DENIED:
             self._hold = True
-        elif entry not in self._denied:
+        else:
             self._outbox.pass_over(entry)
             self._denied.append(entry)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from edge_daemon import cgroup
-from edge_daemon.cgroup import Level
+from edge_daemon.cgroup import Level, text_of
 
 KIB = 1024
 
@@ -51,7 +51,6 @@ class Reading:
     worker_bytes: int | None
     """None while there is no worker."""
     available_bytes: int
-    total_bytes: int
     level: Level | None
     """Of our cgroup; None without a limit."""
     pressure: Pressure | None
@@ -68,28 +67,27 @@ class Files:
     @property
     def membership(self) -> str:
         """Which cgroups we are in."""
-        return _text(self.proc / "self/cgroup")
+        return text_of(self.proc / "self/cgroup")
 
     def read(self, worker_pid: int | None) -> Reading:
         """Everything, in less than a millisecond."""
-        memory = psutil.virtual_memory()
-        pressure = cgroup.pressure_file(self.membership, self.cgroups) or self.proc / "pressure/memory"
+        memory, membership = psutil.virtual_memory(), self.membership
+        pressure = cgroup.pressure_file(membership, self.cgroups) or self.proc / "pressure/memory"
         return Reading(
-            None if worker_pid is None else anonymous_bytes(_text(self.proc / str(worker_pid) / "status")),
+            None if worker_pid is None else anonymous_bytes(text_of(self.proc / str(worker_pid) / "status")),
             memory.available,
-            memory.total,
-            cgroup.tightest(self.membership, self.cgroups, memory.total),
-            pressure_of(_text(pressure)),
+            cgroup.tightest(membership, self.cgroups, memory.total),
+            pressure_of(text_of(pressure)),
         )
 
     def kills(self) -> Kills:
         """The counters as they stand."""
-        on_board = re.search(r"^oom_kill (\d+)$", _text(self.proc / "vmstat"), re.MULTILINE)
+        on_board = re.search(r"^oom_kill (\d+)$", text_of(self.proc / "vmstat"), re.MULTILINE)
         return Kills(cgroup.kills(self.membership, self.cgroups), int(on_board[1]) if on_board else None)
 
     def pss_bytes(self, pid: int) -> int | None:
         """Of a process: what it would take if everything shared were divided by those who share it. Slow."""
-        return kib(_text(self.proc / str(pid) / "smaps_rollup"), "Pss")
+        return kib(text_of(self.proc / str(pid) / "smaps_rollup"), "Pss")
 
     def controlled(self) -> bool:
         """Whether a limit of our cgroup would have any effect."""
@@ -116,14 +114,6 @@ def pressure_of(text: str) -> Pressure | None:
 
 def board(proc: Path = Path("/proc")) -> str:
     """What a device tree calls this board, else the processor's name."""
-    model = _text(proc / "device-tree/model").strip("\0\n ")
-    cpu = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", _text(proc / "cpuinfo"), re.MULTILINE)
+    model = text_of(proc / "device-tree/model").strip("\0\n ")
+    cpu = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text_of(proc / "cpuinfo"), re.MULTILINE)
     return model or (cpu[1].strip() if cpu else "an unknown board")
-
-
-def _text(path: Path) -> str:
-    """A small file of the kernel; empty when it is not there, or no longer."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

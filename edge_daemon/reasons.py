@@ -21,7 +21,7 @@ REASONS = {
     129: "it cannot read what we sent; its log may say why",
     130: "it says that we broke the protocol; its log may say how",
     131: "it gives a reason of its own; its log may say which",
-    132: "it speaks neither MQTT 3.1.1 nor 3.1; a broker such as Mosquitto does",
+    132: "it does not speak our version of MQTT; a broker such as Mosquitto does, or set mqtt.protocol to auto",
     133: "it does not take our name; set mqtt.client_id, to at most 23 letters and digits if the broker is an old one",
     134: f"it does not know this login; {LOGIN}",
     135: f"it does not allow this to our login; {LOGIN}, and the broker's access list",

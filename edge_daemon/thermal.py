@@ -27,12 +27,9 @@ RISE_PER_S = 0.02
 HOLD_S = 60.0
 """What the firmware reported counts for so long: its bits come and go every few seconds when power is weak."""
 LONGEST_PAUSE_S = 300.0
-UNDER_VOLTAGE, FREQUENCY_CAPPED, THROTTLED, SOFT_LIMIT = (
-    *("under_voltage", "frequency_capped", "throttled"),
-    "soft_temperature_limit",
-)
-BITS = (UNDER_VOLTAGE, FREQUENCY_CAPPED, THROTTLED, SOFT_LIMIT)
+BITS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
 """Bits 0 to 3 of `vcgencmd get_throttled`: now. Bits 16 to 19: the same, since the board was switched on."""
+UNDER_VOLTAGE, FREQUENCY_CAPPED, THROTTLED, SOFT_LIMIT = BITS
 IN_WORDS = {
     UNDER_VOLTAGE: "too little voltage",
     FREQUENCY_CAPPED: "a capped processor clock",

@@ -266,8 +266,7 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
         give_back()
     image, problem = imaged(picture, request, done)
     cache = model.cache
-    positions = min(cache.positions, cache.cap)
-    return Results(done, encode_s * 1000, resident_bytes(), positions, cache.touched_bytes, problem, image)
+    return Results(done, encode_s * 1000, resident_bytes(), cache.allowed, cache.touched_bytes, problem, image)
 
 
 def perform(model: Moondream, request: Request, daemon: pipe.Pipe) -> list[TaskResult]:

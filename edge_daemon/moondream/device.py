@@ -33,7 +33,6 @@ NATIVE = {
     "float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
 }
 """Names in /proc/cpuinfo of instructions that compute with it, on x86 and on aarch64 (the kernel's elf_hwcaps.rst)."""
-CPUINFO = Path("/proc/cpuinfo")
 WHY_DEVICE = {
     "cuda": "torch can use a CUDA device",
     "mps": "torch can use Apple's MPS, and no CUDA device",
@@ -179,7 +178,7 @@ def this_machine() -> Machine:
 
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    native = native_precisions(CPUINFO.read_text(errors="replace")) if CPUINFO.is_file() else frozenset[str]()
+    native = native_precisions(quantize.cpuinfo_here())
     int8 = quantize.engine_here() is not None
     return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, int8)
 

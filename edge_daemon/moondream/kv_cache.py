@@ -32,8 +32,8 @@ class KVCache:
 
         Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
         """
-        self.cap = 0
-        """Positions that may be written, set from any thread; a new buffer begins with all of its own."""
+        self.cap = positions
+        """Positions that may be written, whatever the buffer holds; set from any thread, and here by nobody again."""
         self._config = config
         self._dtype, self._read_dtype, self._device = dtype, read_dtype, device
         self.resize(positions)
@@ -49,7 +49,7 @@ class KVCache:
                 f"a KV cache of {positions} positions is not usable: {config.name} needs more than "
                 f"{config.prefix_positions} for the picture and has {text.max_context} at most"
             )
-        self.positions = self.cap = positions
+        self.positions = positions
         self.length = self._deepest = 0
         shape = (text.layers, 2, text.heads, positions, text.head_dim)
         wide = self._read_dtype is not None and self._read_dtype != self._dtype
@@ -68,14 +68,19 @@ class KVCache:
         return self._kv.nbytes + (self._wide.nbytes if self._wide is not None else 0)
 
     @property
+    def allowed(self) -> int:
+        """Positions that may be written in all."""
+        return min(self.positions, self.cap)
+
+    @property
     def free(self) -> int:
         """Positions that may still be written; none when the cap came below what is written."""
-        return max(0, min(self.positions, self.cap) - self.length)
+        return max(0, self.allowed - self.length)
 
     @property
     def touched_bytes(self) -> int:
-        """What of the buffers was ever written, and is therefore in memory."""
-        return self.size_bytes * self._deepest // self.positions
+        """What of the buffers was ever written, and is therefore in memory; that of `packed` with them."""
+        return (self.size_bytes + self._packed.nbytes) * self._deepest // self.positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (1, heads, n, head_dim) keys and values behind `length`; return all up to and with them.

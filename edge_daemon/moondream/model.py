@@ -194,7 +194,7 @@ class Moondream:
             except CaptionError as error:
                 done[number] = error
         numbers = list(prompts)
-        free = min(self.cache.positions, self.cache.cap) - self.config.prefix_positions
+        free = self.cache.allowed - self.config.prefix_positions
         for group in groups([len(prompt) for prompt in prompts.values()], sampling.max_tokens, free):
             chosen = [numbers[place] for place in group]
             said = self._together([prompts[number] for number in chosen], sampling, on_token)
@@ -286,7 +286,7 @@ class Moondream:
         image, prefix = self._image, self.config.prefix_positions
         if image is None and self.cache.length < prefix:
             raise CaptionError("no picture has been encoded")
-        positions = min(self.cache.positions, self.cache.cap)
+        positions = self.cache.allowed
         if wanted > positions - prefix:
             raise CaptionError(
                 f"the prompt takes {wanted} positions, the KV cache has {positions - prefix} of {positions} left: "

@@ -138,7 +138,7 @@ def full_range(machine: str, cpuinfo: str) -> bool:
 @cache
 def narrow() -> bool:
     """Whether activations take 7 bits here; asked by every layer."""
-    return not full_range(platform.machine(), _cpuinfo())
+    return not full_range(platform.machine(), cpuinfo_here())
 
 
 def has_bfloat16(cpuinfo: str) -> bool:
@@ -151,10 +151,11 @@ def has_bfloat16(cpuinfo: str) -> bool:
 
 def multiplies_bfloat16() -> bool:
     """The same of this processor."""
-    return has_bfloat16(_cpuinfo())
+    return has_bfloat16(cpuinfo_here())
 
 
-def _cpuinfo() -> str:
+def cpuinfo_here() -> str:
+    """The text of /proc/cpuinfo; empty where there is none."""
     return CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else ""
 
 

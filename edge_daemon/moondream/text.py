@@ -153,7 +153,7 @@ class Text(nn.Module):
 
 
 def masked(mask: Tensor | None) -> Attention:
-    """Attention by a boolean mask, broadcast to (B, H, S, L), True where it is allowed; None allows all."""
+    """Attention by a mask, broadcast to (B, H, S, L): True where it is allowed, or 0 there and −∞ elsewhere."""
     return partial(F.scaled_dot_product_attention, attn_mask=mask)
 
 

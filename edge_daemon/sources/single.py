@@ -40,7 +40,10 @@ class SingleSource:
         path, key = self._options.path, None
         if os.path.isdir(path):
             tree = Tree(path, self._options.pattern, self._options.recursive)
-            key = newest(tree, daemon)
+            try:
+                key = newest(tree, daemon)
+            except OSError as error:
+                return Problem(f"the folder {path!r} cannot be read: {error.strerror}", None)
             if key is None:
                 return Problem("there is no picture in the folder", None)
             path = tree.path(key.name)
@@ -54,15 +57,12 @@ class SingleSource:
 
 
 def newest(tree: Tree, daemon: Daemon) -> FileKey | None:
-    """The file of a folder that was changed last; None when there is none, or the folder cannot be listed."""
+    """The file of a folder that was changed last; None when there is none. Raises OSError if it cannot be listed."""
     found: FileKey | None = None
     folders = [""]
     while folders:
-        try:
-            for key in tree.entries(folders.pop(), folders):
-                daemon.alive()
-                if found is None or (key.mtime_ns, key.name) > (found.mtime_ns, found.name):
-                    found = key
-        except OSError:
-            return None
+        for key in tree.entries(folders.pop(), folders):
+            daemon.alive()
+            if found is None or (key.mtime_ns, key.name) > (found.mtime_ns, found.name):
+                found = key
     return found

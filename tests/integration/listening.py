@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
@@ -38,6 +39,11 @@ async def until(what: str, probe: Callable[[], object]) -> None:
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"not within {LONG_S:.0f} s: {what}") from None
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the connection has warned of."""
+    return [record.message for record in caplog.records if record.name == "edge_daemon.mqtt" and record.levelno > 20]
 
 
 class Listener:

@@ -17,14 +17,13 @@ RESULT, HEALTH, RESPONSE = (
 WORDS = {"availability": ("online", "offline"), "enabled/state": ("ON", "OFF")}
 TO_THE_SERVICE = r"request/.+|[^/]+/(trigger|[^/]+/set)"
 """What others write, whatever it is."""
-RETAINED_BY_NOBODY = r"response/.+|[^/]+/event"
 
 
 def broken(topic: str, payload: bytes) -> str:
     """What is wrong with a message of a topic below the node; nothing, if it is as promised."""
     if re.fullmatch(TO_THE_SERVICE, topic):
         return ""
-    last = topic if topic == "health" else topic.partition("/")[2] or topic
+    last = topic.partition("/")[2] or topic
     try:
         if topic == "health":
             HEALTH.validate(json.loads(payload))

@@ -21,7 +21,7 @@ from edge_daemon.demo.broker import Broker
 from edge_daemon.errors import PublishRefused
 from edge_daemon.reasons import ANOTHER_CLIENT, NO_ACCESS, REASONS, UNREACHABLE, UNTAKEN
 from edge_daemon.topics import Publication
-from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until
+from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until, warnings
 
 SECRET = "correct horse battery"
 CONNACK, CONNECTED = 0x20, b"\x20\x02\x00\x00"
@@ -41,10 +41,6 @@ def no_secret_is_told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
     assert SECRET not in caplog.text
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "edge_daemon.mqtt" and record.levelno > 20]
 
 
 # ---- a broker made for the test -------------------------------------------------------------------------

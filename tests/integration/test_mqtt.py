@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,17 @@ from edge_daemon.mqtt import Connection
 from edge_daemon.reasons import NO_LOGIN, REASONS
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
 from tests.conftest import missing
-from tests.integration.listening import SOURCE_STATE, TOPICS, Listener, connection, frozen, retained, until
+from tests.integration.listening import (
+    SOURCE_STATE,
+    TOPICS,
+    Listener,
+    connection,
+    frozen,
+    mosquitto,
+    retained,
+    until,
+    warnings,
+)
 
 
 @pytest.fixture
@@ -132,29 +141,13 @@ async def test_the_same_state_is_not_said_twice(broker: Broker, listener: Listen
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[int]:
     """The port of a mosquitto that wants a password."""
-    program, passwords = find_mosquitto(), shutil.which("mosquitto_passwd")
-    if program is None or passwords is None:
+    passwords = shutil.which("mosquitto_passwd")
+    if passwords is None:
         missing("mosquitto")
     subprocess.run([passwords, "-b", "-c", str(tmp_path / "passwords"), "cam", "right"], check=True)
-    os.chmod(tmp_path, 0o755)
     os.chmod(tmp_path / "passwords", 0o600)
-    port = free_port()
-    user = "user root\n" if os.geteuid() == 0 else ""
-    (tmp_path / "guarded.conf").write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {tmp_path}/passwords\n{user}"
-    )
-    process = subprocess.Popen([program, "-c", str(tmp_path / "guarded.conf")], stderr=subprocess.DEVNULL)
-    while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            break
-        assert process.poll() is None
-    yield port
-    process.terminate()
-    process.wait()
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "edge_daemon.mqtt" and record.levelno > 20]
+    with mosquitto(tmp_path, f"allow_anonymous false\npassword_file {tmp_path}/passwords") as port:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -193,6 +186,20 @@ async def test_the_right_password_opens(guarded: int, caplog: pytest.LogCaptureF
     async with connection(guarded, username="cam", password=SecretStr("right")) as ours:
         await until("connected", ours.connected.is_set)
     assert warnings(caplog) == []
+
+
+async def test_what_is_sent_without_a_connection_is_given_back_at_once(broker: Broker) -> None:
+    """And no later broker owes an answer to it."""
+    async with connection(broker.port) as ours:
+        await until("connected", ours.connected.is_set)
+        broker.stop(kill=True)
+        await until("the loss is noticed", lambda: not ours.connected.is_set())
+        assert ours.publish(Publication(TOPICS.health, b"late", retain=True)).cancelled()
+        assert not len(ours.outgoing)
+        broker.start()
+        await until("connected again", ours.connected.is_set)
+        await until("all is confirmed", lambda: not len(ours.outgoing))
+        assert retained(broker.port, TOPICS.health) is None
 
 
 async def test_nobody_listens_and_then_somebody_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

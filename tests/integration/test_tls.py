@@ -17,7 +17,7 @@ from edge_daemon.mqtt import Connection
 from edge_daemon.mqtt_config import TlsConfig
 from edge_daemon.reasons import ALERTS, CERTIFICATE, NO_TLS, UNREACHABLE, UNVERIFIED, WRONG_CLIENT
 from tests.integration.authority import Authority, Certificate
-from tests.integration.listening import connection, mosquitto, until
+from tests.integration.listening import connection, mosquitto, until, warnings
 
 ANOTHER = "listener {} 127.0.0.1"
 """Mosquitto 2.0 does not start with listeners for websockets alone."""
@@ -40,10 +40,6 @@ def authority(tmp_path: Path) -> Authority:
 
 def settings(authority: Authority, certificate: Certificate, more: str = "") -> str:
     return f"cafile {authority.file}\ncertfile {certificate.file}\nkeyfile {certificate.key}\n{more}"
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "edge_daemon.mqtt" and record.levelno > 20]
 
 
 def trusting(authority: Authority, **options: Any) -> TlsConfig:

@@ -17,7 +17,6 @@ from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.device import (
-    CPUINFO,
     Choice,
     Machine,
     Room,
@@ -33,7 +32,7 @@ from edge_daemon.moondream.device import (
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import KvPrecision, open_chosen
-from edge_daemon.moondream.quantize import ENGINES
+from edge_daemon.moondream.quantize import ENGINES, cpuinfo_here
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +96,7 @@ def test_what_the_processor_computes_with(cpuinfo: str, native: set[str]) -> Non
 
 
 def test_this_machine_is_read() -> None:
-    text = CPUINFO.read_text()
+    text = cpuinfo_here()
     machine = this_machine()
     assert machine.native == native_precisions(text)
     assert ("bfloat16" in machine.native) == bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text))

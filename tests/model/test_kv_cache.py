@@ -281,6 +281,17 @@ def test_what_is_in_half_precision_shrinks_with_what_it_is_read_in() -> None:
     cache.advance(15)
     assert cache.touched_bytes == (half + layer) // 10
     assert cache.packed().shape == cache.filled().shape
+    assert cache.touched_bytes == (2 * half + layer) // 10, "with the copy that has no gaps"
     cache.resize(120)
     assert cache.size_bytes == (half + layer) * 120 // 150
     assert cache.packed().numel() == 0
+
+
+def test_a_cap_that_comes_while_the_buffer_changes_holds() -> None:
+    """The thread that hears it does not wait until an earlier one has been obeyed."""
+    cache = KVCache(tiny_config(), 200)
+    cache.cap = 110
+    cache.resize(150)
+    assert (cache.positions, cache.allowed, cache.free) == (150, 110, 110)
+    cache.cap = 200
+    assert cache.free == 150

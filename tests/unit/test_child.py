@@ -16,10 +16,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edge_daemon.child import KEPT_LINES, LINES_AT_ONCE, Allowance, Child, exit_in_words
+from edge_daemon.child import KEPT_LINES, LINES_AT_ONCE, Child, exit_in_words
 from edge_daemon.errors import ChildBootError, ChildDied, ChildError, ChildTimeout
 from edge_daemon.messages import Frame, Next, Progress, Request
 
@@ -239,20 +237,6 @@ async def test_who_writes_to_stderr_for_ever_keeps_nobody_from_work() -> None:
         assert not alive(child.pid)
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=200))
-def test_what_is_allowed_over_time(waits_s: list[float]) -> None:
-    """Never more than so much at once and so much a second; whoever waits long enough is never refused."""
-    allowance, now_s, taken, missed = Allowance(10, 0.5, 0.0), 0.0, 0, 0
-    for wait_s in waits_s:
-        now_s += wait_s
-        allowed = allowance.take(now_s)
-        assert allowed or wait_s < 2
-        taken += allowed
-        assert taken <= 10 + 0.5 * now_s + 1e-6
-        missed += allowance.missed() if allowed else 0
-    assert taken + missed + allowance.missed() == len(waits_s)
-
-
 async def test_ctrl_c_at_the_terminal_does_not_reach_it() -> None:
     async with running("say('Progress', step=str(os.getsid(0)))\nhear()") as child:
         assert await child.receive(LONG_S) == Progress(str(child.pid))
@@ -351,6 +335,10 @@ DEATHS = [
 ]
 
 
+SETTLE_S = 0.5
+"""The event loop closes its ends of pipes a few rounds after a process has ended."""
+
+
 async def test_hundreds_of_deaths_leave_nothing_behind() -> None:
     """Processes, file descriptors, threads and tasks are as before, whatever the children died of."""
 
@@ -368,8 +356,9 @@ async def test_hundreds_of_deaths_leave_nothing_behind() -> None:
         return (sorted(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks()), children)
 
     await asyncio.gather(*map(one, DEATHS))  # what is made once is made now
+    await asyncio.sleep(SETTLE_S)
     before = held()
     for _ in range(2):
         await asyncio.gather(*map(one, DEATHS * 10))
-    await asyncio.sleep(0)
+    await asyncio.sleep(SETTLE_S)
     assert held() == before

@@ -13,8 +13,8 @@ from edge_daemon.deaths import Witness
 from edge_daemon.readings import Files, Reading
 
 MIB = 1 << 20
-LAST = Reading(1950 * MIB, 40 * MIB, 4000 * MIB, Level(2000 * MIB, 1990 * MIB), None)
-ROOMY = Reading(1950 * MIB, 900 * MIB, 4000 * MIB, None, None)
+LAST = Reading(1950 * MIB, 40 * MIB, Level(2000 * MIB, 1990 * MIB), None)
+ROOMY = Reading(1950 * MIB, 900 * MIB, None, None)
 
 
 def said(number: signal.Signals) -> str:
@@ -55,9 +55,9 @@ def test_what_was_killed_earlier_was_not_this_worker(tmp_path: Path) -> None:
     assert witness.killed_by_kernel(-signal.SIGKILL), "it may have looked alive while it was killed"
     witness.note(ROOMY)
     assert witness.killed_by_kernel(-signal.SIGKILL) is False
-    witness.note(Reading(None, 9, 9, None, None))
+    witness.note(Reading(None, 9, None, None))
     count(tmp_path, 5)
-    witness.note(Reading(None, 9, 9, None, None))
+    witness.note(Reading(None, 9, None, None))
     assert witness.killed_by_kernel(-signal.SIGKILL)
 
 
@@ -81,7 +81,7 @@ def test_nobody_counts(tmp_path: Path) -> None:
 def test_what_was_read_without_a_worker_is_no_testimony(tmp_path: Path) -> None:
     witness = Witness(Files(tmp_path, tmp_path))
     witness.note(LAST)
-    witness.note(Reading(None, 9, 9, None, None))
+    witness.note(Reading(None, 9, None, None))
     assert witness.last == LAST
     witness.begin()
     assert witness.last is None
@@ -105,7 +105,7 @@ def test_what_to_do(tmp_path: Path, number: signal.Signals, words: str) -> None:
     assert words in explanation
 
 
-@pytest.mark.parametrize("returncode", [None, 0, 1, -signal.SIGTERM])
+@pytest.mark.parametrize("returncode", [None, 0, 1, -signal.SIGTERM, -(signal.SIGRTMIN + 3)])
 def test_other_ends_are_told_as_they_are(tmp_path: Path, returncode: int | None) -> None:
     count(tmp_path, 1)
     witness = Witness(Files(tmp_path, tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from edge_daemon.picture import Limits, Picture
 from edge_daemon.sources import folder as folder_module
 from edge_daemon.sources.folder import FolderOptions, FolderSource, Settling
 from edge_daemon.sources.folder_tree import Tree, Watch
+from edge_daemon.sources.single import SingleOptions, SingleSource
 from tests.hostile import encode, scene
 
 JPEG = encode(scene(40, 30), "JPEG")
@@ -442,3 +444,19 @@ def test_a_watch_tells_of_what_happened_since_it_was_added(tmp_path: Path) -> No
         seen |= watch.changed() or set()
     watch.clear()
     assert watch.changed() == set()
+
+
+# ---- a single picture
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path) -> None:
+    old(tmp_path / "a.jpg")
+    source = SingleSource(SingleOptions(str(tmp_path)), Limits(), PillowDecoder())
+    assert isinstance(source.next(Recorder()), Frame)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        problem = source.next(Recorder())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert problem == Problem(f"the folder {str(tmp_path)!r} cannot be read: Too many open files", None)

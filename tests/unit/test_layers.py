@@ -78,7 +78,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
         {"pydantic"},
     ),
     "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
-    "child": ({"errors", "messages", "wire"}, set()),
+    "child": ({"errors", "messages", "token_bucket", "wire"}, set()),
     "sections": (set(), {"pydantic"}),
     "mqtt_config": ({"sections"}, {"pydantic"}),
     "subscriptions": ({"link", "topics"}, {"paho"}),

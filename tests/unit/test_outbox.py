@@ -641,6 +641,34 @@ def test_what_the_broker_does_not_take_is_passed_over_until_the_next_start(
     outbox.close()
 
 
+def test_what_is_passed_over_and_dropped_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was on its way to the broker when it was dropped from memory."""
+    monkeypatch.setattr("edge_daemon.outbox.MEMORY_BYTES", 300)
+    outbox = Outbox(tmp_path)
+    put(outbox, "refused", "on its way")
+    outbox.pass_over(outbox.head(1)[0])
+    on_their_way = outbox.head(1)
+    put(outbox, *"abcdefgh")
+    assert not {"refused", "on its way"} & set(texts(outbox))
+    outbox.delete(on_their_way)
+    assert (len(outbox), outbox.aside()) == (len(texts(outbox)), 0)
+    outbox.delete(outbox.head(9))
+    assert (len(outbox), outbox.size_bytes) == (0, 0)
+    outbox.close()
+
+
+def test_what_is_passed_over_is_tried_again_from_a_file_that_was_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "refused")
+    outbox.pass_over(outbox.head(1)[0])
+    path.unlink()
+    put(outbox, "a")
+    assert sorted(texts(outbox)) == ["a", "refused"]
+    assert (len(outbox), outbox.aside()) == (2, 0)
+    outbox.close()
+
+
 # ---- what is the newest -----------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ class Board:
             level = Level(int(self.level_mib[0] * MIB), int((self.level_mib[1] + held) * MIB))
         worker_bytes = None if self.worker_mib is None else int(held * MIB)
         available = int(max(0.0, self.free_mib - held) * MIB)
-        reading = Reading(worker_bytes, available, 8000 * MIB, level, self.pressure)
+        reading = Reading(worker_bytes, available, level, self.pressure)
         limit = memory.budget(memory.limits_of(reading, None))
         return View(reading, limit, self.needs, self.wanted, self.positions, self.busy)
 
