@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def test_the_demo_says_the_same_in_int8() -> None:
 
 
 @pytest.fixture(scope="module")
-def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The 0.5B shape as it comes from an official file: floats that are int8 levels with one scale a matrix."""
     directory = tmp_path_factory.mktemp("published")
     tensors = load_file(half_billion / "model.safetensors")
@@ -249,7 +250,8 @@ def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     save_file(tensors, directory / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         os.link(half_billion / name, directory / name)
-    return directory
+    yield directory
+    shutil.rmtree(directory)
 
 
 def test_published_weights_in_int8_lead_to_the_same_tokens(published: Path) -> None:
