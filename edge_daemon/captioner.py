@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from edge_daemon import memory
+from edge_daemon.allowance import Allowance
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
 from edge_daemon.deaths import COMES_AGAIN, PERHAPS, Witness
@@ -34,15 +36,13 @@ from edge_daemon.errors import (
 )
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
-from edge_daemon.supervisor import GOOD_TIME_S, Pace, RestartPolicy
+from edge_daemon.supervisor import Pace, RestartPolicy
 
 SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
 END_S = 5.0
 """A worker between two captions leaves at once."""
 NOT_NOW = "memory is too short to ask anything now"
-OOM_LESS = 0.9
-"""Of what a worker had when the kernel killed it, the next one may have so much."""
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 """Of a worker, where its owner has not set it. glibc reads it before a process begins, so the daemon must say it: each
 arena keeps freed memory of its own, and there would be up to eight for each core."""
@@ -106,9 +106,10 @@ class Captioner:
         """Why the worker is to end, or is ending, on purpose."""
         self._answered = False
         """Whether any worker has ever answered."""
-        self._oom: memory.Budget | None = None
-        """What a worker may have since one of them was killed for want of memory."""
-        self._oom_at_s = 0.0
+        limit_mib = config.memory_limit_mib
+        self._allowance = Allowance(None if limit_mib == "auto" else limit_mib * MIB)
+        self._refused_needs: memory.Needs | None = None
+        """What the worker takes that found too little memory, while there was none that found enough."""
 
     @property
     def pid(self) -> int | None:
@@ -129,22 +130,17 @@ class Captioner:
     @property
     def needs(self) -> memory.Needs | None:
         """What the worker takes, as it says itself; None when it does not, or there was none yet."""
-        return None if self.state.ready is None else memory.needs_from(self.state.ready.needs)
+        return self._refused_needs if self.state.ready is None else memory.needs_from(self.state.ready.needs)
 
     def budget(self, reading: Reading) -> memory.Budget:
         """What a worker may have at this moment."""
-        configured = self.config.memory_limit_mib
-        limits = memory.limits_of(reading, None if configured == "auto" else configured * MIB)
-        budget = memory.budget(limits)
-        if self._oom is None or time.monotonic() - self._oom_at_s > GOOD_TIME_S:
-            return budget
-        return min(budget, self._oom, key=lambda either: either.limit_bytes)
+        return self._allowance.budget(reading, time.monotonic())
 
     async def ready(self, whatever: bool = False) -> WorkerReady:
         """The worker's report; starts it first if it is not there, and only while it may be asked, or `whatever`.
 
         Raises ModelError or BudgetError when it refuses, ChildBootError when starting it is hopeless, ChildEnded when
-        it is ended on purpose meanwhile.
+        it is ended on purpose meanwhile, or has to wait for memory that others have.
         """
         async with self._starting:
             await self._notice()
@@ -153,6 +149,9 @@ class Captioner:
                     raise ChildEnded(NOT_NOW)
                 try:
                     await self._start()
+                except ChildEnded:
+                    self._newborn = None
+                    raise
                 except ChildError as error:
                     child, self._newborn = self._newborn, None
                     await self._after_death(error, child)
@@ -332,12 +331,28 @@ class Captioner:
                 raise ChildError(f"the worker began with {type(answer).__name__}")
 
     def _refused(self, refusal: WorkerRefused) -> NoReturn:
-        """Memory that was there once may come back: that is a death like others. Anything else is final."""
+        """Memory that was there once may come back: that is a death like others.
+
+        Memory that others have now is waited for: from here on the watchdog says when. Anything else is final.
+        """
         if refusal.kind == "memory" and self.state.ready is not None:
             raise ChildError(refusal.reason)
+        needs = memory.needs_from(refusal.needs)
+        if refusal.kind == "memory" and needs is not None and self._could_hold(needs):
+            self._refused_needs, self._ending = needs, ""
+            self.allowed.clear()
+            log.warning("the model waits for memory: %s", refusal.reason)
+            self._change("unloaded")
+            raise ChildEnded(refusal.reason)
         self.state.last_death = refusal.reason
         self._change("failed")
         raise (BudgetError if refusal.kind == "memory" else ModelError)(refusal.reason)
+
+    def _could_hold(self, needs: memory.Needs) -> bool:
+        """Whether there would be room, were the worker alone here with us."""
+        files = self.witness.files
+        own_bytes = files.read(os.getpid()).worker_bytes or 0
+        return self._allowance.could_hold(needs, files.read(None), files.board_bytes(), own_bytes)
 
     async def _after_death(self, error: ChildError, child: Child | None) -> None:
         """Note it, and wait as long as the policy says.
@@ -352,7 +367,9 @@ class Captioner:
         self.state.restarts += 1
         self.state.last_death = self.witness.explain(str(error), returncode)
         if self.witness.killed_by_kernel(returncode):
-            self._ask_for_less(now_s)
+            last = self.witness.last
+            if last is not None and last.worker_bytes is not None and self.needs is not None:
+                self._allowance.killed(last.worker_bytes, self.needs, now_s)
         again, passes = returncode in COMES_AGAIN and not answered, PERHAPS in str(error)
         delay_s = self._policy.died(str(error), now_s, comes_again=again, passes=passes)
         if delay_s is None:
@@ -364,16 +381,6 @@ class Captioner:
         while (left_s := end_s - time.monotonic()) > 0:
             self._beat()
             await asyncio.sleep(min(left_s, 1.0))
-
-    def _ask_for_less(self, now_s: float) -> None:
-        """A worker was killed for want of memory: for a while the next ones have less, but what the smallest takes."""
-        last, needs = self.witness.last, self.needs
-        if last is None or last.worker_bytes is None or needs is None:
-            return
-        least = replace(needs, releases_vision=True)
-        limit_bytes = max(int(OOM_LESS * last.worker_bytes), least.at(least.smallest_positions))
-        self._oom = memory.Budget(limit_bytes, "the kernel killed a worker that had more")
-        self._oom_at_s = now_s
 
     def _change(self, state: str) -> None:
         self.state.state = state

@@ -213,7 +213,7 @@ class Controls:
     async def _restart_worker(self) -> dict[str, Any]:
         captioner = self._parts.captioner
         if captioner.state.ready is None:
-            raise CommandError("the model is just starting for the first time")
+            raise CommandError("the model is just starting for the first time, or waits for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
             ready = await captioner.ready()

@@ -132,10 +132,11 @@ class Daemon:
                 raise group.exceptions[0] from None
 
     async def _start_worker(self) -> None:
-        """Health says `starting` meanwhile."""
+        """Health says `starting` meanwhile. A model that waits for memory is the memory watchdog's from then on."""
         reporter = asyncio.create_task(self._report(), name="report")
         try:
-            await self.captioner.ready()
+            with suppress(ChildEnded):
+                await self.captioner.ready()
         finally:
             reporter.cancel()
 
@@ -202,6 +203,7 @@ class Daemon:
 
     async def _rehearse(self) -> None:
         """See what a picture takes here, if none is waiting; nothing of it is published."""
+        await patiently(self.captioner.allowed.wait(), self.caption_beat)
         if self.slots.waiting:
             return
         try:

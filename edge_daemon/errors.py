@@ -38,6 +38,11 @@ class ModelError(UnavailableError):
 class BudgetError(EdgeDaemonError):
     """Raised when the memory budget does not hold the smallest useful KV cache; says how much is missing."""
 
+    def __init__(self, reason: str, needs: dict[str, int] | None = None) -> None:
+        super().__init__(reason)
+        self.needs = needs or {}
+        """What the model takes, as WorkerReady tells it; empty where that is not known."""
+
 
 class PictureError(EdgeDaemonError):
     """Raised when one picture cannot be read; the picture is reported and left alone."""
@@ -87,6 +92,10 @@ class ChildTimeout(ChildError):
 
 class ChildDied(ChildError):
     """Raised when a child ended unexpectedly; carries its exit status and its last words."""
+
+
+class SourceLost(ChildError):
+    """Raised when a camera cannot be opened or delivers no more; its grabber said why, and is ended."""
 
 
 class ChildEnded(ChildError):

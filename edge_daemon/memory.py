@@ -87,6 +87,11 @@ class Needs:
         return min(self.prefix_positions + SMALLEST_ANSWER_POSITIONS, self.max_positions)
 
     @property
+    def least_bytes(self) -> int:
+        """Bytes in all, at the peak, with what can be given back given back, and the shortest cache."""
+        return replace(self, releases_vision=True).at(self.smallest_positions)
+
+    @property
     def useful_positions(self) -> int:
         """A cache for a full caption."""
         return min(self.prefix_positions + USEFUL_POSITIONS, self.max_positions)
@@ -116,6 +121,16 @@ def budget(limits: Limits) -> Budget:
         choices.append((max(0, room), reason))
     limit_bytes, reason = min(choices)
     return Budget(limit_bytes, reason)
+
+
+def most_bytes(limits: Limits, board_bytes: int, own_bytes: int) -> int:
+    """What the worker could ever have: were it alone with this process, which has `own_bytes`, on the board."""
+    choices = [board_bytes - own_bytes - RESERVE_BYTES]
+    if limits.configured_bytes is not None:
+        choices.append(limits.configured_bytes)
+    if limits.cgroup is not None:
+        choices.append(limits.cgroup.limit_bytes - own_bytes - CGROUP_RESERVE_BYTES)
+    return min(choices)
 
 
 def fit(limit: Budget, needs: Needs, wanted: int | None = None) -> Fit:

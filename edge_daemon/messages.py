@@ -196,6 +196,8 @@ class WorkerRefused:
 
     kind: Literal["model", "memory"]
     reason: str
+    needs: dict[str, int] = field(default_factory=dict)
+    """For want of memory: what it takes in all, as in WorkerReady."""
 
 
 @dataclass(frozen=True)

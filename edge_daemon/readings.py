@@ -80,6 +80,10 @@ class Files:
             pressure_of(text_of(pressure)),
         )
 
+    def board_bytes(self) -> int:
+        """All the memory of the board."""
+        return int(psutil.virtual_memory().total)
+
     def kills(self) -> Kills:
         """The counters as they stand."""
         on_board = re.search(r"^oom_kill (\d+)$", text_of(self.proc / "vmstat"), re.MULTILINE)

@@ -179,8 +179,8 @@ class Stages:
     def _next(self, view: View, now_s: float) -> Stage:
         """The stage from now on."""
         target, before = _target(view, self.stage), self.stage
-        if before is None:
-            return min(target, Stage.RELEASED)  # the worker was started within the limits of that moment
+        if before is None:  # a worker was started within the limits of that moment
+            return min(target, Stage.RELEASED) if view.there else target
         if view.emergency and view.reading.worker_bytes:
             return Stage.UNLOADED
         if target > before:

@@ -63,7 +63,7 @@ def main() -> int:
         daemon.write(WorkerRefused("model", str(error)))
         return 0
     except BudgetError as error:
-        daemon.write(WorkerRefused("memory", str(error)))
+        daemon.write(WorkerRefused("memory", str(error), error.needs))
         return 0
     tie(memory.needs_from(report.needs), serving.model.cache.positions)
     daemon.write(report)
@@ -168,7 +168,11 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     threads_reason = set_threads(arguments.threads)
     wanted = None if arguments.kv_positions == "auto" else int(arguments.kv_positions)
     budget, needs = size(arguments, config, choice)
-    fit = memory.fit(budget, needs, wanted)
+    needs_told = told(needs) if choice.device == "cpu" else {}
+    try:
+        fit = memory.fit(budget, needs, wanted)
+    except BudgetError as error:
+        raise BudgetError(str(error), needs_told) from error
     model = open_chosen(arguments.model, config, choice, fit.positions, arguments.kv_precision)
     give_back()  # what packing the weights left behind
     return Serving(model, fit.releases_vision, fit.tight), WorkerReady(
@@ -188,7 +192,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
         reason="; ".join(filter(None, (choice.reason, fit.reason))),
         warning=choice.warning,
         release_vision=fit.releases_vision,
-        needs=told(needs) if choice.device == "cpu" else {},
+        needs=needs_told,
     )
 
 

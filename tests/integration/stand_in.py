@@ -91,6 +91,17 @@ class StandIn:
         self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing"))
         sys.exit(0)
 
+    def refuse_for_now(self) -> None:
+        """As a real worker, which says what it needs."""
+        self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing", NEEDS))
+        sys.exit(0)
+
+    def refuse_for_ever(self) -> None:
+        """It needs more than its owner allows."""
+        needs = NEEDS | {"text_bytes": 300 << 20}
+        self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing", needs))
+        sys.exit(0)
+
     def refuse_the_model(self) -> None:
         self.daemon.write(WorkerRefused("model", "config.json is not there"))
         sys.exit(0)

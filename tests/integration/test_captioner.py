@@ -268,7 +268,10 @@ async def test_a_start_that_failed_once_is_tried_again(stage: Theatre) -> None:
     await captioner.stop(60)
 
 
-@pytest.mark.parametrize(("deed", "error"), [("refuse for memory", BudgetError), ("refuse the model", ModelError)])
+@pytest.mark.parametrize(
+    ("deed", "error"),
+    [("refuse for memory", BudgetError), ("refuse for ever", BudgetError), ("refuse the model", ModelError)],
+)
 async def test_a_refusal_at_the_first_start_is_final(stage: Theatre, deed: str, error: type[Exception]) -> None:
     captioner = stage.captioner([deed])
     with pytest.raises(error, match=r"is not there|are missing"):
@@ -276,6 +279,41 @@ async def test_a_refusal_at_the_first_start_is_final(stage: Theatre, deed: str, 
     assert stage.states == ["starting", "failed"]
     assert captioner.state.last_death in ("100 MiB of memory are missing", "config.json is not there")
     assert len(stage.lives()) == 1
+
+
+async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: Theatre, tmp_path: Path) -> None:
+    """A cgroup of paper has it; the rest is real. From the refusal on it is the watchdog that starts the worker."""
+    captioner = stage.captioner(["refuse for now"], ["refuse for now"], ["ready with needs", "answer"])
+    level = tmp_path / "memory/a"
+    level.mkdir(parents=True)
+    (level / "memory.limit_in_bytes").write_text(str(400 << 20))
+    (level / "memory.usage_in_bytes").write_text(str(300 << 20))
+    captioner.witness.files = PaperFiles(cgroups=tmp_path)
+    watchdog = MemoryWatchdog(captioner, lambda: None, captioner.witness.files)
+    with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
+        await captioner.ready()
+    assert (stage.states, captioner.pid) == (["starting", "unloaded"], None)
+    with pytest.raises(ChildEnded, match="memory is too short"):
+        await captioner.ready()
+    await looked(watchdog, 30)
+    with pytest.raises(ChildEnded, match="memory is too short"):
+        await captioner.run(REQUEST)
+    document = watchdog.document()
+    assert document["stage"] == "unloaded"
+    assert "no model and may have 36 (the cgroup's limit of 400 MiB" in document["reason"]
+    assert len(stage.lives()) == 1, "nothing is tried in vain"
+
+    (level / "memory.usage_in_bytes").write_text(str(50 << 20))
+    now_s = 100.0
+    while not captioner.is_ready:  # the second one is refused as well
+        await looked(watchdog, 1, now_s)
+        await asyncio.sleep(0.01)
+        now_s += 1.0
+    await looked(watchdog, 30, now_s)
+    assert watchdog.state.stage.name == "OK"
+    assert (captioner.state.restarts, len(stage.lives())) == (0, 3)
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
 
 
 async def test_memory_that_was_there_once_is_waited_for(stage: Theatre) -> None:

@@ -16,10 +16,13 @@ from edge_daemon import rehearsal
 from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
+from edge_daemon.errors import ChildEnded
 from edge_daemon.memory import MIB, SMALLEST_ANSWER_POSITIONS
+from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Request, Task
 from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig
 from edge_daemon.readings import Files
+from edge_daemon.stages import Stage
 from tests.integration.service import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +124,41 @@ async def test_a_cap_holds_in_the_middle_of_a_caption_and_the_buffer_really_shri
     assert results.tasks[0].finish_reason == "memory"
     assert results.kv_touched_bytes <= SMALLEST * KIB_PER_POSITION << 10
     assert captioner.state.restarts == 0
+    await captioner.stop(60)
+
+
+class PaperFiles(Files):
+    """In a cgroup of this test's own."""
+
+    @property
+    def membership(self) -> str:
+        return "4:memory:/a"
+
+
+async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_memory_is(
+    watched: Watched, tmp_path: Path
+) -> None:
+    """A real worker refuses and says what it needs; what others take stands on paper."""
+    captioner, level = watched.captioner, tmp_path / "memory/a"
+    level.mkdir(parents=True)
+    (level / "memory.limit_in_bytes").write_text(str(4096 * MIB))
+    (level / "memory.usage_in_bytes").write_text(str(4000 * MIB))
+    files = captioner.witness.files = PaperFiles(cgroups=tmp_path)
+    watchdog = MemoryWatchdog(captioner, lambda: None, files)
+    with pytest.raises(ChildEnded, match=r"MiB of memory are missing.*the cgroup's limit of 4096 MiB"):
+        await captioner.ready()
+    watching = asyncio.create_task(watchdog.run(lambda: None))
+    with pytest.raises(ChildEnded):
+        await captioner.run(watched.request())
+    while watchdog.state.stage != Stage.UNLOADED:
+        await asyncio.sleep(0.01)
+    assert captioner.state.state == "unloaded"
+    (level / "memory.usage_in_bytes").write_text(str(0))
+    await captioner.allowed.wait()
+    results = await captioner.run(watched.request())
+    assert results.tasks[0].text
+    assert captioner.state.restarts == 0
+    watching.cancel()
     await captioner.stop(60)
 
 

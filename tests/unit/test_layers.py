@@ -66,6 +66,7 @@ LEAVES: dict[str, set[str]] = {
     "cgroup": set(),
     "memory": {"cgroup", "errors", "readings"},
     "stages": {"errors", "memory", "readings"},
+    "allowance": {"memory", "readings", "supervisor"},
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
 }

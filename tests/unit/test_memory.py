@@ -77,6 +77,25 @@ def test_the_budget_names_the_limit_that_counts(limits: Limits, reason: str) -> 
     assert reason in memory.budget(limits).reason
 
 
+@pytest.mark.parametrize(
+    ("limits", "most_mib"),
+    [
+        (Limits(None, None, 1), 8000 - 40 - 128),
+        (Limits(500 * MIB, Level(2000 * MIB, 1900 * MIB), 1), 500),
+        (Limits(3000 * MIB, Level(2000 * MIB, 1900 * MIB), 1), 2000 - 40 - 64),
+    ],
+)
+def test_what_a_worker_could_ever_have_does_not_depend_on_what_others_have_now(limits: Limits, most_mib: int) -> None:
+    assert memory.most_bytes(limits, 8000 * MIB, 40 * MIB) == most_mib * MIB
+
+
+@pytest.mark.parametrize("needs", [HALF_BILLION, LONG_TEXT])
+def test_the_least_is_what_still_fits(needs: Needs) -> None:
+    memory.fit(Budget(needs.least_bytes, "test"), needs)
+    with pytest.raises(BudgetError):
+        memory.fit(Budget(needs.least_bytes - 1, "test"), needs)
+
+
 @given(SIZES, NEEDS, st.none() | st.integers(2, 5000))
 def test_the_cache_fits_into_the_budget_or_is_refused(limit: int, needs: Needs, wanted: int | None) -> None:
     smallest = min(needs.prefix_positions + SMALLEST_ANSWER_POSITIONS, needs.max_positions)

@@ -112,6 +112,22 @@ def test_every_stage_is_entered_in_its_turn_and_left_in_its_turn() -> None:
     assert board.worker_mib == WEIGHTS_MIB
 
 
+def test_at_the_start_without_memory_nothing_is_loaded_until_there_is() -> None:
+    board = Board(free_mib=room_mib(WEIGHTS_MIB), worker_mib=None, positions=0)
+    plan = board.look(30)
+    assert (plan.stage, plan.worker, board.worker_mib) == (Stage.UNLOADED, "keep", None)
+    board.free_mib = 4000.0
+    board.look(60)
+    assert board.entered() == ["unloaded", "recycled", "paused", "released", "capped", "ok"]
+    assert (board.worker_mib, board.positions) == (WEIGHTS_MIB, 2048)
+
+
+def test_memory_that_was_back_before_the_first_look_is_no_story() -> None:
+    board = Board(worker_mib=None, positions=0)
+    board.look(3)
+    assert board.entered() == ["ok"]
+
+
 @pytest.mark.parametrize(
     ("may_have_mib", "rests_at", "positions"),
     [

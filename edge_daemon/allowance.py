@@ -1,0 +1,41 @@
+"""What a worker may have of the memory: what the limits of the moment say, and less after one was killed for it. Pure.
+
+Times are passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_daemon.memory import Budget, Needs, budget, limits_of, most_bytes
+from edge_daemon.readings import Reading
+from edge_daemon.supervisor import GOOD_TIME_S
+
+OOM_LESS = 0.9
+"""Of what a worker had when the kernel killed it, the next one may have so much."""
+
+
+@dataclass
+class Allowance:
+    """Of one worker after the other."""
+
+    configured_bytes: int | None
+    """What the owner lets it have at most."""
+    _less: Budget | None = None
+    _less_since_s: float = 0.0
+
+    def budget(self, reading: Reading, now_s: float) -> Budget:
+        """What a worker may have at this moment."""
+        now = budget(limits_of(reading, self.configured_bytes))
+        if self._less is None or now_s - self._less_since_s > GOOD_TIME_S:
+            return now
+        return min(now, self._less, key=lambda either: either.limit_bytes)
+
+    def could_hold(self, needs: Needs, reading: Reading, board_bytes: int, own_bytes: int) -> bool:
+        """Whether a worker would fit, were it alone here with this process, which has `own_bytes`."""
+        return needs.least_bytes <= most_bytes(limits_of(reading, self.configured_bytes), board_bytes, own_bytes)
+
+    def killed(self, worker_bytes: int, needs: Needs, now_s: float) -> None:
+        """One was killed for want of memory: for a while the next ones have less, but what the smallest takes."""
+        limit_bytes = max(int(OOM_LESS * worker_bytes), needs.least_bytes)
+        self._less, self._less_since_s = Budget(limit_bytes, "the kernel killed a worker that had more"), now_s

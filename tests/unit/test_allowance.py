@@ -1,0 +1,44 @@
+"""What a worker may have, and what it could have."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_daemon.allowance import OOM_LESS, Allowance
+from edge_daemon.cgroup import Level
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES, Needs
+from edge_daemon.readings import Reading
+from edge_daemon.supervisor import GOOD_TIME_S
+
+NEEDS = Needs(100 * MIB, 0, 300 * MIB, 0, 0, MIB, 10, 100)
+"""458 MiB with the shortest cache."""
+WELL = Reading(None, 2000 * MIB, None, None)
+SHORT = Reading(None, RESERVE_BYTES, Level(700 * MIB, 700 * MIB), None)
+
+
+def test_after_a_kill_it_is_less_for_a_while() -> None:
+    allowance = Allowance(None)
+    before = allowance.budget(WELL, 0.0)
+    allowance.killed(800 * MIB, NEEDS, 10.0)
+    assert allowance.budget(WELL, 11.0).limit_bytes == int(OOM_LESS * 800 * MIB)
+    assert "killed" in allowance.budget(WELL, 11.0).reason
+    assert allowance.budget(WELL, 11.0 + GOOD_TIME_S) == before
+    assert allowance.budget(SHORT, 11.0).limit_bytes == 0, "and never more than there is"
+
+
+def test_but_not_less_than_the_smallest_takes() -> None:
+    allowance = Allowance(None)
+    allowance.killed(460 * MIB, NEEDS, 10.0)
+    assert allowance.budget(WELL, 11.0).limit_bytes == NEEDS.least_bytes == 458 * MIB
+
+
+@pytest.mark.parametrize(("own_mib", "could"), [(20, True), (700 - 458 - CGROUP_RESERVE_BYTES // MIB + 1, False)])
+def test_what_others_have_may_come_back(own_mib: int, could: bool) -> None:
+    assert Allowance(None).budget(SHORT, 0.0).limit_bytes == 0
+    assert Allowance(None).could_hold(NEEDS, SHORT, 4000 * MIB, own_mib * MIB) is could
+
+
+def test_what_the_owner_does_not_allow_will_not() -> None:
+    assert Allowance(458 * MIB).could_hold(NEEDS, WELL, 4000 * MIB, 0)
+    assert not Allowance(457 * MIB).could_hold(NEEDS, WELL, 4000 * MIB, 0)
+    assert not Allowance(None).could_hold(NEEDS, WELL, 458 * MIB + RESERVE_BYTES - 1, 0)
