@@ -1,7 +1,7 @@
-"""The daemon's side of one source: run its grabber, ask for pictures, put them into the slot.
+"""The daemon's side of one source: its grabber's lives, and what is wrong with it. What all kinds have in common.
 
-The grabber may die of a picture; the picture that it was opening is then reported and left alone, and a
-new grabber goes on with the next. Knows nothing of the model.
+A dead grabber is started again after a while, for ever: a stick is plugged in again, a camera wakes.
+Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import asyncio
 import json
 import logging
 import re
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
+from edge_daemon import grabber_settings
 from edge_daemon.child import Child
-from edge_daemon.config import MIB, FolderConfig
 from edge_daemon.errors import ChildDied, ChildError
-from edge_daemon.messages import THUMBNAIL_PX, FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
-from edge_daemon.outbox import Outbox
-from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
+from edge_daemon.grabber_settings import MAX_SIDE_PX
+from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
+from edge_daemon.source_config import SourceConfig
+from edge_daemon.supervisor import RestartPolicy
 
-MAX_SIDE_PX = 512
-"""Longer side of a frame; in the template scheme that costs one vision pass instead of up to five."""
 SILENCE_S = 60.0
 """A grabber that says nothing for so long is stuck; at rest it says Idle every few seconds."""
 LONGEST_MS = 1e9
@@ -43,132 +43,107 @@ class SourceState:
     captioned: int = 0
     problems: int = 0
     last_problem: dict[str, str] = field(default_factory=dict)
+    picture_problem: str = ""
+    """What is wrong with the frames that a camera delivers now, such as that they are black."""
     last_result_at: str = ""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Frames that were looked at and not captioned, by reason; of a camera."""
 
 
-class Capture:
+Config = TypeVar("Config", bound=SourceConfig)
+
+
+class Capture(ABC, Generic[Config]):
     """One source."""
 
-    def __init__(
-        self,
-        name: str,
-        config: FolderConfig,
-        outbox: Outbox,
-        deliver: Callable[[Frame], Awaitable[None]],
-        beat: Callable[[], None],
-        on_change: Callable[[], None],
-    ) -> None:
+    def __init__(self, name: str, config: Config, beat: Callable[[], None], on_change: Callable[[], None]) -> None:
         self.name = name
         self.config = config
         self.state = SourceState()
-        self._outbox = outbox
-        self._deliver = deliver
-        self._beat = beat
+        self.beat = beat
         self._on_change = on_change
-        self._opening: FileKey | None = None
-        self._suspect: FileKey | None = None
-        """The file that the last grabber died of; dying of it again proves its guilt."""
+
+    @abstractmethod
+    async def current(self) -> Frame:
+        """The picture that somebody asked for: the newest there is. Raises PictureError."""
+
+    @abstractmethod
+    async def talk(self, child: Child) -> None:
+        """All that is said with a grabber that is ready, for as long as it lives. Raises ChildError."""
+
+    @abstractmethod
+    def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
+        """What a grabber's death means; the seconds to wait before the next start."""
+
+    @abstractmethod
+    def failed(self, frame: Frame, reason: str) -> None:
+        """There is no caption of this frame, and why."""
+
+    async def wanted(self) -> None:
+        """Wait until there is something to grab."""
+
+    def is_stale(self, waited_s: float) -> bool:
+        """Whether a frame has waited too long to be worth a caption."""
+        return False
+
+    def captioned(self, frame: Frame) -> None:
+        """What came of this frame is on its way to the broker."""
+
+    def changed(self) -> None:
+        """The configuration is another one."""
 
     async def run(self) -> None:
-        """Capture for ever; a dead grabber is started again after a while."""
+        """Capture for ever."""
         policy = RestartPolicy()
         while True:
+            await self.wanted()
             try:
                 await self._one_grabber(policy)
             except ChildError as error:
-                delay_s = self._after_death(policy, error)
-            end_s = time.monotonic() + delay_s
-            while (left_s := end_s - time.monotonic()) > 0:
-                self._beat()
-                await asyncio.sleep(min(left_s, 1.0))
+                await self.pause(self.after_death(policy, error))
 
-    def _after_death(self, policy: RestartPolicy, error: ChildError) -> float:
-        """Blame the picture that was being opened, when it is the second grabber's death; the seconds to wait.
-
-        One death proves nothing: a kill from outside or a fault of our own must not cost a good picture.
-        """
-        again = policy.last_reason == str(error)
-        # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
-        delay_s = policy.died(str(error), time.monotonic()) or LONGEST_DELAY_S
-        opening, self._opening = self._opening, None
-        if opening is not None and opening == self._suspect:
-            self.report(f"reading it ended the grabber twice: {error}", opening)
-        elif again and delay_s >= LONGEST_DELAY_S:  # told often enough: it stands in health
-            self.state.problems += 1
-        else:
-            self.report(f"{error}; next start in {delay_s:.0f} s", None)
-        self._suspect = opening
-        return delay_s
+    async def pause(self, duration_s: float) -> None:
+        """Wait, and show that this is on purpose."""
+        end_s = time.monotonic() + duration_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.beat()
+            await asyncio.sleep(min(left_s, 1.0))
 
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
-        argv = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps(grabber_options(self.config))]
-        child = await Child.start(f"grabber {self.name}", argv)
+        child = await Child.start(f"grabber {self.name}", grabber_settings.argv(self.config))
         try:
-            while True:
-                message = await child.receive(self._patience_s)
-                self._beat()
-                if isinstance(message, GrabberReady):
-                    policy.ready(time.monotonic())
-                    log.info("source %s: watching with %s", self.name, message.decoder)
-                    await child.send(Next(), SILENCE_S)
-                else:
-                    await self._handle(child, message)
+            await child.send(Open(json.dumps(grabber_settings.settings(self.config))), SILENCE_S)
+            message = await child.receive(SILENCE_S)
+            self.beat()
+            if not isinstance(message, GrabberReady):
+                raise self.stranger(message)
+            policy.ready(time.monotonic())
+            log.info("source %s: watching with %s", self.name, message.decoder)
+            await self.talk(child)
         finally:
             await child.stop(STOP_GRACE_S)
 
-    @property
-    def _patience_s(self) -> float:
-        """How long the grabber may be silent: it ends by itself when a picture takes too much processor time."""
-        return SILENCE_S + (self.config.decode_timeout_s if self._opening else 0.0)
+    def stranger(self, message: object) -> ChildDied:
+        """The error for what a grabber must not say."""
+        return ChildDied(f"the grabber {self.name} sent {type(message).__name__}, and was ended")
 
-    async def _handle(self, child: Child, message: object) -> None:
-        match message:
-            case Offer(files):
-                await child.send(Wanted(self._outbox.wanted(self.name, files)), SILENCE_S)
-            case Opening(file):
-                self._opening = file
-            case Idle(problem):
-                self._opening = None
-                self._rest(problem)
-            case Frame():
-                check(message)
-                self._opening = None
-                self._set_state("online")
-                await self._deliver(message)
-                await child.send(Next(), SILENCE_S)
-            case Problem(reason, file):
-                self._opening = None
-                self.report(reason, file)
-                await child.send(Next(), SILENCE_S)
-            case _:
-                raise ChildDied(f"the grabber {self.name} sent {type(message).__name__}, and was ended")
-
-    def report(self, reason: str, file: FileKey | None) -> None:
-        """Say once what is wrong with a file, which is then dealt with, or with the source."""
-        where = f"{self.config.path}/{file.name}" if file else str(self.config.path)
+    def tell(self, where: str, reason: str) -> None:
+        """Say what is wrong; in the log, and in health."""
         shown = where.encode("utf-8", "backslashreplace").decode()
         log.warning("source %s: %r: %s", self.name, shown, reason)
         self.state.problems += 1
         self.state.last_problem = {"where": shown, "reason": reason}
-        if file is None:
-            self._set_state("offline")
-            return
-        self._outbox.put(self.name, [], file)
         self._on_change()
 
-    def _rest(self, problem: str) -> None:
-        """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""
-        known = self.state.state == "offline" and self.state.last_problem.get("reason") == problem
-        if problem and not known:
-            self.report(problem, None)
-        elif not problem:
-            self._set_state("online")
-
-    def _set_state(self, state: str) -> None:
+    def set_state(self, state: str) -> None:
+        """online, offline, or off: nobody wants it."""
         if self.state.state != state:
             self.state.state = state
             self._on_change()
+
+
+AnyCapture = Capture[Any]
 
 
 def check(frame: Frame) -> None:
@@ -180,21 +155,3 @@ def check(frame: Frame) -> None:
         raise ChildDied("the grabber sent a thumbnail that is none, and was ended")
     if not all(0 <= ms <= LONGEST_MS for ms in (frame.capture_ms, frame.decode_ms)):
         raise ChildDied("the grabber sent a time that nothing takes, and was ended")
-
-
-def grabber_options(config: FolderConfig) -> dict[str, object]:
-    """What a grabber is told of its source."""
-    return {
-        "type": config.type,
-        "path": str(config.path),
-        "pattern": config.pattern,
-        "recursive": config.recursive,
-        "poll": config.poll,
-        "settle_s": config.settle_s,
-        "rescan_s": config.rescan_s,
-        "max_side_px": MAX_SIDE_PX,
-        "max_pixels": config.max_pixels,
-        "max_file_bytes": config.max_file_mib * MIB,
-        "decode_memory_bytes": config.decode_memory_mib * MIB,
-        "decode_timeout_s": config.decode_timeout_s,
-    }

@@ -242,7 +242,7 @@ def check_config(arguments: argparse.Namespace) -> int:
     print(f"  broker {broker}")
     for name, source in settings.sources.items():
         topic = f"{settings.mqtt.base_topic}/{settings.node}/{name}/caption"
-        print(f"  source {name}: {source.type} {source.path} → {topic}")
+        print(f"  source {name}: {source.type} {source.place} → {topic}")
     return OK
 
 

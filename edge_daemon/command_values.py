@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_daemon import config
-from edge_daemon.config import Question
 from edge_daemon.errors import CommandError, ConfigError
 from edge_daemon.nearest import hint
+from edge_daemon.source_config import Question
 
 Check = Callable[[Any, Sequence[str]], Any]
 LARGEST_PICTURE_BYTES = 4 << 20
@@ -22,7 +22,6 @@ LARGEST_PICTURE_BYTES = 4 << 20
 LONGEST_TEXT = 1000
 """Characters of a question, as in the configuration."""
 LONGEST_PAUSE_MINUTES = 7 * 24 * 60
-LONGEST_INTERVAL_S = 86_400
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """How the files begin that can be sent: JPEG, PNG."""
 LENGTHS = ("short", "normal", "long")

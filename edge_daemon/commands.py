@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from edge_daemon import command_values as check
 from edge_daemon.command_values import Check, Picture
-from edge_daemon.config import Question
 from edge_daemon.errors import CommandError
 from edge_daemon.nearest import hint
+from edge_daemon.source_config import LONGEST_INTERVAL_S, Question
 from edge_daemon.topics import json_bytes
 
 LARGEST_PAYLOAD_BYTES = check.LARGEST_PICTURE_BYTES * 4 // 3 + (64 << 10)
@@ -284,7 +284,7 @@ SUBJECT: dict[str, Check] = {"source": check.source, "picture": check.picture}
 TYPED: dict[str, Check] = {"type": check.whatever, "choices": check.whatever}
 SETTABLE: dict[str, Check] = {
     "enabled": check.truth,
-    "interval_s": check.number(0, check.LONGEST_INTERVAL_S),
+    "interval_s": check.number(0, LONGEST_INTERVAL_S),
     "length": check.one_of(check.LENGTHS),
     "questions": check.questions,
 }

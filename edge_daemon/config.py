@@ -11,28 +11,28 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     Field,
     TypeAdapter,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
-from edge_daemon import device_classes, yaml_file
-from edge_daemon.answers import AnswerType, choices_problem
+from edge_daemon import yaml_file
 from edge_daemon.config_words import Wording
 from edge_daemon.errors import ConfigError
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.sections import PATTERNS_IN_WORDS, TOPIC_PATTERN, Name, Section
+from edge_daemon.source_config import AnySource, Question, TaggedSource
 from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
 
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
 MIB = 1 << 20
+Source = TypeVar("Source", bound=AnySource)
 
 
 def _not_reserved(name: str) -> str:
@@ -122,117 +122,6 @@ class HomeAssistantConfig(Section):
     """Of the discovery topics, as set in Home Assistant."""
 
 
-class Question(Section):
-    """A question that is asked about every picture of a source."""
-
-    id: Name
-    ask: Annotated[str, Field(min_length=1, max_length=1000)]
-    type: AnswerType = "text"
-    """What the words become: `value` of the result. A value that cannot be told for certain is "unknown"."""
-    choices: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=50)] = ()
-    for_frames: Annotated[int, Field(ge=1, le=100)] = 1
-    """So many pictures in a row have to say the same before the value changes; yes_no and choice only."""
-    unit: Annotated[str, Field(min_length=1, max_length=20)] | None = None
-    device_class: str | None = None
-    """How Home Assistant shows it, such as `door`."""
-
-    @model_validator(mode="after")
-    def _choices_can_be_told_apart(self) -> Self:
-        if self.type != "choice":
-            if self.choices:
-                raise ValueError(f"choices are for type choice; leave them out for type {self.type}")
-            return self
-        problem = choices_problem(self.choices)
-        if problem:
-            raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_set_fits_the_type(self) -> Self:
-        if self.for_frames > 1 and self.type not in ("yes_no", "choice"):
-            raise ValueError(f"for_frames is for the types yes_no and choice; leave it out for type {self.type}")
-        problem = device_classes.problem(self.type, self.device_class, self.unit)
-        if problem:
-            raise ValueError(problem)
-        return self
-
-
-class Detection(Section):
-    """Something to look for in every picture of a source; in the file also its name alone."""
-
-    id: Name
-    what: Annotated[str, Field(min_length=1, max_length=200)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_a_name(cls, values: Any) -> Any:
-        if isinstance(values, str):
-            return {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", values).strip("-"), "what": values}
-        if not isinstance(values, dict):
-            raise ValueError("a thing to look for is expected, such as car, in quotes if it looks like a number")
-        return values
-
-
-class ImageConfig(Section):
-    """Whether the picture that was captioned is published as well, and how."""
-
-    enabled: bool = False
-    quality: Annotated[int, Field(ge=20, le=95)] = 80
-    """Of the JPEG; less where it would be too large."""
-    max_kib: Annotated[int, Field(ge=1, le=8192)] = 256
-    """An image that does not fit in any quality is not published."""
-    boxes: bool = False
-    """Frame what `detect` has found."""
-
-
-class FolderConfig(Section):
-    """Pictures that appear in a folder; each is captioned once."""
-
-    type: Literal["folder"]
-    enabled: bool = True
-    """Whether it is captioned at all; can be changed over MQTT."""
-    path: Path
-    pattern: Annotated[str, Field(min_length=1)] | None = None
-    """Which pictures: a name such as `*.jpg`, or a path below the folder such as `porch/*`; None is all."""
-    recursive: bool = True
-    poll: bool = False
-    """For network mounts, where the kernel tells nothing of new files."""
-    settle_s: Annotated[float, Field(ge=0, le=600)] = 2.0
-    """A file is taken when it has not changed for so long."""
-    rescan_s: Annotated[float, Field(ge=1)] = 60.0
-    caption: Literal["short", "normal", "long", "none"] = "short"
-    questions: tuple[Question, ...] = ()
-    detect: tuple[Detection, ...] = ()
-    image: ImageConfig = ImageConfig()
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    max_file_mib: Annotated[int, Field(ge=1)] = 100
-    decode_memory_mib: Annotated[int, Field(ge=128)] = 512
-    """The most that the process that decodes pictures may allocate."""
-    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
-    """Processor time for one picture; longer is stuck."""
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        if not path.is_absolute():
-            raise ValueError("an absolute path is expected, such as /srv/pictures")
-        return path
-
-    @model_validator(mode="after")
-    def _has_work(self) -> Self:
-        ids = [question.id for question in self.questions] + [thing.id for thing in self.detect]
-        twice = next((name for name in ids if ids.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"the id {twice!r} is there twice; questions and detect need an id of their own each")
-        if "caption" in ids:
-            raise ValueError("the id 'caption' is taken by the caption itself; give the question another one")
-        if self.image.boxes and not self.detect:
-            raise ValueError("image.boxes frames what detect finds: add detect, or leave image.boxes out")
-        if self.caption == "none" and not ids:
-            raise ValueError("there is nothing to do: set caption, or add questions or detect")
-        return self
-
-
 class Config(Section):
     """The whole file."""
 
@@ -244,7 +133,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     thermal: ThermalConfig = ThermalConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
-    sources: Annotated[dict[SourceName, FolderConfig], Field(min_length=1)]
+    sources: Annotated[dict[SourceName, TaggedSource], Field(min_length=1)]
 
 
 def load(path: Path) -> Config:
@@ -269,9 +158,9 @@ def questions(values: Any) -> tuple[Question, ...]:
     return made
 
 
-def changed(source: FolderConfig, changes: Mapping[str, Any]) -> FolderConfig:
+def changed(source: Source, changes: Mapping[str, Any]) -> Source:
     """A source with other values for some of its keys, under the rules of the file. Raises ConfigError."""
-    made: FolderConfig = _checked(type(source), {**source.model_dump(), **changes})
+    made: Source = _checked(type(source), {**source.model_dump(), **changes})
     return made
 
 

@@ -26,6 +26,9 @@ TYPES_IN_WORDS = {
     "tuple_type": "a list is expected",
 }
 
+CHOOSING = "type"
+"""The key that says which of several sections this is."""
+
 
 @dataclass(frozen=True)
 class Wording:
@@ -38,17 +41,24 @@ class Wording:
 
     def explain(self, detail: ErrorDetails, document: Document) -> tuple[str, str]:
         """What one problem is about (place, key, value), and what is wrong with it."""
-        missing = detail["type"] == "missing"
-        key = _real_key(tuple(part for part in detail["loc"] if part != "[key]"), missing, document)
+        missing = detail["type"] in ("missing", "union_tag_not_found")
+        place = tuple(part for part in detail["loc"] if not _is_choice(part))
+        if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
+            place = (*place, CHOOSING)
+        key = _real_key(place, missing, document)
         subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
         if not missing:
-            subject += f": value {_shown(key, detail['input'], document)}"
-        return subject, self.problem(detail, key)
+            value = detail["input"][key[-1]] if detail["type"] == "union_tag_invalid" else detail["input"]
+            subject += f": value {_shown(key, value, document)}"
+        return subject, self.problem(detail, detail["loc"])
 
     def problem(self, detail: ErrorDetails, key: Key) -> str:
         """What is wrong with the value of a key, without the value."""
-        if detail["type"] == "missing":
+        if detail["type"] in ("missing", "union_tag_not_found"):
             return "this key is required"
+        if detail["type"] == "union_tag_invalid":
+            known = re.findall(r"\[(.*?)\]", detail["ctx"]["expected_tags"])
+            return f"there are {', '.join(known)}{hint(str(detail['input'][CHOOSING]), known)}"
         if detail["type"] == "extra_forbidden":
             return f"unknown key{self._suggestion(key)}"
         if detail["type"] == "string_pattern_mismatch":
@@ -78,6 +88,11 @@ def _real_key(key: Key, missing: bool, document: Document) -> Key:
     return key[: length + missing]
 
 
+def _is_choice(part: str | int) -> bool:
+    """Whether a part of a pydantic location is no key: `[key]`, and the names of union members in source_config."""
+    return isinstance(part, str) and part.startswith("[")
+
+
 def _shown(key: Key, value: Any, document: Document) -> str:
     """A value as it may be shown: never a secret, not even behind a misspelt key."""
     words = [str(part).lower() for part in key]
@@ -103,4 +118,7 @@ def _below(annotation: Any, part: str | int) -> Any:
         field = annotation.model_fields.get(str(part))
         return field.annotation if field else None
     arguments = get_args(annotation)
+    if _is_choice(part):
+        members = (get_args(member) for member in get_args(arguments[0]))
+        return next((section for section, tag in members if tag.tag == part), None)
     return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_daemon import commands, config, reload
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import Capture
+from edge_daemon.capture import AnyCapture
 from edge_daemon.commands import SETTINGS, Command, Plain
 from edge_daemon.config import Config
 from edge_daemon.errors import BudgetError, ChildError, CommandError, ConfigError, ModelError
@@ -23,6 +23,7 @@ from edge_daemon.health import Health
 from edge_daemon.inquiries import Inquiries
 from edge_daemon.mqtt import Connection
 from edge_daemon.settings import Settings
+from edge_daemon.source_config import LiveSource
 from edge_daemon.switches import Switches
 from edge_daemon.token_bucket import TokenBucket
 from edge_daemon.topics import Incoming, Publication, json_bytes
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class Parts:
     """What commands act upon."""
 
-    captures: Mapping[str, Capture]
+    captures: Mapping[str, AnyCapture]
     captioner: Captioner
     health: Health
     inquiries: Inquiries
@@ -106,6 +107,7 @@ class Controls:
             words = f"an error of the service itself, a bug to report: {type(error).__name__}"
             answer = commands.refused(CommandError(words, transaction))
         self._answer(name, message, answer)
+        self._connection.move(self._running.mqtt)  # behind the answer, which still goes to the broker that asked
 
     def _answer(self, name: str, message: Incoming, answer: bytes) -> None:
         if not self._connection.connected.is_set():  # whoever asked has lost us as well, and asks again
@@ -174,11 +176,16 @@ class Controls:
         return {"paused_until": {name: capture.state.paused_until for name, capture in self._parts.captures.items()}}
 
     def _set(self, request: commands.Set) -> dict[str, Any]:
-        if request.interval_s is not None:
-            raise CommandError("interval_s: a folder has no interval; its pictures are taken when they appear")
-        wanted = {"enabled": request.enabled, "caption": request.length, "questions": request.questions}
-        changes = {key: value for key, value in wanted.items() if value is not None}
         capture = self._parts.captures[request.source]
+        if request.interval_s is not None and not isinstance(capture.config, LiveSource):
+            raise CommandError("interval_s: a folder has no interval; its pictures are taken when they appear")
+        wanted = {
+            "enabled": request.enabled,
+            "interval_s": request.interval_s,
+            "caption": request.length,
+            "questions": request.questions,
+        }
+        changes = {key: value for key, value in wanted.items() if value is not None}
         try:
             made = config.changed(capture.config, changes)
         except ConfigError as error:
@@ -188,7 +195,8 @@ class Controls:
         self._changed()
         kept = {"persisted": not problem, **({"problem": problem} if problem else {})}
         questions = made.model_dump(mode="json", include={"questions"})
-        settings = {"enabled": made.enabled, "length": made.caption, **questions}
+        interval = {"interval_s": made.interval_s} if isinstance(made, LiveSource) else {}
+        settings = {"enabled": made.enabled, "length": made.caption, **interval, **questions}
         return {"source": request.source, **settings, **kept, "restart_required": False}
 
     async def _reload(self) -> dict[str, Any]:

@@ -23,12 +23,14 @@ from typing import Any
 
 from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import SILENCE_S, Capture
-from edge_daemon.config import MIB, Config, FolderConfig
+from edge_daemon.capture import SILENCE_S, AnyCapture
+from edge_daemon.config import MIB, Config
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
+from edge_daemon.folder_capture import FolderCapture
 from edge_daemon.health import Health
 from edge_daemon.jobs import Job
+from edge_daemon.live_capture import LiveCapture
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Frame, ImageWish, Request, Results, Task
 from edge_daemon.mqtt import Connection
@@ -36,10 +38,12 @@ from edge_daemon.outbox import Limits, Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
 from edge_daemon.publisher import Publisher
 from edge_daemon.remote import Remote
+from edge_daemon.repeats import Repeats
 from edge_daemon.results import Origin, documents, utc
 from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
+from edge_daemon.source_config import AnySource, FolderConfig, LiveSource, SourceConfig
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
 from edge_daemon.values import Values
@@ -77,10 +81,11 @@ class Daemon:
         self.written = asyncio.Event()
         self.stopping = asyncio.Event()
         self.progress = Progress(time.monotonic)
-        self.slots: Slots[Job] = Slots(config.sources)
+        self.slots: Slots[Job] = Slots(config.sources, lambda name: self.captures[name].config.priority)
         self.connection = Connection(config.mqtt, self.topics, self._on_connection)
         self.caption_beat = self.progress.expect("caption", config.model.start_timeout_s + STUCK_MARGIN_S)
         self.values = Values()
+        self.repeats = Repeats()
         self._told: set[tuple[str, str]] = set()
         """Sources and their tasks that had no outcome, the last time."""
         self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
@@ -100,14 +105,23 @@ class Daemon:
         self.changed.set()
         self.remote.discovery.refresh()
 
-    def _capture(self, name: str, config: FolderConfig) -> Capture:
-        beat = self.progress.expect(f"capture {name}", SILENCE_S + config.decode_timeout_s + STUCK_MARGIN_S)
+    def _capture(self, name: str, config: SourceConfig) -> AnyCapture:
+        if isinstance(config, FolderConfig):
+            beat = self.progress.expect(f"capture {name}", SILENCE_S + config.decode_timeout_s + STUCK_MARGIN_S)
 
-        async def deliver(frame: Frame) -> None:
-            origin = Origin(self.config.node, name, frame, "file", time.monotonic())
-            await patiently(self.slots.put(name, Job(origin)), beat)
+            async def deliver(frame: Frame) -> None:
+                await patiently(self.slots.put(name, self._job(name, frame, "file")), beat)
 
-        return Capture(name, config, self.outbox, deliver, beat, self.changed.set)
+            return FolderCapture(name, config, self.outbox, deliver, beat, self.changed.set)
+        beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
+
+        def renew(frame: Frame, why: str) -> bool:
+            return self.slots.renew(name, self._job(name, frame, why))
+
+        return LiveCapture(name, config, renew, beat, self.changed.set)
+
+    def _job(self, source: str, frame: Frame, trigger: str) -> Job:
+        return Job(Origin(self.config.node, source, frame, trigger, time.monotonic()))
 
     async def run(self) -> None:
         """Run until told to stop.
@@ -194,12 +208,18 @@ class Daemon:
             await patiently(self.captioner.allowed.wait(), self.caption_beat)
             await self.cooling.rest()  # first, then take: a live source goes on to renew its picture
             job = await patiently(self.slots.take(), self.caption_beat)
+            if self._is_stale(job):
+                continue
             work = asyncio.ensure_future(self._one_picture(job))
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
                 await self._finish(work)
                 raise
+
+    def _is_stale(self, job: Job) -> bool:
+        capture, waited_s = self.captures.get(job.origin.source), time.monotonic() - job.origin.taken_s
+        return job.answer is None and capture is not None and capture.is_stale(waited_s)
 
     async def _rehearse(self) -> None:
         """See what a picture takes here, if none is waiting; nothing of it is published."""
@@ -236,7 +256,7 @@ class Daemon:
         except (CaptionError, ChildError) as error:
             job.failed(str(error))
             if capture and job.answer is None:
-                capture.report(str(error), origin.frame.file)
+                capture.failed(origin.frame, str(error))
             return
         finally:
             self.cooling.duty.worked(start_s, time.monotonic())
@@ -246,6 +266,8 @@ class Daemon:
         made = documents(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
+            if isinstance(capture.config, LiveSource) and origin.trigger != "request":
+                made = self.repeats.handled(origin.source, capture.config.repeats, made)
             self._show(origin.source, results)
             self._keep(origin, made, capture)
         if made:
@@ -266,8 +288,9 @@ class Daemon:
         if results.payload or results.image_problem:
             self.connection.state(self.topics.image(source), results.payload, qos=0)
 
-    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: Capture) -> None:
+    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
+        capture.captioned(origin.frame)
         self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
         capture.state.captioned += 1
         capture.state.last_result_at = utc(time.time())
@@ -328,14 +351,14 @@ class Daemon:
         self.health.publish()
 
 
-def tasks_of(config: FolderConfig) -> list[Task]:
+def tasks_of(config: AnySource) -> list[Task]:
     """What a source wants to know of each picture."""
     caption = [] if config.caption == "none" else [Task("caption", "caption", config.caption)]
     questions = [Task(question.id, "query", question.ask) for question in config.questions]
     return caption + questions + [Task(thing.id, "detect", thing.what) for thing in config.detect]
 
 
-def image_of(config: FolderConfig) -> ImageWish | None:
+def image_of(config: AnySource) -> ImageWish | None:
     """How a source wants its pictures published, if it does."""
     image = config.image
     return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None

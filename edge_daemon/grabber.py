@@ -1,13 +1,13 @@
-"""The child that reads pictures: `python -m edge_daemon.grabber --source-json JSON`.
+"""The child that reads pictures: `python -m edge_daemon.grabber`.
 
-It answers each Next with one Frame or Problem; see messages.py. Pictures come from anywhere, so whatever a broken
-one does, it does it here: within limits of memory and time, in a process that the daemon can lose.
-It keeps nothing on disk, knows no broker and no model, and leaves at once when the daemon goes.
+It is told by Open what to open, and answers each Next with one Frame or Problem; see messages.py.
+Pictures come from anywhere, so whatever a broken one does, it does it here: within limits of memory and time, in a
+process that the daemon can lose. It keeps nothing on disk, knows no broker and no model, and leaves at once when the
+daemon goes.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -21,7 +21,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from edge_daemon.errors import WireError
-from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Opening, Wanted
+from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Open, Opening, Wanted
 from edge_daemon.picture import Decoder, Limits, Picture
 from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
 from edge_daemon.sources import Source
@@ -53,11 +53,17 @@ class DaemonLink:
         self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sent_s = time.monotonic()
         self._resting: str | None = None  # the problem that was told with the last Idle since Next
+        self.fresh = False
         threading.Thread(target=self._listen, name="daemon", daemon=True).start()
+
+    def wait_for_settings(self) -> dict[str, Any]:
+        """What to open. Raises WireError when something else comes."""
+        settings: dict[str, Any] = json.loads(self._expect(Open).settings_json)
+        return settings
 
     def wait_for_next(self) -> None:
         """Wait until a picture is asked for. Raises WireError when something else comes."""
-        self._expect(Next)
+        self.fresh = self._expect(Next).fresh
         self._sent_s = time.monotonic()
         self._resting = None
 
@@ -138,11 +144,9 @@ def main() -> None:
     die_with_parent()
     volunteer_for_oom(OOM_SCORE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the daemon decides what ends
-    parser = argparse.ArgumentParser(prog="edge_daemon.grabber", description="Reads pictures for edge-daemon.")
-    parser.add_argument("--source-json", required=True, help="the source, as a JSON object")
-    settings = json.loads(parser.parse_args().source_json)
-    limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
     daemon = DaemonLink(pipe)
+    settings = daemon.wait_for_settings()
+    limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
     source = open_source(settings)
     daemon.send(GrabberReady(source.decoder))
     while True:

@@ -11,7 +11,7 @@ import psutil
 
 from edge_daemon import __version__, notify
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import Capture
+from edge_daemon.capture import AnyCapture
 from edge_daemon.clock import corrected
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.mqtt import Connection
@@ -30,7 +30,7 @@ class Health:
         topics: Topics,
         connection: Connection,
         captioner: Captioner,
-        captures: Mapping[str, Capture],
+        captures: Mapping[str, AnyCapture],
         outbox: Outbox,
         duty: DutyCycle,
         memory: MemoryWatchdog,
@@ -75,8 +75,8 @@ class Health:
                 "protocol": self._connection.protocol,
                 "warning": self._connection.warning,
                 "queued": len(self._outbox),
-                "refused": self._connection.refused,
-                "last_refused": self._connection.last_refused,
+                "refused": self._connection.complaints.refused,
+                "last_refused": self._connection.complaints.last_refused,
             },
             "outbox": self._outbox_document(),
             "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
@@ -113,7 +113,7 @@ class Health:
         """starting, ok, degraded (something does not work now) or failed (nothing can)."""
         if self._worker.state in ("starting", "failed"):
             return self._worker.state
-        well = all(capture.state.state == "online" for capture in self._captures.values())
+        well = all(capture.state.state in ("online", "off") for capture in self._captures.values())
         captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
         return "ok" if well and captions and not self._outbox.problem and not self.stuck() else "degraded"
 

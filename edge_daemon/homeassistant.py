@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_daemon.answers import UNKNOWN
-from edge_daemon.config import Config, FolderConfig, Question
+from edge_daemon.config import Config
+from edge_daemon.source_config import LONGEST_INTERVAL_S, AnySource, Question
 from edge_daemon.topics import Topics, json_bytes
 
 SUPPORT_URL = "https://github.com/edge-daemon/edge-daemon"
 LONGEST_STATE = 255
 """Characters; Home Assistant takes a longer state for unknown (MAX_LENGTH_STATE_STATE)."""
-LONGEST_INTERVAL_S = 86_400
 DIAGNOSTIC = {"entity_category": "diagnostic"}
 
 Component = dict[str, Any]
@@ -135,7 +135,7 @@ THROTTLED = (
 # ---- a source -------------------------------------------------------------------------------------------
 
 
-def _of_a_source(name: str, source: FolderConfig, topics: Topics, facts: Facts) -> Iterator[tuple[str, Component]]:
+def _of_a_source(name: str, source: AnySource, topics: Topics, facts: Facts) -> Iterator[tuple[str, Component]]:
     """What a source says needs node and source; what changes it needs the node alone, or nobody could switch it on."""
     both = [{"topic": topics.availability}, {"topic": topics.of(name, "availability")}]
     for key, component in [*_said(name, source, topics), *_done(name, topics)]:
@@ -148,7 +148,7 @@ def _named(source: str, component: Component) -> Component:
     return {**component, "name": f"{_human(source)} {component['name']}"}
 
 
-def _said(name: str, source: FolderConfig, topics: Topics) -> Iterator[tuple[str, Component]]:
+def _said(name: str, source: AnySource, topics: Topics) -> Iterator[tuple[str, Component]]:
     """What comes from the pictures."""
     if source.caption != "none":
         yield "caption", _words("caption", topics.of(name, "caption"), "caption")

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_daemon import snapshot
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import Capture
+from edge_daemon.capture import AnyCapture
 from edge_daemon.commands import Ask, Caption, Detect
 from edge_daemon.errors import CommandError, PictureError
 from edge_daemon.jobs import Job
@@ -30,7 +30,7 @@ FULL = "{} requests{} are waiting already; ask again when some are answered"
 class Inquiries:
     """All that is asked by commands about pictures."""
 
-    def __init__(self, node: str, captures: Mapping[str, Capture], slots: Slots[Job], captioner: Captioner) -> None:
+    def __init__(self, node: str, captures: Mapping[str, AnyCapture], slots: Slots[Job], captioner: Captioner) -> None:
         self._node = node
         self._captures = captures
         self._slots = slots
@@ -82,7 +82,7 @@ class Inquiries:
             if inquiry.picture is not None:
                 return await snapshot.of_bytes(inquiry.picture.payload)
             assert inquiry.source is not None
-            return await snapshot.of_source(self._captures[inquiry.source].config)
+            return await self._captures[inquiry.source].current()
         except PictureError as error:
             raise CommandError(str(error)) from error
 

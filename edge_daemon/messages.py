@@ -78,7 +78,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture that cannot be read (`file` is set) or a source that does not deliver (it is not)."""
+    """A picture that cannot be read (`file` is set), or why a source does not deliver (it is not).
+
+    A camera's grabber that says the latter has nothing more to say: it is ended, and another one started later.
+    """
 
     reason: str
     file: FileKey | None
@@ -96,8 +99,18 @@ class Idle:
 
 
 @dataclass(frozen=True)
+class Open:
+    """The first message: what to open. Not an argument of the process, which everybody on the machine can read."""
+
+    settings_json: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Next:
     """Send one Frame or Problem, as soon as there is one."""
+
+    fresh: bool = False
+    """Somebody asked for this picture: a camera's newest frame, whatever that costs."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +267,7 @@ class Failed:
 _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
-        *(GrabberReady, Offer, Opening, Frame, Problem, Idle, Next, Wanted),
+        *(GrabberReady, Offer, Opening, Frame, Problem, Idle, Open, Next, Wanted),
         *(Request, Cap, WorkerReady, WorkerRefused, Progress, Results, Failed),
     )
 }

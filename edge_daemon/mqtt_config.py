@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from edge_daemon.sections import HOST_PATTERN, PATH_PATTERN, TOPIC_PATTERN, Name, Section
+from edge_daemon.sections import HOST_PATTERN, PATH_PATTERN, TOPIC_PATTERN, AbsolutePath, Name, Section
 
 PORT, TLS_PORT = 1883, 8883
 """As registered for mqtt and secure-mqtt."""
 MAX_LOGIN_BYTES = 65535
 """MQTT gives the length of a name and of a password two bytes."""
-
-
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("an absolute path is expected, such as /etc/edge-daemon/ca.crt")
-    return path
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class TlsConfig(Section):

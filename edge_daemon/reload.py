@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_daemon.config import Config, FolderConfig
+from edge_daemon.config import Config
+from edge_daemon.source_config import SourceConfig
 
-LIVE = frozenset({"enabled", "caption", "questions", "detect", "image"})
+LIVE = frozenset(
+    {"enabled", "caption", "questions", "detect", "image", "priority", "interval_s", "max_age_s", "gate", "repeats"}
+)
 """Keys of a source that are looked at anew for every picture."""
+APART = frozenset({"mqtt", "sources"})
+"""Sections of which a part can change at once: of mqtt all but the base topic, of which all topics are made."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,11 @@ class Reloaded:
 
 def reloaded(old: Config, new: Config) -> Reloaded:
     """Compare them key by key."""
-    top = [key for key in Config.model_fields if key != "sources" and getattr(old, key) != getattr(new, key)]
+    top = [key for key in Config.model_fields if key not in APART and getattr(old, key) != getattr(new, key)]
     applied, restart = [key for key in top if key == "log_level"], [key for key in top if key != "log_level"]
+    mqtt = new.mqtt.model_copy(update={"base_topic": old.mqtt.base_topic})
+    applied += ["mqtt"] if mqtt != old.mqtt else []
+    restart += ["mqtt.base_topic"] if new.mqtt.base_topic != old.mqtt.base_topic else []
     sources = dict(old.sources)
     for name in sorted(old.sources.keys() | new.sources.keys()):
         if name not in old.sources or name not in new.sources:
@@ -36,9 +44,9 @@ def reloaded(old: Config, new: Config) -> Reloaded:
         sources[name] = old.sources[name].model_copy(update=live)
         applied += [f"sources.{name}.{key}" for key in changed if key in LIVE]
         restart += [f"sources.{name}.{key}" for key in changed if key not in LIVE]
-    running = old.model_copy(update={"log_level": new.log_level, "sources": sources})
+    running = old.model_copy(update={"log_level": new.log_level, "mqtt": mqtt, "sources": sources})
     return Reloaded(running, applied, restart)
 
 
-def _different(old: FolderConfig, new: FolderConfig) -> list[str]:
+def _different(old: SourceConfig, new: SourceConfig) -> list[str]:
     return [key for key in type(new).model_fields if getattr(old, key, None) != getattr(new, key)]

@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_daemon import __version__, homeassistant, machine
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import Capture
+from edge_daemon.capture import AnyCapture
 from edge_daemon.config import Config
 from edge_daemon.controls import Controls, Parts
 from edge_daemon.discovery import Discovery
@@ -24,6 +24,7 @@ from edge_daemon.jobs import Job
 from edge_daemon.mqtt import Connection
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
+from edge_daemon.source_config import LiveSource
 from edge_daemon.switches import Switches
 
 BOARD = Path("/proc/device-tree/model")
@@ -37,7 +38,7 @@ class Remote:
         self,
         running: Config,
         connection: Connection,
-        captures: Mapping[str, Capture],
+        captures: Mapping[str, AnyCapture],
         slots: Slots[Job],
         captioner: Captioner,
         health: Health,
@@ -50,7 +51,8 @@ class Remote:
         self._captures = captures
         self._topics = connection.topics
         device_id = homeassistant.device_id(machine.machine_id(), running.node, str(running.state_dir))
-        self._facts = Facts(device_id, __version__, _board())
+        live = frozenset(name for name, source in running.sources.items() if isinstance(source, LiveSource))
+        self._facts = Facts(device_id, __version__, _board(), live)
         self.discovery = Discovery(connection, running.homeassistant.prefix, device_id, self._describe)
         switches = Switches(connection, captures, slots, on_change)
         inquiries = Inquiries(running.node, captures, slots, captioner)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
 """Names become MQTT topic levels and Home Assistant ids; both allow this much everywhere."""
@@ -19,6 +20,15 @@ PATTERNS_IN_WORDS = {
     PATH_PATTERN: "a path that begins with '/' is expected, such as /mqtt",
     HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
 }
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("an absolute path is expected, such as /etc/edge-daemon/ca.crt")
+    return path
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon import config
-from edge_daemon.config import Config, FolderConfig
+from edge_daemon.config import Config, Source
 from edge_daemon.errors import ConfigError
 
-KEYS = ("enabled", "caption", "questions")
+KEYS = ("enabled", "interval_s", "caption", "questions")
 """What can be set."""
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Settings:
         sources = {name: self.over_source(name, source) for name, source in settings.sources.items()}
         return settings.model_copy(update={"sources": sources})
 
-    def over_source(self, name: str, source: FolderConfig) -> FolderConfig:
+    def over_source(self, name: str, source: Source) -> Source:
         """One source with what was set for it. What does not fit the configuration any more is told of and left out."""
         changes = self._changes.get(name)
         if not changes:

@@ -1,8 +1,9 @@
 """One slot per source: what was captured and waits for the worker; and a short line of requests.
 
-A folder's slot is full until its picture is taken (nothing is dropped). Taking is fair: the source that
-was served longest ago comes first. A request goes before the pictures that wait, but not two in a row: whoever asks
-without end does not keep the sources from their turn. The slot of a source that is held is not taken from.
+A folder's slot is full until its picture is taken (nothing is dropped); in a camera's slot the newest frame wins.
+Taking is fair: each source gets turns by its weight, and whoever was served longest ago comes first. A request goes
+before the pictures that wait, but not two in a row: whoever asks without end does not keep the sources from their
+turn. The slot of a source that is held is not taken from.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ T = TypeVar("T")
 class Slots(Generic[T]):
     """A slot for each of the named sources."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], weight: Callable[[str], float] = lambda name: 1.0) -> None:
+        """`weight`: a source of 2 gets twice as many turns as one of 1, while both have something waiting."""
+        self._weight = weight
         self._order = list(names)
+        self._due = dict.fromkeys(self._order, 0.0)
+        """When each source has its next turn, in turns of weight 1 (stride scheduling, Waldspurger 1995)."""
+        self._turn = 0.0
         self._content: dict[str, T] = {}
         self._line: deque[T] = deque()
         self._held: frozenset[str] = frozenset()
@@ -39,6 +45,13 @@ class Slots(Generic[T]):
         await self._until(lambda: name not in self._content)
         self._content[name] = item
         self._changed.set()
+
+    def renew(self, name: str, item: T) -> bool:
+        """Fill the slot, whatever is in it; True if that was something."""
+        replaced = name in self._content
+        self._content[name] = item
+        self._changed.set()
+        return replaced
 
     def ask(self, item: T) -> bool:
         """Put a request into the line; False when that is full."""
@@ -64,10 +77,17 @@ class Slots(Generic[T]):
         assert name is not None
         self._order.remove(name)
         self._order.append(name)
+        self._turn = self._next_turn(name)
+        self._due[name] = self._turn + 1 / self._weight(name)
         return self._content.pop(name)
 
     def _next_name(self) -> str | None:
-        return next((name for name in self._order if name in self._content and name not in self._held), None)
+        waiting = [name for name in self._order if name in self._content and name not in self._held]
+        return min(waiting, key=self._next_turn, default=None)
+
+    def _next_turn(self, name: str) -> float:
+        """Whoever had nothing waiting saves up no turns."""
+        return max(self._due[name], self._turn)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for it. Between its being true and the caller's next step nobody else runs."""

@@ -8,38 +8,35 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 
-from edge_daemon.capture import MAX_SIDE_PX, SILENCE_S, STOP_GRACE_S, check, grabber_options
+from edge_daemon import grabber_settings
+from edge_daemon.capture import SILENCE_S, STOP_GRACE_S, check
 from edge_daemon.child import Child
-from edge_daemon.config import FolderConfig
 from edge_daemon.errors import ChildDied, ChildError, PictureError
-from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Problem
+from edge_daemon.grabber_settings import MAX_SIDE_PX
+from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.source_config import FolderConfig
 
-OF_A_FOLDER = ("path", "pattern", "recursive")
-OF_ANY_PICTURE = ("max_side_px", "max_pixels", "max_file_bytes", "decode_memory_bytes", "decode_timeout_s")
 
-
-async def of_source(config: FolderConfig) -> Frame:
-    """The current picture of a source. Raises PictureError."""
-    told = grabber_options(config)
-    return await _take({key: told[key] for key in (*OF_A_FOLDER, *OF_ANY_PICTURE)}, config.decode_timeout_s)
+async def of_folder(config: FolderConfig) -> Frame:
+    """The newest picture of a folder. Raises PictureError."""
+    return await _take(grabber_settings.of_current_picture(config), config.decode_timeout_s)
 
 
 async def of_bytes(payload: bytes) -> Frame:
     """A picture that came along, within the grabber's own limits. Raises PictureError."""
     with os.fdopen(os.memfd_create("picture"), "wb", buffering=0) as file:
         file.write(payload)
-        options = {"path": f"/proc/self/fd/{file.fileno()}", "max_side_px": MAX_SIDE_PX}
+        options = {"type": "single", "path": f"/proc/self/fd/{file.fileno()}", "max_side_px": MAX_SIDE_PX}
         return await _take(options, 0.0, [file.fileno()])
 
 
 async def _take(options: dict[str, object], decode_timeout_s: float, descriptors: Sequence[int] = ()) -> Frame:
-    argv = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps({"type": "single", **options})]
     try:
-        child = await Child.start("grabber of one picture", argv, descriptors=descriptors)
+        child = await Child.start("grabber of one picture", grabber_settings.argv(), descriptors=descriptors)
         try:
+            await child.send(Open(json.dumps(options)), SILENCE_S)
             return await _converse(child, SILENCE_S + decode_timeout_s)
         finally:
             await child.stop(STOP_GRACE_S)

@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-from edge_daemon.capture import Capture
+from edge_daemon.capture import AnyCapture
 from edge_daemon.jobs import Job
 from edge_daemon.mqtt import Connection
 from edge_daemon.results import utc
 from edge_daemon.slots import Slots
+from edge_daemon.source_config import LiveSource
 
 UNTIL_RESUMED = "resumed"
 """The end of a pause that has none."""
@@ -21,7 +22,11 @@ class Switches:
     """Holds the slots of the others. A folder that is held loses nothing: its files wait."""
 
     def __init__(
-        self, connection: Connection, captures: Mapping[str, Capture], slots: Slots[Job], on_change: Callable[[], None]
+        self,
+        connection: Connection,
+        captures: Mapping[str, AnyCapture],
+        slots: Slots[Job],
+        on_change: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._captures = captures
@@ -53,6 +58,10 @@ class Switches:
             capture.state.enabled, capture.state.paused_until = capture.config.enabled, until
             payload = b"ON" if capture.config.enabled else b"OFF"
             self._connection.state(self._connection.topics.state(name, "enabled"), payload)
+            if isinstance(capture.config, LiveSource):
+                interval = f"{capture.config.interval_s:g}".encode()
+                self._connection.state(self._connection.topics.state(name, "interval"), interval)
+            capture.changed()
         self._slots.hold([n for n, c in self._captures.items() if n in self._until_s or not c.config.enabled])
         self._wake_at(min(self._until_s.values(), default=math.inf))
         self._on_change()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_daemon.answers import Settling, Value, value_of
-from edge_daemon.config import Question
+from edge_daemon.source_config import Question
 
 
 class Values:

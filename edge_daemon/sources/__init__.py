@@ -14,6 +14,10 @@ from edge_daemon.messages import FileKey, Frame, Problem
 class Daemon(Protocol):
     """The daemon, as a source sees it while the daemon waits for a picture."""
 
+    @property
+    def fresh(self) -> bool:
+        """Whether somebody asked for this picture: a camera's newest frame, whatever that costs."""
+
     def offer(self, files: list[FileKey]) -> list[bool]:
         """Ask which of these files have not been dealt with, in their order. Few enough for one message."""
 

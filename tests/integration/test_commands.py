@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -509,8 +510,9 @@ def end_mosquitto_sub(shell: subprocess.Popen[bytes]) -> None:
     """End it alone: what reads from it then comes to its end by itself."""
     process = psutil.Process(shell.pid)
     for one in [process, *process.children()]:
-        if one.name() == "mosquitto_sub":
-            one.terminate()
+        with suppress(psutil.NoSuchProcess):  # what stands behind it in the pipe may end between two looks
+            if one.name() == "mosquitto_sub":
+                one.terminate()
     shell.wait(60)
 
 

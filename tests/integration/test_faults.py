@@ -15,13 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge_daemon import capture, daemon, supervisor
+from edge_daemon import capture, daemon, folder_capture, supervisor
 from edge_daemon.config import Config
 from edge_daemon.daemon import Daemon
 from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
+from edge_daemon.folder_capture import FolderCapture
 from edge_daemon.messages import Frame
 from edge_daemon.outbox import Limits, Outbox
+from edge_daemon.source_config import FolderConfig
 from tests.integration.listening import LONG_S, until
 
 LIMITS = Limits(1 << 26, 1e6)
@@ -37,10 +39,11 @@ def config(tmp_path: Path, port: int, **model: object) -> Config:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children come again at once, and may be silent for a moment only."""
-    for module in (supervisor, capture):
+    for module in (supervisor, folder_capture):
         monkeypatch.setattr(module, "LONGEST_DELAY_S", 0.05)
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.02)
-    monkeypatch.setattr(capture, "SILENCE_S", 1.0)
+    for module in (capture, folder_capture):
+        monkeypatch.setattr(module, "SILENCE_S", 1.0)
     monkeypatch.setattr(capture, "STOP_GRACE_S", 0.2)
 
 
@@ -55,7 +58,8 @@ class Captured:
         self.outbox = Outbox(tmp_path / "outbox.db", LIMITS)
         self.frames: list[Frame] = []
         source = self.settings.sources["inbox"].model_copy(update={"decode_timeout_s": 1.0})
-        self.capture = capture.Capture("inbox", source, self.outbox, self._deliver, lambda: None, lambda: None)
+        assert isinstance(source, FolderConfig)
+        self.capture = FolderCapture("inbox", source, self.outbox, self._deliver, lambda: None, lambda: None)
 
     async def _deliver(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -94,7 +98,7 @@ async def test_a_grabber_that_stops_or_dies_is_told_and_replaced(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(capture, "SILENCE_S", 6.4)  # a good one says something every 5 s
+    monkeypatch.setattr(folder_capture, "SILENCE_S", 6.4)  # a good one says something every 5 s
     async with captured(tmp_path) as made:
         state = made.capture.state
         await until("it watches", lambda: state.state == "online")

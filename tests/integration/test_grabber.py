@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from edge_daemon import messages, wire
-from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Opening, Problem, Wanted
+from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Open, Opening, Problem, Wanted
 from tests.bombs import jpeg_of_scans
 from tests.hostile import SCENE, Hostile, encode, make, scene
 
@@ -36,7 +36,7 @@ class Grabber:
 
     def __init__(self, folder: Path, prefix: tuple[str, ...] = (), **options: object) -> None:
         settings = {"type": "folder", "path": str(folder), "settle_s": 0.3, **options}
-        command = [*prefix, sys.executable, "-m", "edge_daemon.grabber", "--source-json", json.dumps(settings)]
+        command = [*prefix, sys.executable, "-m", "edge_daemon.grabber"]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -52,6 +52,7 @@ class Grabber:
         self.on_offer: Callable[[list[FileKey]], None] = lambda files: None
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
+        self.send(Open(json.dumps(settings)))
         ready = self.receive()
         assert isinstance(ready, GrabberReady)
         self.decoder = ready.decoder
@@ -136,6 +137,11 @@ class Grabber:
 
 
 Start = Callable[..., Grabber]
+
+
+def opening(settings: dict[str, object]) -> bytes:
+    """The first message."""
+    return wire.encode(messages.pack(Open(json.dumps(settings))))
 
 
 @pytest.fixture
@@ -497,20 +503,22 @@ def test_it_dies_with_a_daemon_that_is_killed(folder: Path) -> None:
     """Even when somebody else holds the pipe open: the kernel tells."""
     code = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'edge_daemon.grabber', '--source-json', sys.argv[1]],\n"
-        "    stdin=sys.stdin, stdout=subprocess.PIPE)\n"
+        "child = subprocess.Popen([sys.executable, '-m', 'edge_daemon.grabber'], stdin=sys.stdin,\n"
+        "    stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    settings = json.dumps({"type": "folder", "path": str(folder)})
     with subprocess.Popen(
-        [sys.executable, "-c", code, settings],
+        [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     ) as daemon:
+        assert daemon.stdin is not None
         assert daemon.stdout is not None
+        daemon.stdin.write(opening({"type": "folder", "path": str(folder)}))
+        daemon.stdin.flush()
         child = psutil.Process(int(daemon.stdout.readline()))
         daemon.kill()
         psutil.wait_procs([child], timeout=DEADLINE_S)
@@ -527,10 +535,12 @@ def test_nonsense_ends_it(start: Start, folder: Path) -> None:
 
 
 def test_settings_that_nobody_knows_are_refused(folder: Path) -> None:
-    settings = json.dumps({"type": "folder", "path": str(folder), "recursiv": True})
-    command = [sys.executable, "-m", "edge_daemon.grabber", "--source-json", settings]
+    command = [sys.executable, "-m", "edge_daemon.grabber"]
     pipe = subprocess.PIPE  # stdin stays open: the daemon is there
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdin is not None
+        process.stdin.write(opening({"type": "folder", "path": str(folder), "recursiv": True}))
+        process.stdin.flush()
         assert process.wait(DEADLINE_S) == 1
         assert process.stderr is not None
         assert "unknown settings: recursiv" in process.stderr.read().decode()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from edge_daemon import cli, supervisor
-from edge_daemon.config import Config, FolderConfig
+from edge_daemon.config import Config
 from edge_daemon.daemon import Daemon
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import ChildBootError
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outbox import Outbox
+from edge_daemon.source_config import FolderConfig
 from tests.integration.service import Service, running
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

@@ -31,8 +31,8 @@ from edge_daemon.commands import (
     parse_setting,
     refused,
 )
-from edge_daemon.config import Question
 from edge_daemon.errors import CommandError
+from edge_daemon.source_config import Question
 
 JPEG = b"\xff\xd8\xff\xe0 and so on"
 PNG = b"\x89PNG\r\n\x1a\n and so on"

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon import config, mqtt_config, sections, yaml_file
+from edge_daemon import config, mqtt_config, sections, source_config, yaml_file
 from edge_daemon.errors import ConfigError
+from edge_daemon.source_config import FolderConfig
 
 SOURCE = "sources: {porch: {type: folder, path: /srv}}\n"
 SECRET = "hunter2-swordfish"
@@ -53,6 +54,7 @@ def test_what_is_left_out_has_its_default(file: Path) -> None:
     assert loaded.model.name == "demo-shapes"
     assert loaded.state_dir == Path("/var/lib/edge-daemon")
     porch = loaded.sources["porch"]
+    assert isinstance(porch, FolderConfig)
     assert (porch.path, porch.caption, porch.recursive, porch.questions) == (Path("/srv"), "short", True, ())
     assert re.fullmatch(sections.NAME_PATTERN, loaded.node)
 
@@ -84,7 +86,7 @@ sources:
     assert loaded.mqtt.password.get_secret_value() == "1234"
     assert loaded.model.threads == 2
     assert [question.id for question in loaded.sources["porch"].questions] == ["gate", "people"]
-    assert loaded.sources["porch"].path == Path("/srv/küche")
+    assert loaded.sources["porch"].place == "/srv/küche"
 
 
 def test_nothing_changes_after_reading(file: Path) -> None:
@@ -260,7 +262,8 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         ("sources: {porch: {type: folder}}", "1:11: sources.porch.path: this key is required"),
         (
             "sources:\n  porch:\n    type: foldr\n    path: /srv\n",
-            "3:5: sources.porch.type: value 'foldr': input should be 'folder'",
+            "3:5: sources.porch.type: value 'foldr': there are folder, picamera, v4l2, rtsp, http, stream, command; "
+            "did you mean 'folder'?",
         ),
         (
             "sources:\n  porch:\n    type: folder\n    path: srv\n",
@@ -524,7 +527,7 @@ def test_the_limit_of_heat_is_above_where_pauses_begin(file: Path) -> None:
 # ---- questions and things to look for -------------------------------------------------------------------
 
 
-def asked(file: Path, question: str) -> config.Question:
+def asked(file: Path, question: str) -> source_config.Question:
     (question_,) = (
         load(file, f"sources: {{p: {{type: folder, path: /srv, questions: [{question}]}}}}").sources["p"].questions
     )

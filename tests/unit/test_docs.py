@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from edge_daemon import cli, config, mqtt_config
+from edge_daemon import cli, config, mqtt_config, source_config
 from edge_daemon.topics import Topics, publications
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +52,8 @@ def test_the_full_example_has_every_key() -> None:
     assert set(values["thermal"]) == set(config.ThermalConfig.model_fields)
     assert set(values["homeassistant"]) == set(config.HomeAssistantConfig.model_fields)
     asked = values["sources"]["inbox"]["questions"]
-    assert {key for question in asked for key in question} == set(config.Question.model_fields)
-    assert set(values["sources"]["inbox"]) == set(config.FolderConfig.model_fields)
+    assert {key for question in asked for key in question} == set(source_config.Question.model_fields)
+    assert set(values["sources"]["inbox"]) == set(source_config.FolderConfig.model_fields)
 
 
 def test_the_full_example_shows_the_defaults() -> None:

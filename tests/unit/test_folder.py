@@ -34,6 +34,7 @@ class Recorder:
         self.unwanted: set[FileKey] = set()
         self.idles: list[str] = []
         self.when_idle: Callable[[], None] = lambda: None
+        self.fresh = False
 
     def offer(self, files: list[FileKey]) -> list[bool]:
         self.offers.append(files)

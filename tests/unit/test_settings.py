@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from edge_daemon import config
-from edge_daemon.config import Config, FolderConfig
+from edge_daemon.config import Config
 from edge_daemon.errors import ConfigError
 from edge_daemon.settings import Settings
+from edge_daemon.source_config import FolderConfig
 
 GATE = {"id": "gate", "ask": "Is it open?", "type": "yes_no", "for_frames": 2}
 
@@ -23,7 +24,9 @@ def configured(**keys: Any) -> Config:
 
 def porch(settings: Settings, **keys: Any) -> FolderConfig:
     """The source as it is in the end."""
-    return settings.over(configured(**keys)).sources["porch"]
+    source = settings.over(configured(**keys)).sources["porch"]
+    assert isinstance(source, FolderConfig)
+    return source
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_daemon.config import Question
+from edge_daemon.source_config import Question
 from edge_daemon.values import Values
 
 GATE = Question(id="gate", ask="Is the gate open?", type="yes_no", for_frames=2)

@@ -1,0 +1,115 @@
+"""The daemon's side of a folder: every file is captioned once; one that cannot be is reported and left alone.
+
+The grabber may die of a picture; the picture that it was opening is then reported, and a new grabber goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from edge_daemon import snapshot
+from edge_daemon.capture import SILENCE_S, Capture, check
+from edge_daemon.child import Child
+from edge_daemon.errors import ChildError
+from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Problem, Wanted
+from edge_daemon.outbox import Outbox
+from edge_daemon.source_config import FolderConfig
+from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
+
+
+class FolderCapture(Capture[FolderConfig]):
+    """One folder."""
+
+    def __init__(
+        self,
+        name: str,
+        config: FolderConfig,
+        outbox: Outbox,
+        deliver: Callable[[Frame], Awaitable[None]],
+        beat: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        super().__init__(name, config, beat, on_change)
+        self._outbox = outbox
+        self._deliver = deliver
+        self._opening: FileKey | None = None
+        self._suspect: FileKey | None = None
+        """The file that the last grabber died of; dying of it again proves its guilt."""
+
+    async def current(self) -> Frame:
+        """The newest file, whether it was captioned or not. Raises PictureError."""
+        return await snapshot.of_folder(self.config)
+
+    async def talk(self, child: Child) -> None:
+        """Take picture after picture."""
+        await child.send(Next(), SILENCE_S)
+        while True:
+            message = await child.receive(self._patience_s)
+            self.beat()
+            await self._handle(child, message)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long the grabber may be silent: it ends by itself when a picture takes too much processor time."""
+        return SILENCE_S + (self.config.decode_timeout_s if self._opening else 0.0)
+
+    async def _handle(self, child: Child, message: object) -> None:
+        match message:
+            case Offer(files):
+                await child.send(Wanted(self._outbox.wanted(self.name, files)), SILENCE_S)
+            case Opening(file):
+                self._opening = file
+            case Idle(problem):
+                self._opening = None
+                self._rest(problem)
+            case Frame():
+                check(message)
+                self._opening = None
+                self.set_state("online")
+                await self._deliver(message)
+                await child.send(Next(), SILENCE_S)
+            case Problem(reason, file):
+                self._opening = None
+                self.report(reason, file)
+                await child.send(Next(), SILENCE_S)
+            case _:
+                raise self.stranger(message)
+
+    def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
+        """Blame the picture that was being opened, when it is the second grabber's death.
+
+        One death proves nothing: a kill from outside or a fault of our own must not cost a good picture.
+        """
+        again = policy.last_reason == str(error)
+        # a source may come back at any time (a stick is plugged in, a camera wakes): never hopeless
+        delay_s = policy.died(str(error), time.monotonic()) or LONGEST_DELAY_S
+        opening, self._opening = self._opening, None
+        if opening is not None and opening == self._suspect:
+            self.report(f"reading it ended the grabber twice: {error}", opening)
+        elif again and delay_s >= LONGEST_DELAY_S:  # told often enough: it stands in health
+            self.state.problems += 1
+        else:
+            self.report(f"{error}; next start in {delay_s:.0f} s", None)
+        self._suspect = opening
+        return delay_s
+
+    def failed(self, frame: Frame, reason: str) -> None:
+        """Its file is dealt with all the same."""
+        self.report(reason, frame.file)
+
+    def report(self, reason: str, file: FileKey | None) -> None:
+        """Say once what is wrong with a file, which is then dealt with, or with the folder."""
+        self.tell(f"{self.config.path}/{file.name}" if file else str(self.config.path), reason)
+        if file is None:
+            self.set_state("offline")
+        else:
+            self._outbox.put(self.name, [], file)
+
+    def _rest(self, problem: str) -> None:
+        """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""
+        known = self.state.state == "offline" and self.state.last_problem.get("reason") == problem
+        if problem and not known:
+            self.report(problem, None)
+        elif not problem:
+            self.set_state("online")

@@ -1,0 +1,32 @@
+"""Words that a camera says again: a scene that looks the same is often described the same. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+Repetition = Literal["publish", "mark", "suppress"]
+WORDS = ("caption", "answer")
+"""Keys of a result that hold what was said."""
+
+
+class Repeats:
+    """Remembers the last words of every source and task."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], str] = {}
+
+    def handled(self, source: str, wish: Repetition, documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The documents that are to be published, in their order; `unchanged` is added where that is wished for."""
+        kept = []
+        for document in documents:
+            words = next((document[key] for key in WORDS if key in document), None)
+            key = source, document["task"]
+            repeated = words is not None and self._last.get(key) == words
+            if words is not None:
+                self._last[key] = words
+            if wish == "publish" or not repeated:
+                kept.append(document)
+            elif wish == "mark":
+                kept.append({**document, "unchanged": True})
+        return kept
