@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from edge_daemon.errors import PublishDenied
@@ -27,15 +27,24 @@ class Discovery:
     """The discovery message of this device."""
 
     def __init__(
-        self, connection: Connection, prefix: str, device_id: str, describe: Callable[[], dict[str, Any] | None]
+        self,
+        connection: Connection,
+        prefix: str,
+        device_id: str,
+        describe: Callable[[], dict[str, Any] | None],
+        afterwards: Callable[[], Awaitable[None]],
     ) -> None:
-        """`describe` gives the message as it should be now; None: what Home Assistant was told is taken back."""
+        """`describe` gives the message as it should be now; None: what Home Assistant was told is taken back.
+
+        `afterwards` is called when it knows what is gone.
+        """
         self._connection = connection
         self._topic = discovery(prefix, device_id)
         self._status = home_assistant_status(prefix)
         self._describe = describe
-        self._earlier = b""
-        """What the broker keeps, as far as we have heard."""
+        self._afterwards = afterwards
+        self._earlier = (0, b"")
+        """What the broker keeps, as far as we have heard, and in which session that was."""
         self._refused: bytes | None = None
         """What it will never take. A refusal is news, and news wake us: told again, it would be refused for ever."""
         self._session = 0
@@ -50,7 +59,7 @@ class Discovery:
 
     def _on_message(self, message: Incoming) -> None:
         if message.topic == self._topic:
-            self._earlier = message.payload
+            self._earlier = self._connection.sessions, message.payload
         elif message.payload == ONLINE:
             self._delay_s = random.uniform(0.5, LONGEST_DELAY_S)
             self._wake.set()
@@ -68,13 +77,14 @@ class Discovery:
             delay_s, self._delay_s = self._delay_s, 0.0
             await asyncio.sleep(max(delay_s, EARLIER_S if is_new else 0.0))
             await self._tell()
+            await self._afterwards()
             if delay_s:
                 self._connection.repeat()
 
     async def _tell(self) -> None:
         """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""
-        wanted = self._describe()
-        for payload in messages(wanted, self._earlier):
+        wanted, (session, earlier) = self._describe(), self._earlier
+        for payload in messages(wanted, earlier if session == self._session else b""):
             if payload == self._refused:
                 return
             sent = self._connection.publish(

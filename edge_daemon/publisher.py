@@ -8,7 +8,7 @@ many wait so, the others wait with them.
 What was kept when the broker took us is a backlog. Its results are events, in order and marked `replayed`, at a
 bounded rate beside the live ones. They are no news: an automation that listens to a retained topic must not see
 hours of old captions pass by. So a retained topic gets the newest of the backlog once, before the replay, and
-after that only what is live; it never goes back.
+after that only what is live; it never goes back. A result of what is gone by now is an event and nothing else.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Publisher:
         self._denied, self._hold, self._again_at_s = [], False, math.inf
         self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
         newest = [(e, [m for m in self._messages(e) if m.retain]) for e in self._outbox.newest()]
-        await self._send(newest, confirmed=lambda entries: None)
+        await self._send([(e, messages) for e, messages in newest if messages], confirmed=lambda entries: None)
 
     async def _send_some(self) -> bool:
         """Live results, and of the backlog when it is time; whether there was anything."""
@@ -103,7 +103,8 @@ class Publisher:
 
     def _messages(self, entry: Entry) -> list[Publication]:
         result = published(entry.body, entry.row <= self._backlog_row, entry.made, self._outbox.clock())
-        return publications(self._connection.topics, entry.source, result)
+        made = publications(self._connection.topics, entry.source, result)
+        return [m for m in made if not m.retain or self._connection.retained.may(m.topic)]
 
     async def _send(
         self, batch: list[tuple[Entry, list[Publication]]], confirmed: Callable[[list[Entry]], None]

@@ -2,12 +2,12 @@
 
 broker ──► controls ──► inquiries ──► slots ──► caption task
               ├───────► switches, settings, worker, health
-              └───────► discovery ──► Home Assistant
+              └───────► discovery ──► Home Assistant; then leftovers
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edge_daemon.health import Health
 from edge_daemon.homeassistant import Facts
 from edge_daemon.inquiries import Inquiries
 from edge_daemon.jobs import Job
+from edge_daemon.leftovers import Leftovers
 from edge_daemon.mqtt import Connection
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
@@ -53,14 +54,27 @@ class Remote:
         device_id = homeassistant.device_id(machine.machine_id(), running.node, str(running.state_dir))
         live = frozenset(name for name, source in running.sources.items() if isinstance(source, LiveSource))
         self._facts = Facts(device_id, __version__, _board(), live)
-        self.discovery = Discovery(connection, running.homeassistant.prefix, device_id, self._describe)
+        self._leftovers = Leftovers(connection, running.state_dir / "retained.json", self._retained)
+        prefix = running.homeassistant.prefix
+        self.discovery = Discovery(connection, prefix, device_id, self._describe, self._leftovers.take_off)
         switches = Switches(connection, captures, slots, on_change)
         inquiries = Inquiries(running.node, captures, slots, captioner)
-        parts = Parts(
-            *(captures, captioner, health, inquiries, switches, settings, read_config, self.discovery.refresh)
-        )
+        parts = Parts(*(captures, captioner, health, inquiries, switches, settings, read_config, self._on_change))
         self.controls = Controls(connection, running, parts)
         switches.apply()
+
+    def _on_change(self) -> None:
+        self._leftovers.note()
+        self.discovery.refresh()
+
+    def _retained(self) -> Iterator[str]:
+        """All topics that the sources retain, as they are now."""
+        for name, capture in self._captures.items():
+            source = capture.config
+            answers = [question.id for question in source.questions] + [thing.id for thing in source.detect]
+            yield from self._topics.retained(
+                name, answers, caption=source.caption != "none", image=source.image.enabled
+            )
 
     def _describe(self) -> dict[str, Any] | None:
         """The discovery message for the sources as they are now."""

@@ -1,19 +1,18 @@
 """What was set over MQTT: kept in the state directory, and laid over the configuration file.
 
 The file is JSON, source → key → value, with the keys of the configuration. Whoever deletes it goes back to the
-configuration. It is replaced as a whole, so a power cut leaves the old one or the new one.
+configuration.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import config
+from edge_daemon import config, state_file
 from edge_daemon.config import Config, Source
 from edge_daemon.errors import ConfigError
 
@@ -52,7 +51,7 @@ class Settings:
         """Keep changes that have been checked; why they hold until the next start only, or nothing."""
         self._changes[name] = {**self._changes.get(name, {}), **_plain(changes)}
         try:
-            self._write()
+            state_file.replace(self._path, self._changes)
         except OSError as error:
             problem = f"{self._path} cannot be written: {error.strerror}"
             log.warning("source %s: what was set holds until the next start only: %s", name, problem)
@@ -72,19 +71,6 @@ class Settings:
         except (ValueError, AttributeError, RecursionError):
             log.warning("what was set over MQTT is not known: %s is damaged; the configuration holds", self._path)
         return {}
-
-    def _write(self) -> None:
-        fresh = self._path.with_name(f"{self._path.name}.new")
-        with fresh.open("w", encoding="ascii") as file:
-            json.dump(self._changes, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The layout is a promise (README, "Topics"); nothing else in the program spells a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,7 @@ class Topics:
         return f"{self.base}/{self.node}/request/{command}"
 
     def response(self, command: str) -> str:
-        """Where a command is answered, unless the request names another topic."""
+        """Where every command is answered; a topic that the request names (MQTT 5) gets the answer as well."""
         return f"{self.base}/{self.node}/response/{command}"
 
     @property
@@ -106,8 +107,20 @@ class Topics:
         """What to subscribe to for all commands and settings; nothing that we publish is among it."""
         return [self.request("+"), self.trigger("+"), self.set("+", "+")]
 
+    def retained(self, source: str, answers: Iterable[str], *, caption: bool, image: bool) -> list[str]:
+        """All topics that a source with these answers retains."""
+        whats = ["availability", "enabled/state", "interval/state", "question/state", "question/answer"]
+        whats += ["caption", "caption/text"] if caption else []
+        whats += ["image"] if image else []
+        return [self.of(source, what) for what in [*whats, *(f"answer/{name}" for name in answers)]]
+
+    def is_result(self, topic: str) -> bool:
+        """Whether it holds what is said about a picture of a source, or the picture."""
+        _, what = self.addressed(topic) or ("", "")
+        return what.partition("/")[0] in ("caption", "answer", "image")
+
     def addressed(self, topic: str) -> tuple[str, str] | None:
-        """Of an incoming topic: ("request", command), (source, "trigger"), (source, "enabled/set"); None: not ours."""
+        """What is behind the node: ("request", command), (source, "trigger"), (source, "enabled/set"); None: not ours."""
         start = f"{self.base}/{self.node}/"
         first, slash, rest = topic.removeprefix(start).partition("/")
         return (first, rest) if topic.startswith(start) and slash and first and rest else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import signal
@@ -43,7 +44,8 @@ async def until(what: str, probe: Callable[[], object]) -> None:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the connection has warned of."""
-    return [record.message for record in caplog.records if record.name == "edge_daemon.mqtt" and record.levelno > 20]
+    ours = ("edge_daemon.mqtt", "edge_daemon.complaints")
+    return [record.message for record in caplog.records if record.name in ours and record.levelno > logging.INFO]
 
 
 class Listener:
@@ -88,8 +90,8 @@ async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
         yield made
     finally:
         await made.stop()
-        assert made._link is not None
-        assert not made._link._thread.is_alive()
+        assert made._visit is not None
+        assert not made._visit.link._thread.is_alive()
 
 
 @contextmanager

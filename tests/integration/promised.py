@@ -17,6 +17,8 @@ RESULT, HEALTH, RESPONSE = (
 WORDS = {"availability": ("online", "offline"), "enabled/state": ("ON", "OFF")}
 TO_THE_SERVICE = r"request/.+|[^/]+/(trigger|[^/]+/set)"
 """What others write, whatever it is."""
+TAKEN_OFF = r"availability|caption|caption/text|answer/[^/]+|image|(enabled|interval|question)/state|question/answer"
+"""Of a source that is gone, or of something that is not wished any more: the message is empty."""
 
 
 def broken(topic: str, payload: bytes) -> str:
@@ -24,6 +26,8 @@ def broken(topic: str, payload: bytes) -> str:
     if re.fullmatch(TO_THE_SERVICE, topic):
         return ""
     last = topic.partition("/")[2] or topic
+    if not payload and "/" in topic and re.fullmatch(TAKEN_OFF, last):
+        return ""
     try:
         if topic == "health":
             HEALTH.validate(json.loads(payload))

@@ -180,7 +180,7 @@ async def test_what_is_not_allowed_is_told_and_sent_when_it_is(access: tuple[int
         count = len(beats)
         await asyncio.sleep(0.5)
         assert len(beats) - count < 60, "it does not go round and round"
-        assert (ours.sessions, ours.refused, outbox.dropped("refused")) == (1, 0, 0)
+        assert (ours.sessions, ours.complaints.refused, outbox.dropped("refused")) == (1, 0, 0)
         allow(file)
         await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
         await until("all is well", lambda: not ours.problem)

@@ -17,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from edge_daemon import mqtt, suspicion
+from edge_daemon import visit as visiting
 from edge_daemon.demo.broker import Broker
 from edge_daemon.errors import PublishRefused
 from edge_daemon.reasons import ANOTHER_CLIENT, NO_ACCESS, REASONS, UNREACHABLE, UNTAKEN
@@ -154,7 +155,7 @@ async def test_a_listener_that_never_answers_is_hung_up_on_and_told_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long before mqtt.keepalive_s."""
-    monkeypatch.setattr(mqtt, "ANSWER_S", 0.4)
+    monkeypatch.setattr(visiting, "ANSWER_S", 0.4)
     visits = 0
 
     async def behave(visit: Visit) -> None:
@@ -176,7 +177,7 @@ async def test_a_broker_that_confirms_nothing_is_left_and_asked_again(
 ) -> None:
     """It answers pings, so the connection looks well."""
     monkeypatch.setattr(mqtt, "SHORT_S", 1.0)
-    monkeypatch.setattr(mqtt, "ANSWER_S", 0.4)
+    monkeypatch.setattr(visiting, "ANSWER_S", 0.4)
 
     async def behave(visit: Visit) -> None:
         if visit.number > 2:
@@ -278,9 +279,9 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
                         assert isinstance(error, PublishRefused)
                         assert number == 7
                 await until("connected", ours.connected.is_set)
-            assert ours.refused == 1
-            assert ours.last_refused.startswith(f"3000 bytes for {EVENT}: ")
-            assert why in ours.last_refused
+            assert ours.complaints.refused == 1
+            assert ours.complaints.last_refused.startswith(f"3000 bytes for {EVENT}: ")
+            assert why in ours.complaints.last_refused
             assert (ours.sessions == 1) == (protocol == "auto")
             assert await asyncio.to_thread(retained, port, EVENT) == b"x" * 19
     told = [message for message in warnings(caplog) if "does not take a message" in message]
@@ -292,7 +293,7 @@ async def test_a_state_that_is_too_large_does_not_end_every_connection(tmp_path:
     with mosquitto(tmp_path, "max_packet_size 2000") as port:
         async with connection(port, protocol="3.1.1") as ours:
             ours.state(TOPICS.health, b"x" * 3000)
-            await until("it is found", lambda: ours.refused)
+            await until("it is found", lambda: ours.complaints.refused)
             await until("connected", ours.connected.is_set)
             sessions = ours.sessions
             for number in range(20):
@@ -317,7 +318,7 @@ async def test_a_broker_that_hangs_up_at_everything_is_told_in_words() -> None:
     async with broker_that(behave) as port, connection(port) as ours:
         await until("it is told", lambda: NO_ACCESS in ours.problem)
         assert TOPICS.availability in ours.problem
-        assert ours.refused == 0
+        assert ours.complaints.refused == 0
 
 
 async def test_two_with_one_name_are_told_so(

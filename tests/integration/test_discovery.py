@@ -38,6 +38,10 @@ def message(*questions: dict[str, Any], prefix: str = "porch") -> dict[str, Any]
     return homeassistant.document(config, TOPICS, Facts(DEVICE, "1.2.3"))
 
 
+async def nothing_else() -> None:
+    """What is to be done when it is told."""
+
+
 @dataclass
 class Node:
     """A connection with its discovery."""
@@ -55,7 +59,7 @@ async def node(port: int, describe: Callable[[], dict[str, Any] | None], **mqtt:
         made[0].refresh()
 
     connection = Connection(MqttConfig(host="127.0.0.1", port=port, **mqtt), TOPICS, on_change)
-    made.append(Discovery(connection, PREFIX, DEVICE, describe))
+    made.append(Discovery(connection, PREFIX, DEVICE, describe, nothing_else))
     connection.start()
     task = asyncio.create_task(made[0].run())
     try:
@@ -174,9 +178,9 @@ async def test_a_message_that_is_never_taken_is_tried_once_and_a_smaller_one_arr
     small = {**message(), "components": {}}
     described = [message(GATE)]
     async with node(broker.port, lambda: described[0], max_packet_kib=4) as ours:
-        await until("it is refused", lambda: ours.connection.refused)
+        await until("it is refused", lambda: ours.connection.complaints.refused)
         await asyncio.sleep(0.5)
-        assert ours.connection.refused == 1
+        assert ours.connection.complaints.refused == 1
         described[0] = small
         ours.discovery.refresh()
         await until("the smaller one", lambda: told(listener) == [small])

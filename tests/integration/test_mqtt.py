@@ -246,8 +246,8 @@ async def test_another_service_on_that_port_is_told_once(greeting: bytes, caplog
 async def test_a_network_thread_that_ended_begins_again(broker: Broker) -> None:
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
-        assert ours._link is not None
-        ours._link.leave()  # as only `stop` may
+        assert ours._visit is not None
+        ours._visit.link.leave()  # as only `stop` may
         await until("connected again", lambda: ours.sessions == 2 and not ours.problem)
 
 

@@ -51,8 +51,8 @@ async def told_and_mended(
 ) -> None:
     """The words are told once, and nobody has to start us again."""
     await until("it is told", lambda: words in ours.problem)
-    attempts = ours._link
-    await until("it was tried again", lambda: ours._link is not attempts)
+    attempt = ours._visit
+    await until("it was tried again", lambda: ours._visit is not attempt)
     assert [message.count(words) for message in warnings(caplog)] == [1]
     mend()
     await until("connected", lambda: ours.connected.is_set() and not ours.problem)

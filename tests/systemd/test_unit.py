@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import capture, child, cli, config, daemon, grabber, mqtt, supervisor, worker
+from edge_daemon import capture, child, cli, config, daemon, grabber, supervisor, visit, worker
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
@@ -86,7 +86,7 @@ def test_a_stop_has_time_for_all_graces(unit: dict[str, list[str]]) -> None:
     in_flight_s = MODEL.stop_grace_s
     worker_s = MODEL.stop_grace_s + child.REAP_S
     grabber_s = capture.STOP_GRACE_S + child.REAP_S
-    broker_s = daemon.DRAIN_S + 2 * mqtt.CONFIRM_S
+    broker_s = daemon.DRAIN_S + 3 * visit.CONFIRM_S
     assert seconds(unit["TimeoutStopSec"]) > in_flight_s + worker_s + grabber_s + broker_s
 
 

@@ -38,12 +38,26 @@ def test_what_is_looked_at_for_every_picture_holds_at_once() -> None:
 
 
 def test_the_rest_needs_a_restart_and_does_not_hold_before() -> None:
-    new = configured({"path": "/other", "caption": "long"}, mqtt={"host": "elsewhere"}, model={"max_tokens": 5})
+    new = configured({"path": "/other", "caption": "long"}, thermal={"limit_at_c": 79}, model={"max_tokens": 5})
     outcome = reloaded(OLD, new)
-    assert outcome.restart == ["mqtt", "model", "sources.porch.path"]
+    assert outcome.restart == ["model", "thermal", "sources.porch.path"]
     assert outcome.running == configured({"caption": "long"})
     again = reloaded(outcome.running, new)
     assert (again.applied, again.restart) == ([], outcome.restart)
+
+
+def test_the_broker_holds_at_once_but_for_the_topics() -> None:
+    new = configured(mqtt={"host": "elsewhere", "password": "x", "username": "y", "base_topic": "cams"})
+    outcome = reloaded(OLD, new)
+    assert (outcome.applied, outcome.restart) == (["mqtt"], ["mqtt.base_topic"])
+    assert outcome.running.mqtt == new.mqtt.model_copy(update={"base_topic": "edge-daemon"})
+    again = reloaded(outcome.running, new)
+    assert (again.applied, again.restart) == ([], ["mqtt.base_topic"])
+
+
+def test_another_name_of_the_node_needs_a_restart() -> None:
+    outcome = reloaded(OLD, OLD.model_copy(update={"node": "other"}))
+    assert (outcome.applied, outcome.restart, outcome.running) == ([], ["node"], OLD)
 
 
 def test_sources_that_come_and_go_need_a_restart() -> None:
