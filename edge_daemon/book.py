@@ -76,13 +76,15 @@ class Change:
     """By row, in order."""
     files: dict[tuple[str, bytes], str] = field(default_factory=dict)
     """(source, name) → version of a file that was dealt with."""
+    forgotten: set[tuple[str, bytes]] = field(default_factory=set)
+    """(source, name) of files that are gone, whether they were dealt with or not."""
     gone: dict[int, int] = field(default_factory=dict)
     """Rows to forget, and the bytes of their results."""
     numbers: dict[str, int] = field(default_factory=dict)
     """Counters, by name."""
 
     def __bool__(self) -> bool:
-        return bool(self.entries or self.files or self.gone or self.numbers)
+        return bool(self.entries or self.files or self.forgotten or self.gone or self.numbers)
 
 
 class Book:
@@ -130,6 +132,7 @@ class Book:
         self.count, self.size_bytes, self.last_row = self._db.execute(
             "SELECT count(*), coalesce(sum(length(body)), 0), coalesce(max(row), 0) FROM entries"
         ).fetchone()
+        (self.file_count,) = self._db.execute("SELECT count(*) FROM files").fetchone()
 
     def _set_durable(self, durable: bool) -> None:
         self._durable = durable
@@ -161,11 +164,14 @@ class Book:
                 for (length,) in self._db.execute(query, (row,)).fetchall():
                     count, size_bytes = count - 1, size_bytes - length
             self._insert_entries(values_of(entry) for entry in change.entries.values())
+            query = "DELETE FROM files WHERE source = ? AND name = ?"
+            fewer = self._db.executemany(query, [*change.forgotten, *change.files]).rowcount
             self._insert_files((source, name, version) for (source, name), version in change.files.items())
             self._insert_numbers(change.numbers.items())
         self._log = _identity(self._log_path)
         self.count = count + len(change.entries)
         self.size_bytes = size_bytes + sum(entry.size_bytes for entry in change.entries.values())
+        self.file_count += len(change.files) - max(0, fewer)
         self.last_row = max(self.last_row, *change.entries, 0)
 
     def restore(self, entries: Iterable[Any], files: Iterable[Any], numbers: Iterable[Any]) -> None:
@@ -192,11 +198,22 @@ class Book:
         query = f"SELECT {ENTRY_COLUMNS} FROM entries WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
         return [(values[0], entry_of(values)) for values in self._db.execute(query, (behind, up_to, count))]
 
-    def version(self, source: str, file: FileKey) -> str | None:
+    def version(self, source: str, name: bytes) -> str | None:
         """As what a file was dealt with, if it was."""
         query = "SELECT version FROM files WHERE source = ? AND name = ?"
-        found = self._db.execute(query, (source, name_bytes(file))).fetchone()
+        found = self._db.execute(query, (source, name)).fetchone()
         return found[0] if found else None
+
+    def names(self, source: str, behind: bytes, count: int) -> list[bytes]:
+        """Files that were dealt with, in the order of their names."""
+        query = "SELECT name FROM files WHERE source = ? AND name > ? ORDER BY name LIMIT ?"
+        return [name for (name,) in self._db.execute(query, (source, behind, count))]
+
+    def nth_name(self, source: str, number: int) -> bytes:
+        """One of them, counted from 0; empty beyond the last one."""
+        query = "SELECT name FROM files WHERE source = ? ORDER BY name LIMIT 1 OFFSET ?"
+        found = self._db.execute(query, (source, number)).fetchone()
+        return found[0] if found else b""
 
     def newest(self) -> dict[tuple[str, str], int]:
         """The last row of every source and task."""
@@ -248,9 +265,9 @@ def entry_of(values: Sequence[Any]) -> Entry | None:
     return Entry(row, source, task, result, len(body), made)
 
 
-def name_bytes(file: FileKey) -> bytes:
+def name_bytes(name: str) -> bytes:
     """File names may be any bytes; SQLite's TEXT may not."""
-    return file.name.encode("utf-8", "surrogatepass")
+    return name.encode("utf-8", "surrogatepass")
 
 
 def version_of(file: FileKey) -> str:

@@ -130,11 +130,15 @@ class Capture(ABC, Generic[Config]):
 
     def tell(self, where: str, reason: str) -> None:
         """Say what is wrong; in the log, and in health."""
+        log.warning("source %s: %s", self.name, self.note(where, reason))
+
+    def note(self, where: str, reason: str) -> str:
+        """What is wrong, in health only; the words for the log."""
         shown = where.encode("utf-8", "backslashreplace").decode()
-        log.warning("source %s: %r: %s", self.name, shown, reason)
         self.state.problems += 1
         self.state.last_problem = {"where": shown, "reason": reason}
         self._on_change()
+        return f"{shown!r}: {reason}"
 
     def set_state(self, state: str) -> None:
         """online, offline, or off: nobody wants it."""

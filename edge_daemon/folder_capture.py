@@ -5,10 +5,12 @@ The grabber may die of a picture; the picture that it was opening is then report
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from edge_daemon import snapshot
+from edge_daemon.broken_files import BrokenFiles
 from edge_daemon.capture import SILENCE_S, Capture, check
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildError
@@ -16,6 +18,8 @@ from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Pro
 from edge_daemon.outbox import Outbox
 from edge_daemon.source_config import FolderConfig
 from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
+
+log = logging.getLogger(__name__)
 
 
 class FolderCapture(Capture[FolderConfig]):
@@ -36,6 +40,7 @@ class FolderCapture(Capture[FolderConfig]):
         self._opening: FileKey | None = None
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
+        self._broken = BrokenFiles()
 
     async def current(self) -> Frame:
         """The newest file, whether it was captioned or not. Raises PictureError."""
@@ -56,16 +61,20 @@ class FolderCapture(Capture[FolderConfig]):
 
     async def _handle(self, child: Child, message: object) -> None:
         match message:
-            case Offer(files):
-                await child.send(Wanted(self._outbox.wanted(self.name, files)), SILENCE_S)
+            case Offer(files, gone):
+                self._outbox.forget(self.name, gone)
+                flags = self._outbox.wanted(self.name, files)
+                await child.send(Wanted(flags, self._outbox.doubtful(self.name, sum(flags))), SILENCE_S)
             case Opening(file):
                 self._opening = file
             case Idle(problem):
                 self._opening = None
+                self._say(self._broken.due(time.monotonic()))
                 self._rest(problem)
             case Frame():
                 check(message)
                 self._opening = None
+                self._say(self._broken.over(time.monotonic()))
                 self.set_state("online")
                 await self._deliver(message)
                 await child.send(Next(), SILENCE_S)
@@ -100,11 +109,18 @@ class FolderCapture(Capture[FolderConfig]):
 
     def report(self, reason: str, file: FileKey | None) -> None:
         """Say once what is wrong with a file, which is then dealt with, or with the folder."""
-        self.tell(f"{self.config.path}/{file.name}" if file else str(self.config.path), reason)
         if file is None:
+            self.tell(str(self.config.path), reason)
             self.set_state("offline")
         else:
+            words = self.note(f"{self.config.path}/{file.name}", reason)
+            self._say(self._broken.another(words, time.monotonic()))
             self._outbox.put(self.name, [], file)
+
+    def _say(self, words: str) -> None:
+        """Of broken files, if there is something to be said now."""
+        if words:
+            log.warning("source %s: %s", self.name, words)
 
     def _rest(self, problem: str) -> None:
         """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -53,6 +54,8 @@ class DaemonLink:
         self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sent_s = time.monotonic()
         self._resting: str | None = None  # the problem that was told with the last Idle since Next
+        self._doubtful: list[str] = []
+        """Files that the daemon asks for."""
         self.fresh = False
         threading.Thread(target=self._listen, name="daemon", daemon=True).start()
 
@@ -75,13 +78,14 @@ class DaemonLink:
             os._exit(0)
         self._sent_s = time.monotonic()
 
-    def offer(self, files: list[FileKey]) -> list[bool]:
+    def offer(self, files: list[FileKey], has_gone: Callable[[str], bool]) -> list[bool]:
         """Which of these files are wanted. Raises WireError when the answer is not one to this question."""
-        self.send(Offer(files))
-        flags = self._expect(Wanted).flags
-        if len(flags) != len(files):
-            raise WireError(f"{len(files)} files were offered, Wanted speaks of {len(flags)}")
-        return flags
+        self.send(Offer(files, [name for name in self._doubtful if has_gone(name)]))
+        answer = self._expect(Wanted)
+        if len(answer.flags) != len(files):
+            raise WireError(f"{len(files)} files were offered, Wanted speaks of {len(answer.flags)}")
+        self._doubtful = answer.doubtful
+        return answer.flags
 
     def opening(self, file: FileKey) -> None:
         """Say which file is read next."""

@@ -46,6 +46,8 @@ class Offer:
     """Files that were found; the daemon answers with Wanted."""
 
     files: list[FileKey]
+    gone: list[str] = field(default_factory=list)
+    """Of the doubtful ones in the last Wanted, those that are not there any more."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Wanted:
     """Which files of an Offer have not been dealt with yet, in the offer's order."""
 
     flags: list[bool]
+    doubtful: list[str] = field(default_factory=list)
+    """Names of files that were dealt with: are they still there? The next Offer tells."""
 
 
 # ---- daemon → worker -------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """The outbox: results that the broker has not confirmed yet, and files that were dealt with.
 
 A result and the mark "this file was dealt with" are written together, so a file is neither captioned twice nor
-forgotten. Everything that changes is first a `Change` in memory, which is written at once. When the disk is full,
-read-only or gone, it stays there, bounded, and is published from there, until the disk can be written again: a
-board whose card dies goes on captioning, and says so. A damaged file is kept aside and a fresh one gets what can
-still be read of it.
+left out; a mark stays as long as its file (marks.py). Everything that changes is first a `Change` in memory, which is
+written at once. When the disk is full, read-only or gone, it stays there, bounded, and is published from there, until
+the disk can be written again: a board whose card dies goes on captioning, and says so. A damaged file is kept aside
+and a fresh one gets what can still be read of it (renewal.py).
 
 Results that could be sent are dropped for two reasons only, the oldest first: more than `Limits.max_bytes` wait, or
 one is older than `Limits.max_age_s`. Both are counted, and the gap shows in `seq`. Knows nothing of MQTT; of a result
@@ -23,11 +23,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edge_daemon import renewal
 from edge_daemon.book import Book, Change, Entry, is_damage, is_locked, name_bytes, packed, reason, version_of
 from edge_daemon.clock import Clock, Stamp, age_s
 from edge_daemon.errors import UnavailableError
+from edge_daemon.marks import Rounds
 from edge_daemon.messages import FileKey
-from edge_daemon.salvage import Salvaged, damaged_files, put_back, salvage, salvage_file, set_aside
+from edge_daemon.salvage import damaged_files
 
 MIB = 1 << 20
 MEMORY_BYTES = 8 * MIB
@@ -75,6 +77,7 @@ class Outbox:
         self._numbers: dict[str, int] = {}
         self._newest: dict[tuple[str, str], int] = {}
         self._aside: dict[int, Entry] = {}
+        self._rounds = Rounds()
         self._next_row = 0
         self._retry_at_s = self._read_at_s = self._expire_at_s = monotonic()
         self._replaced_at_s = monotonic() - RETRY_S
@@ -117,13 +120,24 @@ class Outbox:
         if bodies:
             self._set_number(f"seq/{source}", seq + len(bodies))
         if file is not None:
-            self._waiting.files[source, name_bytes(file)] = version_of(file)
+            self._waiting.files[source, name_bytes(file.name)] = version_of(file)
         self._make_room()
         self._write()
 
     def wanted(self, source: str, files: Sequence[FileKey]) -> list[bool]:
         """Which of the files have not been dealt with as they are now; all that nobody knows of any more."""
         return [self._version(source, file) != version_of(file) for file in files]
+
+    def doubtful(self, source: str, new: int) -> list[str]:
+        """Files that were dealt with and may have gone, to ask the source for: it has offered so many new ones."""
+        return self._read(lambda book: self._rounds.next(source, new, book), [])
+
+    def forget(self, source: str, names: Sequence[str]) -> None:
+        """These files are gone: that they were dealt with is forgotten when something is written the next time."""
+        for name in names:
+            mark = source, name_bytes(name)
+            self._waiting.files.pop(mark, None)
+            self._waiting.forgotten.add(mark)
 
     def head(self, count: int, behind: int = 0, up_to: int = LAST_ROW) -> list[Entry]:
         """The oldest entries with rows in ]behind, up_to], in order."""
@@ -257,8 +271,10 @@ class Outbox:
         self._numbers[name] = self._waiting.numbers[name] = value
 
     def _version(self, source: str, file: FileKey) -> str | None:
-        in_memory = self._waiting.files.get((source, name_bytes(file)))
-        return in_memory or self._read(lambda book: book.version(source, file), None)
+        mark = source, name_bytes(file.name)
+        if mark in self._waiting.files or mark in self._waiting.forgotten:
+            return self._waiting.files.get(mark)
+        return self._read(lambda book: book.version(*mark), None)
 
     # ---- the file, and what may be wrong with it -------------------------------------------------------------
 
@@ -321,7 +337,7 @@ class Outbox:
     def _open(self) -> None:
         """Take the file into use."""
         try:
-            book = self._opened()
+            book = renewal.opened(self._path)
             numbers, newest = book.numbers(), book.newest()
         except (sqlite3.Error, OSError) as error:
             if is_locked(error) and not self.problem:
@@ -345,51 +361,16 @@ class Outbox:
         else:
             self._all_written()
 
-    def _opened(self) -> Book:
-        """The file as a book; a damaged one is replaced by what can be read of it. Raises sqlite3.Error, OSError."""
-        try:
-            return Book(self._path)
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            return self._renewed(str(error))
-
-    def _renewed(self, why: str) -> Book:
-        """Keep the file aside, and fill a fresh one from it."""
-        aside = set_aside(self._path)
-        book = None
-        try:
-            book = Book(self._path)
-            found = salvage_file(aside, book)
-        except (sqlite3.Error, OSError):
-            if book is not None:
-                book.close()
-            put_back(aside, self._path)
-            raise
-        self._report(f"damaged: {why}", found, f"is kept as {aside.name}")
-        return book
-
-    def _report(self, why: str, found: Salvaged, fate: str) -> None:
-        log.error(
-            "%s: %s; it %s; %d results and %d marks of files were read from it%s",
-            *(self._path, why, fate, found.entries, found.files),
-            "" if found.complete else "; files without a mark are captioned again, with the same ids",
-        )
-
     def _replace(self, why: str) -> None:
         """A file that was in use is damaged, or is another one by now: go on with a new one."""
         old, self._book = self._book, None
         assert old is not None
         try:
-            if old.moved():  # what we have open has no name any more, and can be read all the same
-                old.give_up_name()
-                book = self._opened()
-                first_row = max(self._next_row, book.last_row + 1)
-                self._report(why, salvage(old.connection, book, first_row), "is made anew")
-                old.close()
+            if old.moved():
+                book = renewal.made_anew(old, why, self._next_row)
             else:
                 old.close()
-                book = self._renewed(why)
+                book = renewal.renewed(self._path, why)
             self._take(book, book.numbers(), book.newest())
         except (sqlite3.Error, OSError) as error:
             self._book = old if old.moved() else None

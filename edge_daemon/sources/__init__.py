@@ -6,6 +6,7 @@ through `Daemon`; it knows nothing of pipes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from edge_daemon.messages import FileKey, Frame, Problem
@@ -18,8 +19,11 @@ class Daemon(Protocol):
     def fresh(self) -> bool:
         """Whether somebody asked for this picture: a camera's newest frame, whatever that costs."""
 
-    def offer(self, files: list[FileKey]) -> list[bool]:
-        """Ask which of these files have not been dealt with, in their order. Few enough for one message."""
+    def offer(self, files: list[FileKey], has_gone: Callable[[str], bool]) -> list[bool]:
+        """Ask which of these files have not been dealt with, in their order. Few enough for one message.
+
+        `has_gone` says of other files whether they are no longer there: the daemon may want to know it of some.
+        """
 
     def opening(self, file: FileKey) -> None:
         """Say which file is read next."""

@@ -223,7 +223,7 @@ class FolderSource:
     def _ask(self, daemon: Daemon) -> None:
         """Offer complete files; those that are wanted wait for their turn."""
         for batch in _batches(self._complete):
-            for key, wanted in zip(batch, daemon.offer(batch), strict=True):
+            for key, wanted in zip(batch, daemon.offer(batch, self._has_gone), strict=True):
                 if wanted:
                     self._waiting[key.name] = key
                 else:
@@ -233,6 +233,13 @@ class FolderSource:
             oldest = heapq.nsmallest(MAX_WAITING, self._waiting.values(), key=_age)
             self._waiting = {key.name: key for key in oldest}
             self._overflow = True
+
+    def _has_gone(self, name: str) -> bool:
+        """Whether a file is no longer there, while the folder is: what is on a disk that was taken out has not gone."""
+        try:
+            return self._tree.key(name) is None and self._tree.identity() == self._identity
+        except OSError:
+            return False
 
     def _read(self, key: FileKey, daemon: Daemon) -> Frame | Problem | None:
         """Deliver a file, or say why not; None when it is another file by now and has to wait again."""

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from edge_daemon import rehearsal
+from edge_daemon import rehearsal, stages
 from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
@@ -136,9 +136,10 @@ class PaperFiles(Files):
 
 
 async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_memory_is(
-    watched: Watched, tmp_path: Path
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real worker refuses and says what it needs; what others take stands on paper."""
+    monkeypatch.setattr(stages, "CALM_S", 0.2)
     captioner, level = watched.captioner, tmp_path / "memory/a"
     level.mkdir(parents=True)
     (level / "memory.limit_in_bytes").write_text(str(4096 * MIB))

@@ -36,8 +36,9 @@ class Recorder:
         self.when_idle: Callable[[], None] = lambda: None
         self.fresh = False
 
-    def offer(self, files: list[FileKey]) -> list[bool]:
+    def offer(self, files: list[FileKey], has_gone: Callable[[str], bool]) -> list[bool]:
         self.offers.append(files)
+        self.has_gone = has_gone
         return [file not in self.unwanted for file in files]
 
     def opening(self, file: FileKey) -> None:
@@ -461,3 +462,21 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert problem == Problem(f"the folder {str(tmp_path)!r} cannot be read: Too many open files", None)
+
+
+def test_what_has_gone_has_gone_and_what_cannot_be_seen_has_not(tmp_path: Path) -> None:
+    """The daemon forgets files of which this is said; what is away with its folder or disk is no such file."""
+    root, away = tmp_path / "inbox", tmp_path / "away"
+    for name in ("there.jpg", "below/there.jpg", "deleted.jpg", "emptied/deleted.jpg"):
+        old(root / name)
+    os.symlink("nowhere.jpg", root / "broken-link.jpg")
+    source, daemon = source_of(root), Recorder()
+    drain(source, daemon)
+    (root / "deleted.jpg").unlink()
+    (root / "emptied/deleted.jpg").unlink()
+    asked = ("there.jpg", "below/there.jpg", "broken-link.jpg", "deleted.jpg", "emptied/deleted.jpg", "no/such.jpg")
+    assert [daemon.has_gone(name) for name in asked] == [False, False, False, True, True, True]
+    root.rename(away)
+    assert not any(daemon.has_gone(name) for name in asked)
+    root.mkdir()
+    assert not any(daemon.has_gone(name) for name in asked), "another folder in its place"

@@ -78,6 +78,12 @@ class Book(RuleBasedStateMachine):
         assert self.outbox.wanted(source, files) == expected
         assert self.outbox.wanted(source, [FileKey("z.jpg", 1, 1)]) == [True]
 
+    @rule(source=SOURCES, files=st.lists(FILES, max_size=3))
+    def forget(self, source: str, files: list[FileKey]) -> None:
+        self.outbox.forget(source, [file.name for file in files])
+        for file in files:
+            self.dealt_with.pop((source, file.name), None)
+
     @invariant()
     def everything_waits_in_order(self) -> None:
         entries = self.outbox.head(1000)

@@ -1,0 +1,92 @@
+"""A folder, its real grabber and the outbox: what is told of broken files, and what is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_daemon import broken_files, marks
+from edge_daemon.folder_capture import FolderCapture
+from edge_daemon.messages import Frame
+from edge_daemon.outbox import Outbox
+from edge_daemon.source_config import FolderConfig
+from tests.hostile import encode, scene
+
+JPEG = encode(scene(40, 30), "JPEG")
+DEADLINE_S = 60.0
+
+
+class Watched:
+    """A folder that is captured; every picture is dealt with as if it were captioned."""
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / "inbox"
+        self.folder.mkdir()
+        self.outbox = Outbox(directory / "outbox.db")
+        self.pictures: list[str] = []
+        config = FolderConfig(type="folder", path=self.folder, settle_s=0.1, rescan_s=1.0)
+        self.capture = FolderCapture("inbox", config, self.outbox, self._deliver, lambda: None, lambda: None)
+
+    async def _deliver(self, frame: Frame) -> None:
+        assert frame.file is not None
+        self.pictures.append(frame.file.name)
+        self.outbox.put("inbox", [], frame.file)
+
+    async def until(self, probe: Callable[[], bool]) -> None:
+        """Capture meanwhile."""
+        capturing = asyncio.create_task(self.capture.run())
+        async with asyncio.timeout(DEADLINE_S):
+            while not probe():
+                assert not capturing.done(), capturing.exception()
+                await asyncio.sleep(0.01)
+        capturing.cancel()
+        await asyncio.wait([capturing])
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+async def test_of_many_broken_files_the_journal_has_a_sum_and_health_and_outbox_each(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(broken_files, "TOLD", 5)
+    for number in range(300):
+        (watched.folder / f"{number:03}.jpg").write_bytes(b"\xff\xd8 no picture")
+    await watched.until(lambda: watched.capture.state.problems == 300)
+    (watched.folder / "good.jpg").write_bytes(JPEG)
+    await watched.until(lambda: watched.pictures == ["good.jpg"])
+    assert watched.capture.state.problems == 300, "each is dealt with, and never offered again"
+    assert watched.capture.state.last_problem["where"].startswith(str(watched.folder))
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(lines) == 6, lines
+    assert "source inbox: 295 more files could not be read; the last: " in lines[-1]
+    assert f"{watched.folder}/" in lines[-1]
+
+
+async def test_of_files_that_are_gone_nothing_is_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marks, "KEPT", 10)
+    stays = watched.folder / "stays.jpg"
+    stays.write_bytes(JPEG)
+    for number in range(40):
+        (watched.folder / f"{number}.jpg").write_bytes(JPEG)
+    await watched.until(lambda: len(watched.pictures) == 41)
+    for number in range(40):
+        (watched.folder / f"{number}.jpg").unlink()
+    new = iter(range(1000))
+
+    def all_forgotten() -> bool:
+        """Another file, whenever the last one was captioned."""
+        if len(watched.pictures) == 41 + len(list(watched.folder.glob("new-*"))):
+            (watched.folder / f"new-{next(new)}.jpg").write_bytes(JPEG)
+        book = watched.outbox._book
+        return book is not None and not [n for n in book.names("inbox", b"", 1000) if n[:1].isdigit()]
+
+    await watched.until(all_forgotten)
+    assert watched.pictures.count("stays.jpg") == 1
+    assert len(list(watched.folder.glob("new-*"))) < 45, "two for each new one"
