@@ -120,7 +120,7 @@ class Topics:
         return what.partition("/")[0] in ("caption", "answer", "image")
 
     def addressed(self, topic: str) -> tuple[str, str] | None:
-        """What is behind the node: ("request", command), (source, "trigger"), (source, "enabled/set"); None: not ours."""
+        """Behind the node: ("request", command), (source, "trigger"), (source, "enabled/set"); None: not ours."""
         start = f"{self.base}/{self.node}/"
         first, slash, rest = topic.removeprefix(start).partition("/")
         return (first, rest) if topic.startswith(start) and slash and first and rest else None

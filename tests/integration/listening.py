@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
+import psutil
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -126,3 +127,11 @@ def mosquitto(directory: Path, settings: str, port: int = 0) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+
+
+def process_of(port: int) -> psutil.Process:
+    """Whom of our children a port belongs to."""
+    for child in psutil.Process().children():
+        if any(there.laddr and there.laddr.port == port for there in child.net_connections()):
+            return child
+    raise AssertionError(f"nobody listens on {port}")

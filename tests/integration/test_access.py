@@ -24,7 +24,7 @@ from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import PublishDenied
 from edge_daemon.outbox import Outbox
 from edge_daemon.reasons import REASONS
-from edge_daemon.topics import Publication
+from edge_daemon.topics import Publication, Topics
 from tests.conftest import missing
 from tests.integration.authority import Authority
 from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until
@@ -56,9 +56,9 @@ class Guarded:
         argv = self.client("mosquitto_sub", user, "-t", topic, "-C", "1", *options)
         return subprocess.run(argv, capture_output=True, check=False).stdout
 
-    def says(self, user: str, topic: str, payload: str) -> str:
+    def says(self, user: str, topic: str, payload: str, *options: str) -> str:
         """What the broker has against it."""
-        argv = self.client("mosquitto_pub", user, "-V", "5", "-q", "1", "-t", topic, "-m", payload)
+        argv = self.client("mosquitto_pub", user, "-V", "5", "-q", "1", "-t", topic, "-m", payload, *options)
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
@@ -102,12 +102,14 @@ def test_the_example_lets_everything_work_and_nobody_else_in(tmp_path: Path) -> 
         config |= {"state_dir": str(tmp_path / "state")}
         text = yaml.safe_dump(config).replace("password: x", "password: !file password")
         service.config.write_text(text)
+        gone = leave_something(broker, tmp_path / "state")
         with running(service):
             assert broker.hears("homeassistant", f"{NODE}/availability", "-W", "60") == b"online\n"
             sample_pictures(service.inbox, 1, seed=3)
             result = json.loads(broker.hears("homeassistant", f"{NODE}/inbox/caption", "-W", "60"))
             assert result["node"] == "porch-pi"
             see_who_may_what(broker)
+            wait_for("what is gone is taken off", lambda: all(topic in service.log() for topic in gone))
             health = json.loads(broker.hears("homeassistant", f"{NODE}/health", "-W", "60"))
             assert health["mqtt"] | {"queued": 0} == {
                 "problem": "",
@@ -120,6 +122,16 @@ def test_the_example_lets_everything_work_and_nobody_else_in(tmp_path: Path) -> 
             assert service.end() == 0
         assert b"offline" in broker.hears("display", f"{NODE}/availability", "-W", "60")
         assert "does not" not in service.log()
+
+
+def leave_something(broker: Guarded, state_dir: Path) -> list[str]:
+    """A source that was there before: all that the broker keeps of it."""
+    gone = Topics("edge-daemon", "porch-pi").retained("shed", ["gate"], caption=True, image=True)
+    for topic in gone:
+        assert not broker.says("porch", topic, "{}", "-r")
+    state_dir.mkdir()
+    (state_dir / "retained.json").write_text(json.dumps({f"localhost:{broker.port}": gone}))
+    return gone
 
 
 def see_who_may_what(broker: Guarded) -> None:

@@ -288,6 +288,28 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
+async def test_what_we_do_not_want_to_send_is_left_out_counted_and_told_once(
+    broker: Broker, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    """mqtt.max_packet_kib, whatever the broker takes."""
+    async with connection(broker.port, protocol=protocol, max_packet_kib=4) as ours:
+        await until("connected", ours.connected.is_set)
+        sent = [ours.publish(Publication(EVENT, b"x" * (9000 if n == 3 else n), retain=n == 5)) for n in range(6)]
+        for size in (5000, 6000, 7000):
+            ours.state(TOPICS.health, b"x" * size)
+        ours.state(TOPICS.health, b"{}")
+        await asyncio.wait(sent)
+        await until("all is confirmed", lambda: not len(ours.outgoing))
+        assert [future.exception() is not None for future in sent] == [n == 3 for n in range(6)]
+        assert (ours.complaints.refused, ours.sessions) == (4, 1)
+        assert ours.complaints.last_refused == f"7000 bytes for {TOPICS.health}: mqtt.max_packet_kib allows 4 KiB"
+        assert await asyncio.to_thread(retained, broker.port, EVENT) == b"xxxxx"
+        assert await asyncio.to_thread(retained, broker.port, TOPICS.health) == b"{}"
+    told = [message for message in warnings(caplog) if "mqtt.max_packet_kib" in message]
+    assert [topic in message for message, topic in zip(told, (EVENT, TOPICS.health), strict=True)] == [True, True]
+
+
 async def test_a_state_that_is_too_large_does_not_end_every_connection(tmp_path: Path) -> None:
     """And it is said again when the broker comes back, perhaps with other settings."""
     with mosquitto(tmp_path, "max_packet_size 2000") as port:

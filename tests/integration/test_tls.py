@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from edge_daemon import link, mqtt, suspicion
+from edge_daemon import link, mqtt, suspicion, visit
 from edge_daemon.demo.broker import free_port
 from edge_daemon.mqtt import Connection
 from edge_daemon.mqtt_config import TlsConfig
-from edge_daemon.reasons import ALERTS, CERTIFICATE, NO_TLS, UNREACHABLE, UNVERIFIED, WRONG_CLIENT
+from edge_daemon.outbox import Outbox
+from edge_daemon.publisher import Publisher
+from edge_daemon.reasons import ALERTS, CERTIFICATE, NO_TLS, REASONS, UNREACHABLE, UNVERIFIED, WRONG_CLIENT
 from tests.integration.authority import Authority, Certificate
-from tests.integration.listening import connection, mosquitto, until, warnings
+from tests.integration.listening import connection, mosquitto, process_of, until, warnings
 
 ANOTHER = "listener {} 127.0.0.1"
 """Mosquitto 2.0 does not start with listeners for websockets alone."""
@@ -106,6 +111,57 @@ async def test_a_name_that_the_certificate_does_not_have(authority: Authority, t
     with mosquitto(tmp_path, settings(authority, authority.sign("broker", "DNS:hub.example"))) as port:
         async with connection(port, host="localhost", tls=trusting(authority)) as ours:
             await until("it is told", lambda: CERTIFICATE[62] in ours.problem)
+
+
+async def test_a_password_that_is_wrong_and_is_mended_at_the_broker(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over TLS, and nobody has to start us again."""
+    passwords = tmp_path / "passwords"
+
+    def let_in(password: str) -> None:
+        subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "cam", password], check=True)
+        passwords.chmod(0o600)
+
+    let_in("another")
+    broker = settings(authority, authority.sign("broker"), f"allow_anonymous false\npassword_file {passwords}\n")
+    with mosquitto(tmp_path, broker) as port:
+
+        def mend() -> None:
+            let_in("ours")
+            process_of(port).send_signal(signal.SIGHUP)
+
+        login = {"username": "cam", "password": SecretStr("ours")}
+        async with connection(port, tls=trusting(authority), **login) as ours:
+            await told_and_mended(caplog, ours, REASONS[135], mend)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_broker_that_is_half_open(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    """It holds the encrypted connection and says nothing: noticed by messages, or by the next ping, and left."""
+    monkeypatch.setattr(visit, "ANSWER_S", 0.5)
+    outbox = Outbox(tmp_path / "outbox.db")
+    with mosquitto(tmp_path, settings(authority, authority.sign("broker"))) as port:
+        process = process_of(port)
+        async with connection(port, tls=trusting(authority)) as ours:
+            ours.move(ours.config.model_copy(update={"keepalive_s": 1}))  # less than a file may say
+            await until("connected", lambda: ours.sessions and ours.connected.is_set() and not len(ours.outgoing))
+            process.send_signal(signal.SIGSTOP)
+            ids = [f"r{number}" for number in range(0 if idle else 30)]
+            for name in ids:
+                outbox.put("porch", [{"id": name, "task": "caption", "caption": "x"}], None)
+            task = asyncio.create_task(Publisher(outbox, ours, asyncio.Event(), lambda: None, 0.1).run())
+            await until("it is left", lambda: not ours.connected.is_set())
+            words = "said nothing for 1 s (mqtt.keepalive_s)" if idle else "confirmed no message for 0 s"
+            await until("it is told", lambda: any(words in warning for warning in warnings(caplog)))
+            assert len(outbox) == len(ids), "nothing is taken for arrived"
+            process.send_signal(signal.SIGCONT)
+            await until("it is well", lambda: ours.connected.is_set() and not ours.problem)
+            await until("all have arrived", lambda: not len(outbox))
+            task.cancel()
+    outbox.close()
 
 
 def no_certificate(authority: Authority, file: Path, key: Path) -> None:
