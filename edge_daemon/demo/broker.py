@@ -60,6 +60,11 @@ class Broker:
         """Which broker this is, for people."""
         return "mosquitto" if self._mosquitto else "amqtt, an embedded Python broker in mosquitto's place"
 
+    @property
+    def protocol(self) -> str:
+        """For `mqtt.protocol`: amqtt says nothing to MQTT 5, and it takes 5 s to notice that."""
+        return "auto" if self._mosquitto else "3.1.1"
+
     def start(self) -> None:
         """Start and wait until it listens. Raises UnavailableError when it does not."""
         if self._mosquitto:

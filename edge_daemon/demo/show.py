@@ -30,6 +30,7 @@ node: demo
 state_dir: {state}
 mqtt:
   port: {port}
+  protocol: "{protocol}"
 model:
   name: demo-shapes
 sources:
@@ -53,7 +54,7 @@ def run(pictures: int, seed: int, *, as_json: bool, embedded: bool) -> bool:
         with Broker(directory / "broker", embedded=embedded) as broker:
             say = (lambda text: None) if as_json else print
             say(f"broker: {broker.name} on 127.0.0.1:{broker.port}")
-            with subscriber(broker.port) as messages, service(directory, broker.port):
+            with subscriber(broker.port) as messages, service(directory, broker):
                 say(f"service: started; waiting for the model …   (mosquitto_sub -p {broker.port} -v -t '{TOPIC}/#')")
                 wait_until_ok(messages, directory / "service.log")
                 say(f"topic: {TOPIC}/inbox/caption\n")
@@ -64,10 +65,11 @@ def run(pictures: int, seed: int, *, as_json: bool, embedded: bool) -> bool:
 
 
 @contextmanager
-def service(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def service(directory: Path, broker: Broker) -> Iterator[subprocess.Popen[bytes]]:
     """The real service, as its own process."""
     config = directory / "config.yaml"
-    config.write_text(CONFIG.format(state=directory / "state", port=port, inbox=directory / "inbox"))
+    places = {"state": directory / "state", "inbox": directory / "inbox"}
+    config.write_text(CONFIG.format(port=broker.port, protocol=broker.protocol, **places))
     with (directory / "service.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "edge_daemon", "run", "-c", str(config)], stderr=log)
     try:
