@@ -39,6 +39,8 @@ def broken(topic: str, payload: bytes) -> str:
             assert {"question", "answer", "value"} <= json.loads(payload).keys()
         elif last in WORDS:
             assert payload.decode() in WORDS[last]
+        elif last == "interval/state":
+            assert 0.1 <= float(payload) <= 86_400
         elif last in ("caption/text", "question/state"):
             payload.decode()
         elif last == "image":

@@ -89,14 +89,15 @@ def subscribed(port: int) -> Iterator[Subscriber]:
     finally:
         client.disconnect()
         client.loop_stop()
-    assert not [words for m in subscriber.messages if (words := broken(m.topic.removeprefix(f"{BASE}/"), m.payload))]
+    wrong = [words for m in subscriber.messages if (words := broken(m.topic.removeprefix(f"{BASE}/"), m.payload))]
+    assert not wrong, wrong[0]
 
 
 class Service:
-    """`edge-daemon run` on a folder."""
+    """`edge-daemon run`, on a folder unless told otherwise."""
 
     def __init__(self, directory: Path, port: int, **changes: Any) -> None:
-        """Write a configuration; `changes` replaces whole sections (`model`, `mqtt`) or keys of the source."""
+        """Write a configuration; `changes` replaces whole sections (`model`, `mqtt`, `sources`) or keys of the source."""
         self.directory = directory
         self.inbox = directory / "inbox"
         self.inbox.mkdir()
@@ -113,7 +114,7 @@ class Service:
             "state_dir": str(directory / "state"),
             "mqtt": {"port": port, **changes.get("mqtt", {})},
             "model": changes.get("model", {}),
-            "sources": {"inbox": source},
+            "sources": changes.get("sources", {"inbox": source}),
         }
         self.config = directory / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))

@@ -182,3 +182,40 @@ async def test_what_is_held_stays_until_it_is_let_go() -> None:
     await let_others_run()
     slots.hold("")
     assert await taking == "a"
+
+
+# ---- cameras ----------------------------------------------------------------------------------------------
+
+
+async def test_the_newest_frame_wins_and_keeps_its_place() -> None:
+    slots: Slots[int] = Slots(NAMES)
+    assert not slots.renew("b", 1)
+    await slots.put("a", 9)
+    assert slots.renew("b", 2)
+    assert slots.renew("b", 3)
+    assert [await slots.take(), await slots.take()] == [9, 3]
+    assert not slots.renew("b", 4)
+
+
+async def test_turns_are_by_weight_while_all_wait() -> None:
+    weights = {"a": 1.0, "b": 3.0, "c": 1.0, "d": 1.0}
+    slots: Slots[str] = Slots(NAMES, lambda name: weights[name])
+    taken = []
+    for _ in range(60):
+        for name in NAMES:
+            slots.renew(name, name)
+        taken.append(await slots.take())
+    assert {name: taken.count(name) for name in NAMES} == {"a": 10, "b": 30, "c": 10, "d": 10}
+
+
+async def test_who_had_nothing_for_long_saves_up_no_turns() -> None:
+    slots: Slots[str] = Slots("ab")
+    for _ in range(50):
+        slots.renew("a", "a")
+        await slots.take()
+    taken = []
+    for _ in range(10):
+        slots.renew("a", "a")
+        slots.renew("b", "b")
+        taken.append(await slots.take())
+    assert taken.count("a") == 5

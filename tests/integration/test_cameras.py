@@ -1,0 +1,160 @@
+"""Cameras through the whole service: looked at, gated, captioned in turn, lost and found again, asked, switched off.
+
+The cameras are programs (`type: command`) that show what the test puts before them; the streams have tests of their
+own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edge_daemon.demo.broker import Broker
+from edge_daemon.demo.scenes import sample_pictures
+from tests.integration.service import Service, Subscriber, running, subscribed, wait_for
+from tests.integration.test_commands import Line
+
+CAMERA = Path(__file__).parent / "camera.py"
+FAIR = ("one", "two", "three", "four", "five")
+ENOUGH = 60
+"""Results over which the turns are counted."""
+
+
+def camera(directory: Path, **keys: Any) -> dict[str, Any]:
+    """A source that shows `now.jpg` of a directory."""
+    argv = [sys.executable, str(CAMERA), str(directory), "10"]
+    return {"type": "command", "command": argv, "interval_s": 0.2, **keys}
+
+
+class Stage:
+    """What stands before a camera."""
+
+    def __init__(self, directory: Path, count: int, seed: int) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.scenes = sample_pictures(directory, count, seed)
+        self.show(0)
+
+    def show(self, number: int) -> str:
+        """Change the scene; what is right to say of it."""
+        path, truth = self.scenes[number]
+        fresh = self.directory / "next.jpg"
+        shutil.copy(path, fresh)
+        fresh.rename(self.directory / "now.jpg")
+        return truth
+
+
+def said(heard: Subscriber) -> list[str]:
+    return [result["caption"] for result in heard.results("porch/event")]
+
+
+def test_a_camera_from_morning_to_night(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 4, 7)
+    sources = {"porch": camera(stage.directory, gate={"cooldown_s": 0})}
+    service = Service(tmp_path, broker.port, sources=sources)
+    with subscribed(broker.port) as heard, running(service):
+        first = wait_for("the first caption", lambda: heard.results("porch/event"))[0]
+        assert (first["caption"], first["trigger"]) == (stage.scenes[0][1], "first")
+        assert "file" not in first
+
+        wait_for("ten frames of the same are skipped", lambda: skipped(heard, "unchanged") >= 10)
+        assert len(said(heard)) == 1
+
+        truth = stage.show(1)
+        wait_for("the change is captioned", lambda: truth in said(heard))
+        assert heard.results("porch/event")[-1]["trigger"] == "change"
+
+        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
+        assert line.data("caption", source="porch")["caption"] == truth
+        before = len(said(heard))
+        line.send("porch/trigger", "-n")
+        wait_for("a result on request", lambda: len(said(heard)) > before)
+        assert heard.results("porch/event")[-1]["trigger"] == "request"
+        assert "unchanged" not in heard.results("porch/event")[-1], "whoever asks gets the whole answer"
+
+        lost(line, stage)
+        switched(line, stage)
+        assert service.end() == 0
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(stage.directory) in " ".join(p.info["cmdline"] or [])
+    ]
+
+
+def skipped(heard: Subscriber, why: str) -> int:
+    health = heard.last_health()
+    return 0 if health is None else int(health["sources"]["porch"]["skipped"].get(why, 0))
+
+
+def program(stage: Stage) -> psutil.Process | None:
+    """The camera's program."""
+    for process in psutil.process_iter(["cmdline"]):
+        if process.info["cmdline"][-3:-1] == [str(CAMERA), str(stage.directory)]:
+            return process
+    return None
+
+
+def lost(line: Line, stage: Stage) -> None:
+    """The camera's program dies, and the grabber as well: told once each, opened again, captioned."""
+    service, heard = line.service, line.heard
+    found = program(stage)
+    assert found is not None
+    found.kill()
+    wait_for("it is offline", lambda: heard.on("porch/availability")[-1].payload == b"offline")
+    wait_for("it is back", lambda: heard.on("porch/availability")[-1].payload == b"online")
+    grabber = wait_for("a grabber", lambda: service.child("edge_daemon.grabber"))
+    grabber.send_signal(signal.SIGKILL)
+    wait_for("it is offline again", lambda: [m.payload for m in heard.on("porch/availability")].count(b"offline") > 2)
+    wait_for("it is back again", lambda: heard.on("porch/availability")[-1].payload == b"online")
+    truth = stage.show(2)
+    wait_for("what it sees now", lambda: truth in said(heard))
+    assert service.log().count("was ended by SIGKILL") <= 2
+
+
+def switched(line: Line, stage: Stage) -> None:
+    """Off closes the camera; on opens it. The interval can be set, and is kept."""
+    service, heard = line.service, line.heard
+    line.send("porch/enabled/set", "-m", "OFF")
+    wait_for("its program is gone", lambda: program(stage) is None)
+    wait_for("health says so", lambda: (heard.last_health() or {})["sources"]["porch"]["state"] == "off")
+    assert (heard.last_health() or {})["state"] == "ok"
+    assert "switched off" in line.refusal("caption", source="porch")
+    line.send("porch/interval/set", "-m", "0.3")
+    wait_for("the interval is told", lambda: heard.on("porch/interval/state")[-1].payload == b"0.3")
+    assert '"interval_s": 0.3' in (service.directory / "state/settings.json").read_text()
+    truth = stage.show(3)
+    line.send("porch/enabled/set", "-m", "ON")
+    wait_for("what it sees now", lambda: truth in said(heard))
+
+
+def test_eight_cameras_of_which_five_are_fine(tmp_path: Path, broker: Broker) -> None:
+    """Two cannot be opened and one never delivers; the others have their turns all the same."""
+    stage = Stage(tmp_path / "stage", 1, 7)
+    sources = {name: camera(stage.directory, gate={"change": False, "cooldown_s": 0}) for name in FAIR}
+    sources |= {
+        "dead": {"type": "command", "command": ["false"]},
+        "missing": {"type": "command", "command": ["/nonexistent/camera"]},
+        "hanging": {"type": "command", "command": ["sleep", "600"], "open_timeout_s": 300},
+    }
+    service = Service(tmp_path, broker.port, sources=sources)
+    with subscribed(broker.port) as heard, running(service):
+        counts = wait_for("enough results", lambda: c if sum((c := turns(heard)).values()) >= ENOUGH else None)
+        wait_for("the dead ones are told", lambda: {"dead", "missing"} <= offline(heard))
+        assert service.end() == 0
+    assert min(counts.values()) * 1.5 >= sum(counts.values()) / len(FAIR), counts
+    assert set(counts) == set(FAIR)
+    print(f"\nof {sum(counts.values())} results: {counts}")
+    assert "'false'" in service.log()
+
+
+def turns(heard: Subscriber) -> dict[str, int]:
+    return {name: n for name in (*FAIR, "dead", "missing", "hanging") if (n := len(heard.on(f"{name}/event")))}
+
+
+def offline(heard: Subscriber) -> set[str]:
+    health = heard.last_health()
+    return set() if health is None else {n for n, s in health["sources"].items() if s["state"] == "offline"}

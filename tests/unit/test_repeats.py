@@ -1,0 +1,41 @@
+"""The same words as the last time: published, marked or left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edge_daemon.repeats import Repeats
+
+
+def caption(words: str) -> dict[str, Any]:
+    return {"task": "caption", "caption": words}
+
+
+def answer(task: str, words: str) -> dict[str, Any]:
+    return {"task": task, "answer": words}
+
+
+def test_a_repeated_caption_is_marked_and_another_one_is_not() -> None:
+    repeats = Repeats()
+    assert repeats.handled("porch", "mark", [caption("a cat")]) == [caption("a cat")]
+    assert repeats.handled("porch", "mark", [caption("a cat")]) == [{**caption("a cat"), "unchanged": True}]
+    assert repeats.handled("porch", "mark", [caption("a dog")]) == [caption("a dog")]
+    assert repeats.handled("porch", "mark", [caption("a cat")]) == [caption("a cat")], "not the last one"
+
+
+def test_sources_and_tasks_have_words_of_their_own() -> None:
+    repeats = Repeats()
+    repeats.handled("porch", "mark", [caption("yes"), answer("open", "yes")])
+    assert repeats.handled("yard", "mark", [caption("yes")]) == [caption("yes")]
+    assert repeats.handled("porch", "suppress", [caption("yes"), answer("open", "no")]) == [answer("open", "no")]
+
+
+def test_what_is_published_anyway_is_remembered_all_the_same() -> None:
+    repeats = Repeats()
+    assert repeats.handled("porch", "publish", [caption("a cat")] * 2) == [caption("a cat")] * 2
+    assert repeats.handled("porch", "suppress", [caption("a cat")]) == []
+
+
+def test_boxes_are_never_repeated() -> None:
+    found = {"task": "car", "objects": [], "count": 0}
+    assert Repeats().handled("porch", "suppress", [found, found]) == [found, found]
