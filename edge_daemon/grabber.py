@@ -19,13 +19,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_daemon.errors import WireError
 from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Open, Opening, Wanted
 from edge_daemon.picture import Decoder, Limits, Picture
 from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
 from edge_daemon.sources import Source
+
+if TYPE_CHECKING:
+    from edge_daemon.sources.command import Program
 
 HEARTBEAT_S = 5.0
 """Longest time without a message while there is nothing to deliver."""
@@ -38,6 +41,8 @@ MAX_OPEN_FILES = 256
 """Ten inotify watches and the pipe; a leak ends in an error of its own."""
 OOM_SCORE = 500
 """Between the daemon (0) and the worker: whoever is killed here costs one picture."""
+
+KINDS = ("folder", "single", "stream", "v4l2", "command")
 
 M_ARENA_MAX = -8
 """From malloc.h of glibc."""
@@ -150,8 +155,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the daemon decides what ends
     daemon = DaemonLink(pipe)
     settings = daemon.wait_for_settings()
+    program = start_program(settings)  # before the limits, which are for us and would break it
     limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
-    source = open_source(settings)
+    source = open_source(settings, program)
     daemon.send(GrabberReady(source.decoder))
     while True:
         daemon.wait_for_next()
@@ -178,20 +184,64 @@ def limit_itself(memory_bytes: int) -> None:
     ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def open_source(settings: dict[str, Any]) -> Source:
+def start_program(settings: dict[str, Any]) -> Program | None:
+    """The program that a command source is, running; other sources have none."""
+    if settings["type"] != "command":
+        return None
+    from edge_daemon.sources.command import Program
+
+    return Program(settings.pop("command"))
+
+
+def open_source(settings: dict[str, Any], program: Program | None = None) -> Source:
     """The source that the settings name. Raises ValueError for settings that nobody knows."""
     kind = settings.pop("type")
-    if kind not in ("folder", "single"):
-        raise ValueError(f"there is no source of type {kind!r}; there are: folder, single")
+    if kind not in KINDS:
+        raise ValueError(f"there is no source of type {kind!r}; there are: {', '.join(KINDS)}")
+    if kind in ("stream", "v4l2"):
+        try:
+            source = _stream(settings) if kind == "stream" else _v4l2(settings)
+        except ModuleNotFoundError as error:
+            sys.exit(f"a camera of this type needs PyAV: pip install 'edge-daemon[cameras]' ({error})")
+    else:
+        source = _files(kind, settings, program)
+    if settings:
+        raise ValueError(f"unknown settings: {', '.join(sorted(settings))}")
+    return source
+
+
+def _stream(settings: dict[str, Any]) -> Source:
+    from edge_daemon.sources.stream import Stream, StreamOptions
+    from edge_daemon.sources.video import VideoSource
+
+    options = _take(StreamOptions, settings)
+    return VideoSource(Stream(options), options.decode, options.max_side_px)
+
+
+def _v4l2(settings: dict[str, Any]) -> Source:
+    from edge_daemon.sources.v4l2 import Device, V4l2Options
+    from edge_daemon.sources.video import VideoSource
+
+    options = _take(V4l2Options, settings)
+    return VideoSource(Device(options), "auto", options.max_side_px)
+
+
+def _files(kind: str, settings: dict[str, Any], program: Program | None) -> Source:
+    """Where pictures come as the bytes of picture files."""
     from edge_daemon.decoders import open_decoder
 
     timeout_s = settings.pop("decode_timeout_s", DECODE_TIMEOUT_S)
     decoder = Hurried(open_decoder(settings.pop("decoder", "auto")), timeout_s)
     limits = _take(Limits, settings)
-    source = _folder(settings, limits, decoder) if kind == "folder" else _single(settings, limits, decoder)
-    if settings:
-        raise ValueError(f"unknown settings: {', '.join(sorted(settings))}")
-    return source
+    if program is not None:
+        return _command(settings, limits, decoder, program)
+    return _folder(settings, limits, decoder) if kind == "folder" else _single(settings, limits, decoder)
+
+
+def _command(settings: dict[str, Any], limits: Limits, decoder: Decoder, program: Program) -> Source:
+    from edge_daemon.sources.command import CommandOptions, CommandSource
+
+    return CommandSource(_take(CommandOptions, settings), limits, decoder, program)
 
 
 def _folder(settings: dict[str, Any], limits: Limits, decoder: Decoder) -> Source:

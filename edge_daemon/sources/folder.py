@@ -20,6 +20,7 @@ from edge_daemon.messages import FileKey, Frame, Problem
 from edge_daemon.picture import Decoder, Limits
 from edge_daemon.sources import Daemon
 from edge_daemon.sources.folder_tree import Tree, Watch
+from edge_daemon.sources.frames import frame_of
 from edge_daemon.wire import MAX_HEADER_BYTES
 
 MAX_WAITING = 10_000
@@ -296,19 +297,3 @@ def _batches(keys: list[FileKey]) -> Iterator[list[FileKey]]:
         characters += len(key.name)
     if batch:
         yield batch
-
-
-def frame_of(key: FileKey | None, captured_at_s: float, loaded: picture.Picture, decode_ms: float) -> Frame:
-    """The message that carries a picture; `key` None: it is no file of a folder."""
-    return Frame(
-        captured_at_s=captured_at_s,
-        width_px=loaded.width_px,
-        height_px=loaded.height_px,
-        original_width_px=loaded.original_width_px,
-        original_height_px=loaded.original_height_px,
-        thumbnail_hex=loaded.thumbnail.hex(),
-        capture_ms=0.0,
-        decode_ms=decode_ms,
-        file=key,
-        payload=loaded.pixels,
-    )

@@ -11,8 +11,8 @@ from edge_daemon.errors import PictureError
 from edge_daemon.messages import FileKey, Frame, Problem
 from edge_daemon.picture import Decoder, Limits
 from edge_daemon.sources import Daemon
-from edge_daemon.sources.folder import frame_of
 from edge_daemon.sources.folder_tree import Tree
+from edge_daemon.sources.frames import frame_of
 
 
 @dataclass(frozen=True)
