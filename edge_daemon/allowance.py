@@ -31,9 +31,9 @@ class Allowance:
             return now
         return min(now, self._less, key=lambda either: either.limit_bytes)
 
-    def could_hold(self, needs: Needs, reading: Reading, board_bytes: int, own_bytes: int) -> bool:
-        """Whether a worker would fit, were it alone here with this process, which has `own_bytes`."""
-        return needs.least_bytes <= most_bytes(limits_of(reading, self.configured_bytes), board_bytes, own_bytes)
+    def most_bytes(self, reading: Reading, board_bytes: int, own_bytes: int) -> int:
+        """What a worker could have, were it alone here with this process, which has `own_bytes`."""
+        return most_bytes(limits_of(reading, self.configured_bytes), board_bytes, own_bytes)
 
     def killed(self, worker_bytes: int, needs: Needs, now_s: float) -> None:
         """One was killed for want of memory: for a while the next ones have less, but what the smallest takes."""

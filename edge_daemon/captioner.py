@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,38 +36,19 @@ from edge_daemon.errors import (
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
 from edge_daemon.supervisor import Pace, RestartPolicy
+from edge_daemon.worker_state import WorkerState
 
 SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
 END_S = 5.0
 """A worker between two captions leaves at once."""
 NOT_NOW = "memory is too short to ask anything now"
+PROGRAM_BYTES = 160 * MIB
+"""What a worker takes before it can say what it needs: importing torch takes 150 (x86-64), and any model far more."""
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 """Of a worker, where its owner has not set it. glibc reads it before a process begins, so the daemon must say it: each
 arena keeps freed memory of its own, and there would be up to eight for each core."""
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class WorkerState:
-    """What health says about the worker."""
-
-    state: str = "starting"
-    restarts: int = 0
-    recycles: int = 0
-    """Ends on purpose; these are no restarts."""
-    last_death: str = ""
-    rss_bytes: int = 0
-    ready: WorkerReady | None = None
-    """The report of the worker that runs, or of the last one that did."""
-    variant_reason: str = ""
-    """Why this variant of the model, where we chose it."""
-    kv_positions: int = 0
-    """The cap that holds."""
-    releases: bool = False
-    """Whether freed memory and the vision encoder are given back after every picture."""
-    rehearsal: dict[str, float] = field(default_factory=dict)
-    """What the stages of the picture took that was captioned at the start, in seconds."""
 
 
 class Captioner:
@@ -110,6 +90,8 @@ class Captioner:
         self._allowance = Allowance(None if limit_mib == "auto" else limit_mib * MIB)
         self._refused_needs: memory.Needs | None = None
         """What the worker takes that found too little memory, while there was none that found enough."""
+        self.waits_for = ""
+        """The memory that others have, in words, while there is no worker for want of it."""
 
     @property
     def pid(self) -> int | None:
@@ -286,6 +268,9 @@ class Captioner:
 
     async def _start(self) -> None:
         budget = self.budget(self.witness.files.read(None))
+        if budget.limit_bytes < PROGRAM_BYTES <= self._most_bytes():  # it would be killed, and perhaps not it alone
+            had, needs = budget.limit_bytes / MIB, PROGRAM_BYTES / MIB
+            self._wait(f"it may have {had:.0f} MiB ({budget.reason}), and its program alone takes {needs:.0f}")
         argv = [*self._command, "--model", str(self.directory)]
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
@@ -299,7 +284,7 @@ class Captioner:
         except BaseException:
             await child.kill()
             raise
-        self._child, self._newborn = child, None
+        self._child, self._newborn, self.waits_for = child, None, ""
         self.state.kv_positions, self.state.releases = ready.kv_positions, ready.release_vision
         told = self.state.ready.warning if self.state.ready else ""
         self.state.ready = ready
@@ -338,21 +323,27 @@ class Captioner:
         if refusal.kind == "memory" and self.state.ready is not None:
             raise ChildError(refusal.reason)
         needs = memory.needs_from(refusal.needs)
-        if refusal.kind == "memory" and needs is not None and self._could_hold(needs):
-            self._refused_needs, self._ending = needs, ""
-            self.allowed.clear()
-            log.warning("the model waits for memory: %s", refusal.reason)
-            self._change("unloaded")
-            raise ChildEnded(refusal.reason)
+        if refusal.kind == "memory" and needs is not None and needs.least_bytes <= self._most_bytes():
+            self._refused_needs = needs
+            self._wait(refusal.reason)
         self.state.last_death = refusal.reason
         self._change("failed")
         raise (BudgetError if refusal.kind == "memory" else ModelError)(refusal.reason)
 
-    def _could_hold(self, needs: memory.Needs) -> bool:
-        """Whether there would be room, were the worker alone here with us."""
+    def _most_bytes(self) -> int:
+        """What a worker could have, were it alone here with us."""
         files = self.witness.files
         own_bytes = files.read(os.getpid()).worker_bytes or 0
-        return self._allowance.could_hold(needs, files.read(None), files.board_bytes(), own_bytes)
+        return self._allowance.most_bytes(files.read(None), files.board_bytes(), own_bytes)
+
+    def _wait(self, reason: str) -> NoReturn:
+        """There is no worker until others give memory back; the memory watchdog sees when that is."""
+        if not self.waits_for:
+            log.warning("the model waits for memory: %s", reason)
+        self.waits_for, self._ending = reason, ""
+        self.allowed.clear()
+        self._change("unloaded")
+        raise ChildEnded(reason)
 
     async def _after_death(self, error: ChildError, child: Child | None) -> None:
         """Note it, and wait as long as the policy says.

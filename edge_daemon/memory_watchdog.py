@@ -100,6 +100,11 @@ class MemoryWatchdog:
             self.growth.begin()
         needs = captioner.needs
         if needs is None:  # not yet, or of a worker that cannot do with less
+            stage, waits_for = Stage.UNLOADED if captioner.waits_for else Stage.OK, captioner.waits_for
+            if stage != state.stage:
+                self._tell(Plan(stage, 0, releases_vision=False, worker="keep", reason=waits_for))
+            if not waits_for:
+                captioner.allowed.set()
             await self._replace_if_grown(now_s)
             return
         grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(self.growth.grown_bytes))

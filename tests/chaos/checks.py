@@ -27,8 +27,6 @@ FED_EVERY_S = 30.0
 """The daemon means to feed systemd's watchdog every 5 s; its unit allows 120 s."""
 REPEATS = 8
 """Of one and the same warning within a minute. A child that is killed as often as the plan allows says less."""
-STARVED, REFUSED = "starve of memory", "exit code 69"
-"""A daemon that starts where there is no memory for the model says so and ends; systemd starts it again."""
 BROKER_SAVES_S = 3.0
 """mosquitto writes what it knows every second; when it is killed, it may have confirmed what nobody will hear of."""
 
@@ -145,13 +143,7 @@ def the_protocol_is_kept(evidence: Evidence) -> Iterable[str]:
 
 def the_daemon_lives(evidence: Evidence) -> Iterable[str]:
     """It ends only when it is told to or killed, and then as it should."""
-    starved = [(done.at_s, done.until_s + GRACE_S) for done in evidence.deeds if done.kind == STARVED]
-    ends = [
-        f"at {at_s:.0f} s: {how}"
-        for at_s, how in evidence.ended
-        if not (how == REFUSED and any(start <= at_s <= end for start, end in starved))
-    ]
-    if ends:
+    if ends := [f"at {at_s:.0f} s: {how}" for at_s, how in evidence.ended]:
         yield f"the daemon ended {len(ends)} times: {some(ends)}"
     if any(line.text.startswith("Traceback") for line in evidence.journal):
         yield "the journal holds a traceback"

@@ -178,13 +178,6 @@ def test_what_was_forgotten_comes_again_under_another_number() -> None:
     assert set(judge(again)) == {"one_result_is_one", "numbers_have_no_gap", "retained_states_are_true"}
 
 
-def test_a_start_without_memory_is_refused_while_somebody_takes_it() -> None:
-    refused = with_(ended=((30.0, checks.REFUSED),))
-    starved = (Done(checks.STARVED, 25.0, 28.0, ""),)
-    assert judge(replace(refused, deeds=starved)) == {}
-    assert set(judge(refused)) == {"the_daemon_lives"}
-
-
 def test_what_a_dead_broker_took_with_it_is_no_loss() -> None:
     taken = with_(heard=frozenset(e.id for e in EVENTS[:-1]), deaf=((15.5, 18.0),))
     assert judge(taken) == {}

@@ -93,7 +93,8 @@ class StandIn:
 
     def refuse_for_now(self) -> None:
         """As a real worker, which says what it needs."""
-        self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing", NEEDS))
+        needs = NEEDS | {"text_bytes": 150 << 20}
+        self.daemon.write(WorkerRefused("memory", "100 MiB of memory are missing", needs))
         sys.exit(0)
 
     def refuse_for_ever(self) -> None:

@@ -286,8 +286,8 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
     captioner = stage.captioner(["refuse for now"], ["refuse for now"], ["ready with needs", "answer"])
     level = tmp_path / "memory/a"
     level.mkdir(parents=True)
-    (level / "memory.limit_in_bytes").write_text(str(400 << 20))
-    (level / "memory.usage_in_bytes").write_text(str(300 << 20))
+    (level / "memory.limit_in_bytes").write_text(str(4096 << 20))
+    (level / "memory.usage_in_bytes").write_text(str(3846 << 20))
     captioner.witness.files = PaperFiles(cgroups=tmp_path)
     watchdog = MemoryWatchdog(captioner, lambda: None, captioner.witness.files)
     with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
@@ -300,10 +300,10 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
         await captioner.run(REQUEST)
     document = watchdog.document()
     assert document["stage"] == "unloaded"
-    assert "no model and may have 36 (the cgroup's limit of 400 MiB" in document["reason"]
+    assert "no model and may have 186 (the cgroup's limit of 4096 MiB" in document["reason"]
     assert len(stage.lives()) == 1, "nothing is tried in vain"
 
-    (level / "memory.usage_in_bytes").write_text(str(50 << 20))
+    (level / "memory.usage_in_bytes").write_text(str(20 << 20))
     now_s = 100.0
     while not captioner.is_ready:  # the second one is refused as well
         await looked(watchdog, 1, now_s)
@@ -312,6 +312,39 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
     await looked(watchdog, 30, now_s)
     assert watchdog.state.stage.name == "OK"
     assert (captioner.state.restarts, len(stage.lives())) == (0, 3)
+    await captioner.run(REQUEST)
+    await captioner.stop(60)
+
+
+async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: Theatre, tmp_path: Path) -> None:
+    """It would be killed before it could say what it needs. Here it never says that."""
+    captioner = stage.captioner(GOOD)
+    level = tmp_path / "memory/a"
+    level.mkdir(parents=True)
+    (level / "memory.limit_in_bytes").write_text(str(4096 << 20))
+    (level / "memory.usage_in_bytes").write_text(str(3896 << 20))
+    captioner.witness.files = PaperFiles(cgroups=tmp_path)
+    watchdog = MemoryWatchdog(captioner, lambda: None, captioner.witness.files)
+    with pytest.raises(ChildEnded, match=r"it may have 136 MiB .* its program alone takes 160"):
+        await captioner.ready()
+    for second in range(3):
+        await looked(watchdog, 1, float(second))
+        await asyncio.sleep(0.05)
+    assert stage.lives() == []
+    assert captioner.state.state == "unloaded"
+    document = watchdog.document()
+    assert document["stage"] == "unloaded"
+    assert "its program alone takes 160" in document["reason"]
+    with pytest.raises(ChildEnded):
+        await captioner.run(REQUEST)
+
+    (level / "memory.usage_in_bytes").write_text(str(50 << 20))
+    while not captioner.is_ready:
+        await looked(watchdog, 1)
+        await asyncio.sleep(0.01)
+    await looked(watchdog, 1)
+    assert watchdog.document()["stage"] == "ok"
+    await asyncio.wait_for(captioner.allowed.wait(), 60)
     await captioner.run(REQUEST)
     await captioner.stop(60)
 

@@ -143,7 +143,7 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
     captioner, level = watched.captioner, tmp_path / "memory/a"
     level.mkdir(parents=True)
     (level / "memory.limit_in_bytes").write_text(str(4096 * MIB))
-    (level / "memory.usage_in_bytes").write_text(str(4000 * MIB))
+    (level / "memory.usage_in_bytes").write_text(str(3832 * MIB))
     files = captioner.witness.files = PaperFiles(cgroups=tmp_path)
     watchdog = MemoryWatchdog(captioner, lambda: None, files)
     with pytest.raises(ChildEnded, match=r"MiB of memory are missing.*the cgroup's limit of 4096 MiB"):

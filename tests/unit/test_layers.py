@@ -76,6 +76,7 @@ LEAVES: dict[str, set[str]] = {
     "memory": {"cgroup", "errors", "readings"},
     "stages": {"errors", "memory", "readings"},
     "allowance": {"memory", "readings", "supervisor"},
+    "worker_state": {"messages"},
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
 }

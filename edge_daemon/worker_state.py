@@ -1,0 +1,29 @@
+"""What health says about the worker: written by the captioner, read by everybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edge_daemon.messages import WorkerReady
+
+
+@dataclass
+class WorkerState:
+    """What health says about the worker."""
+
+    state: str = "starting"
+    restarts: int = 0
+    recycles: int = 0
+    """Ends on purpose; these are no restarts."""
+    last_death: str = ""
+    rss_bytes: int = 0
+    ready: WorkerReady | None = None
+    """The report of the worker that runs, or of the last one that did."""
+    variant_reason: str = ""
+    """Why this variant of the model, where we chose it."""
+    kv_positions: int = 0
+    """The cap that holds."""
+    releases: bool = False
+    """Whether freed memory and the vision encoder are given back after every picture."""
+    rehearsal: dict[str, float] = field(default_factory=dict)
+    """What the stages of the picture took that was captioned at the start, in seconds."""
