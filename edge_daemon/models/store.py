@@ -146,6 +146,24 @@ class Store:
             shutil.rmtree(retired)
         return size_bytes
 
+    def leftovers(self) -> list[Path]:
+        """What a killed import has left, its lock included; nothing while an import is running. Reads only."""
+        left = [path for pattern in (STAGING, RETIRED) for path in sorted(self.root.glob(pattern.format("*")))]
+        lock = self.root / LOCK
+        if lock.exists():
+            with lock.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return []
+            left.append(lock)
+        return left
+
+    def sweep(self) -> None:
+        """Remove that. Raises UnavailableError while an import is running, and for a disk that cannot be written."""
+        with self._locked(), _disk_errors_in_words():
+            self._sweep()
+
     def _publish(self, staging: Path, name: str) -> None:
         """Everything to the disk, then the rename; the model that was there before goes last."""
         directory, retired = self.root / name, self.root / RETIRED.format(name)

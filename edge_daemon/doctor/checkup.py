@@ -1,0 +1,71 @@
+"""Runs checks one after the other: none can hang, and one that fails in itself takes no other along."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from edge_daemon.doctor.finding import Finding, problem, warning
+from edge_daemon.doctor.subject import Subject
+
+
+@dataclass(frozen=True)
+class Check:
+    """A group of findings that are looked for together."""
+
+    name: str
+    """What the ids of its findings begin with, mostly."""
+    title: str
+    """What is being looked at, while that is done."""
+    deadline_s: float
+    look: Callable[[Subject], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class _Over:
+    """The check has ended."""
+
+    error: Exception | None
+
+
+def examine(check: Check, subject: Subject) -> Iterator[Finding]:
+    """Its findings as they come; then one more if it did not end in time, or failed."""
+    answers: queue.SimpleQueue[Finding | _Over] = queue.SimpleQueue()
+    # a thread that nobody waits for: a network mount or a dying card may hold it for ever
+    threading.Thread(target=_look, args=(check, subject, answers), name=f"check {check.name}", daemon=True).start()
+    end_s = time.monotonic() + check.deadline_s
+    while True:
+        try:
+            answer = answers.get(timeout=max(0.0, end_s - time.monotonic()))
+        except queue.Empty:
+            yield problem(
+                check.name,
+                f"{check.title}: no answer within {check.deadline_s:.0f} s",
+                "What was asked hangs: a network mount without its server, a disk or a driver that fails, or a machine "
+                "that is far too busy. Whatever needs it in the service may hang as well.",
+                "sudo dmesg --level=err,warn | tail",
+            )
+            return
+        if isinstance(answer, Finding):
+            yield answer
+            continue
+        if answer.error is not None:
+            yield warning(
+                check.name,
+                f"{check.title}: this check failed in itself ({type(answer.error).__name__}: {answer.error})",
+                "Nothing is known about it. Please report this as a bug, with the file of --report.",
+            )
+        return
+
+
+def _look(check: Check, subject: Subject, answers: queue.SimpleQueue[Finding | _Over]) -> None:
+    try:
+        for finding in check.look(subject):
+            answers.put(finding)
+    except Exception as error:  # noqa: BLE001  whatever it is, the other checks must go on
+        answers.put(_Over(error))
+    else:
+        answers.put(_Over(None))

@@ -1,0 +1,179 @@
+"""The configured sources: whether their pictures can be got at. Opens no camera, which may be in use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from edge_daemon import attached, grabber_settings
+from edge_daemon.cgroup import text_of
+from edge_daemon.doctor.finding import Finding, ok, problem, skipped
+from edge_daemon.doctor.subject import Account, Subject
+from edge_daemon.source_config import AnySource, CommandConfig, FolderConfig, PicameraConfig, StreamConfig, V4l2Config
+
+READ, ENTER = 4, 1
+MANY = 1000
+DEVICES = Path("/dev")
+CONNECT_S = 5.0
+LIBCAMERA_S = 30.0
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
+OWN_TMP = (Path("/tmp"), Path("/var/tmp"))
+
+
+def look(subject: Subject) -> Iterator[Finding]:
+    """What is attached; then one finding a source."""
+    yield cameras(DEVICES)
+    if subject.config is None:
+        yield skipped("source", "needs a configuration that can be used")
+        return
+    for name, source in subject.config.sources.items():
+        if source.enabled:
+            yield one(f"source.{name}", source, subject)
+        else:
+            yield skipped(f"source.{name}", "enabled is false")
+
+
+def cameras(devices: Path) -> Finding:
+    """What the kernel has of cameras; those at the connector are libcamera's."""
+    found, untold = attached.video_devices(devices)
+    names = ", ".join(f"{camera.name} ({camera.device})" for camera in found) or "none by USB"
+    return ok("cameras", f"{names}; not asked: {', '.join(untold)}" if untold else names)
+
+
+def one(id: str, source: AnySource, subject: Subject) -> Finding:
+    """By its kind."""
+    match source:
+        case FolderConfig():
+            return folder(id, source.path, subject)
+        case V4l2Config():
+            return device(id, source.device, subject)
+        case PicameraConfig():
+            return picamera(id, source)
+        case StreamConfig():
+            return stream(id, source)
+        case CommandConfig():
+            return program(id, source.command[0])
+        case _:
+            return skipped(id, f"{type(source).__name__}: the doctor does not know this kind")
+
+
+def folder(id: str, path: Path, subject: Subject) -> Finding:
+    """Whether the service can list it."""
+    meaning = "Nothing of this source is captioned until that has changed; the service tries again by itself."
+    if not path.is_dir():
+        what = f"{path} is {'no folder' if path.exists() else 'not there'}"
+        return problem(id, what, meaning, f"sudo install -d {path}, or set sources.{id.partition('.')[2]}.path")
+    closed = closed_to(path, subject.account)
+    if closed is not None:
+        where, mends = f"{subject.account.name} may not read {closed}", f"sudo chmod o+rx {closed}"
+        return problem(id, where, meaning, f"{mends}, or SupplementaryGroups= in a drop-in of the unit")
+    if subject.unit.values.get("PrivateTmp") == "yes" and any(path.is_relative_to(tmp) for tmp in OWN_TMP):
+        what = f"{path}: the unit has a /tmp of its own (PrivateTmp=yes) and does not see this one"
+        return problem(id, what, meaning, "move the folder, or PrivateTmp=no in a drop-in of the unit")
+    try:
+        count = sum(1 for _ in islice(path.iterdir(), MANY))
+    except OSError as error:
+        return problem(id, f"{path}: {error.strerror}", meaning, f"ls -ld {path}")
+    return ok(id, f"folder {path}, {count if count < MANY else f'more than {MANY}'} entries")
+
+
+def closed_to(path: Path, account: Account) -> Path | None:
+    """The directory on the way to a folder that keeps the service out, or the folder itself."""
+    for place in (*reversed(path.parents), path):
+        if not account.may(place.stat(), READ | ENTER if place == path else ENTER):
+            return place
+    return None
+
+
+def device(id: str, path: Path, subject: Subject) -> Finding:
+    """A USB camera."""
+    meaning = "No picture comes from this camera; the service tries again by itself."
+    if not path.exists():
+        return problem(id, f"{path} is not there: no such camera is plugged in", meaning, "ls /dev/video*; lsusb")
+    status = path.stat()
+    if not stat.S_ISCHR(status.st_mode):
+        return problem(id, f"{path} is no camera", meaning, "ls -l /dev/video*; v4l2-ctl --list-devices")
+    if not subject.account.may(status, READ | 2):
+        what = f"{subject.account.name} may not use {path}"
+        return problem(id, what, meaning, "SupplementaryGroups=video in a drop-in of the unit")
+    others = [pid for pid in users_of(path, subject.places.proc) if pid != os.getpid()]
+    if others and subject.service_pid is None:
+        names = ", ".join(f"{text_of(subject.places.proc / str(pid) / 'comm').strip()} ({pid})" for pid in others)
+        return problem(id, f"{path} is in use by {names}", "A camera can be used by one program.", f"kill {others[0]}")
+    return ok(id, f"camera {path}, group {_group(status.st_gid)}")
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def users_of(path: Path, proc: Path) -> list[int]:
+    """Processes that have a file open, as far as we may see."""
+    wanted, found = str(path.resolve()), []
+    for directory in proc.glob("[0-9]*/fd"):
+        try:
+            if any(os.readlink(entry) == wanted for entry in directory.iterdir()):
+                found.append(int(directory.parent.name))
+        except OSError:  # of somebody else, or gone meanwhile
+            continue
+    return sorted(found)
+
+
+def picamera(id: str, source: PicameraConfig) -> Finding:
+    """Whether libcamera, asked on the system's Python, has this camera."""
+    cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"], LIBCAMERA_S)
+    if trouble:
+        meaning = "Cameras at the board's connector are opened by picamera2, on the system's own Python."
+        return problem(id, trouble, meaning, "sudo apt install -y python3-picamera2 --no-install-recommends")
+    names = ", ".join(f"{camera.number}: {camera.name}" for camera in cameras) or "none"
+    if source.camera in [camera.number for camera in cameras]:
+        return ok(id, f"{source.place} of those at the connector: {names}")
+    meaning = "Its ribbon is loose or the wrong way round, or its overlay is missing in config.txt."
+    what = f"there is no {source.place} at the connector; there are: {names}"
+    return problem(id, what, meaning, "rpicam-hello --list-cameras")
+
+
+def stream(id: str, source: StreamConfig) -> Finding:
+    """Whether something listens where the camera should be; whether it takes the login shows when it is opened."""
+    parts = urlsplit(source.url.get_secret_value())
+    meaning = "No picture comes from this camera; the service tries again by itself."
+    if not parts.scheme or parts.scheme == "file":
+        if os.access(parts.path, os.R_OK):
+            return ok(id, f"file {source.place}")
+        return problem(id, f"{source.place} cannot be read", meaning, f"ls -l {source.place}")
+    try:
+        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        host, port = None, None
+    if host is None or port is None:
+        return skipped(id, f"{source.place}: no host and port that the doctor could try")
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError as error:
+        words = error.strerror or str(error)
+        return problem(id, f"{source.place}: {host}:{port} does not answer: {words}", meaning, f"ping {host}")
+    return ok(id, f"{source.place}: {host}:{port} answers (the login is tried by the service only)")
+
+
+def program(id: str, name: str) -> Finding:
+    """Whether it can be started."""
+    found = shutil.which(name)
+    if found is not None:
+        return ok(id, f"program {found}")
+    return problem(
+        id,
+        f"there is no program {name}",
+        "No picture comes from this source; the service tries again by itself.",
+        f"command -v {name}; apt-cache search {Path(name).name}",
+    )

@@ -1,0 +1,98 @@
+"""What systemd knows of the service: its state, and what it died of."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
+from edge_daemon.doctor.subject import Subject, Unit
+
+NAME = "edge-daemon"
+PROPERTIES = (
+    *("LoadState", "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "MainPID"),
+    *("User", "SupplementaryGroups", "PrivateTmp", "UnitFileState", "NeedDaemonReload", "StatusText"),
+)
+DEADLINE_S = 10.0
+LINES = 5
+CONFIG_STATUS = "78"
+
+
+def read(run: Path) -> Unit:
+    """Of the running systemd; nothing where there is none."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None or not (run / "systemd/system").is_dir():
+        return Unit()
+    return Unit(parsed(_output([systemctl, "show", NAME, "--no-pager", f"--property={','.join(PROPERTIES)}"])))
+
+
+def parsed(text: str) -> dict[str, str]:
+    """Of `systemctl show`."""
+    return {key: value for key, equals, value in (line.partition("=") for line in text.splitlines()) if equals}
+
+
+def look(subject: Subject) -> Iterator[Finding]:
+    """State, and the last lines of the journal."""
+    values = subject.unit.values
+    if not values:
+        yield skipped("unit", "no systemd runs here")
+        return
+    yield state(values)
+    if subject.unit.is_installed and (journalctl := shutil.which("journalctl")):
+        argv = [journalctl, "-u", NAME, "-q", "--no-pager", "-o", "short-iso", "-p", "warning", "-n", str(LINES)]
+        yield journal(_output(argv))
+
+
+def state(values: dict[str, str]) -> Finding:
+    """By the properties."""
+    if values.get("LoadState") != "loaded":
+        return warning(
+            "unit",
+            f"there is no unit {NAME} ({values.get('LoadState', 'unknown')})",
+            "The service runs only as long as somebody has it in the foreground, and not after a restart of the board.",
+            f"sudo cp systemd/{NAME}.service /etc/systemd/system/ && sudo systemctl enable --now {NAME}",
+        )
+    active, restarts = values.get("ActiveState", ""), values.get("NRestarts", "0")
+    what = f"{active} ({values.get('SubState', '')}), {restarts} restarts"
+    if values.get("ExecMainStatus") == CONFIG_STATUS and active != "active":
+        meaning = "It ended with exit status 78: the configuration is wrong, or the model cannot run here. It stays so."
+        return problem("unit", what, meaning, f"edge-daemon check-config; sudo systemctl restart {NAME}")
+    if active == "failed" or values.get("SubState") == "auto-restart":
+        meaning = (
+            f"It ended ({values.get('Result', '')}, status {values.get('ExecMainStatus', '')}); the journal says why."
+        )
+        return problem("unit", what, meaning, f"journalctl -u {NAME} -n 50")
+    if values.get("NeedDaemonReload") == "yes":
+        meaning = "The unit's file has changed since systemd read it."
+        return warning("unit", what, meaning, f"sudo systemctl daemon-reload && sudo systemctl restart {NAME}")
+    if active != "active" and active != "activating":
+        return warning("unit", what, "The service does not run.", f"sudo systemctl enable --now {NAME}")
+    if values.get("UnitFileState") == "disabled":
+        meaning = "It runs, but is not started with the board."
+        return warning("unit", f"{what}, disabled", meaning, f"sudo systemctl enable {NAME}")
+    if int(restarts or 0) > 0:
+        meaning = "It has ended by itself; the journal says why."
+        return warning("unit", what, meaning, f"journalctl -u {NAME} -p warning")
+    return ok("unit", f"{what}. {values.get('StatusText', '')}".rstrip(". "))
+
+
+def journal(text: str) -> Finding:
+    """Its last warnings and errors."""
+    lines = [line for line in text.splitlines() if not line.startswith("-- ")]
+    if not lines:
+        return ok("journal", "no warnings and errors")
+    said = " ¶ ".join(lines[-LINES:])
+    return warning(
+        "journal", f"the last of {NAME}: {said}", "The service's own words.", f"journalctl -u {NAME} -p warning"
+    )
+
+
+def _output(argv: list[str]) -> str:
+    """What a program says; nothing when it fails or hangs."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=DEADLINE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
