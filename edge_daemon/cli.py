@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge_daemon import __version__, model_commands, subcommand
+from edge_daemon import __version__, model_commands, source_commands, subcommand
 from edge_daemon.bench import command as bench_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
 from edge_daemon.subcommand import Commands
@@ -29,7 +29,6 @@ EPILOG = """\
 exit codes: 0 done, 1 unexpected (a bug, please report), 2 usage,
             69 something needed is not available, 78 the configuration is wrong
 try it:     edge-daemon demo"""
-DEFAULT_CONFIG = "/etc/edge-daemon/config.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,17 +71,11 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_check_config(commands)
     _add_caption(commands)
+    source_commands.add(commands)
     model_commands.add(commands)
     bench_command.add(commands)
     _add_demo(commands)
     return top
-
-
-def _add_config_option(command: argparse.ArgumentParser) -> None:
-    default = os.environ.get("EDGE_DAEMON_CONFIG", DEFAULT_CONFIG)
-    command.add_argument(
-        *("-c", "--config"), metavar="FILE", type=Path, default=Path(default), help=f"YAML (default: {default})"
-    )
 
 
 def _add_device_options(command: argparse.ArgumentParser, default: str | None) -> None:
@@ -100,7 +93,7 @@ def _add_run(commands: Commands) -> None:
         "  edge-daemon run -c /etc/edge-daemon/config.yaml\n"
         "  mosquitto_sub -v -t 'edge-daemon/#'       what it says, in another terminal",
     )
-    _add_config_option(command)
+    subcommand.add_config_option(command)
     _add_device_options(command, None)
     command.set_defaults(command=run)
 
@@ -110,7 +103,7 @@ def _add_check_config(commands: Commands) -> None:
         *(commands, "check-config", "check a configuration file and say what would run"),
         "  edge-daemon check-config -c configs/full.yaml",
     )
-    _add_config_option(command)
+    subcommand.add_config_option(command)
     command.add_argument("--json", action="store_true", help="print the whole configuration, defaults included")
     command.set_defaults(command=check_config)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+DEFAULT_CONFIG = "/etc/edge-daemon/config.yaml"
 
 
 def add(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -16,4 +19,12 @@ def add(commands: Commands, name: str, summary: str, examples: str) -> argparse.
         description=summary[0].upper() + summary[1:] + ".",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_option(command: argparse.ArgumentParser) -> None:
+    """Where the configuration is."""
+    default = os.environ.get("EDGE_DAEMON_CONFIG", DEFAULT_CONFIG)
+    command.add_argument(
+        *("-c", "--config"), metavar="FILE", type=Path, default=Path(default), help=f"YAML (default: {default})"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import capture, child, cli, config, daemon, grabber, supervisor, visit, worker
+from edge_daemon import capture, child, cli, config, daemon, grabber, subcommand, supervisor, visit, worker
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
@@ -73,7 +73,7 @@ def test_its_command_is_one_that_the_program_knows(unit: dict[str, list[str]]) -
     program, *arguments = unit["ExecStart"][0].split()
     assert program == PROGRAM
     parsed = cli.parser().parse_args(arguments)
-    assert (parsed.command, str(parsed.config)) == (cli.run, cli.DEFAULT_CONFIG)
+    assert (parsed.command, str(parsed.config)) == (cli.run, subcommand.DEFAULT_CONFIG)
 
 
 def test_its_state_directory_is_the_daemons(unit: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ LEAVES: dict[str, set[str]] = {
     "settings": {"config", "errors", "state_file"},
     "discovery": {"errors", "homeassistant", "mqtt", "topics"},
     "picture": {"errors"},
+    "sources.picamera_rules": set(),
+    "attached": set(),
     "rehearsal": {"messages"},
     "demo": set(),
     "cgroup": set(),
@@ -97,6 +99,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "mqtt_config": ({"sections"}, {"pydantic"}),
     "subscriptions": ({"link", "topics"}, {"paho"}),
     "link": ({"mqtt_config", "tls", "topics"}, {"paho"}),
+    "sources.picamera": (set(), {"libcamera", "numpy", "picamera2"}),
 }
 """Modules that may have one library beside these of ours."""
 IMPORTERS: dict[str, set[str]] = {
@@ -116,7 +119,9 @@ IMPORTERS: dict[str, set[str]] = {
     "transformers": {"models"},
     "pyvips": {"decoders"},
     "watchfiles": {"sources"},
-    "argparse": {"cli", "model_commands", "subcommand", "worker", "demo", "bench"},
+    "picamera2": {"sources"},
+    "libcamera": {"sources"},
+    "argparse": {"cli", "model_commands", "source_commands", "subcommand", "worker", "demo", "bench"},
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
 NEVER_IN_THE_DAEMON = (
@@ -125,7 +130,7 @@ NEVER_IN_THE_DAEMON = (
 )
 PARENT_RSS_MIB = 60
 BAD_NAMES = ("util", "common", "helper", "manager", "misc", "stuff", "base")
-MAY_PRINT = {"cli", "model_commands", "demo", "bench", "doctor", "grabber", "decoders"}
+MAY_PRINT = {"cli", "model_commands", "source_commands", "demo", "bench", "doctor", "grabber", "decoders"}
 """The commands; and the grabber, whose stderr is its log."""
 FUNCTION_LINES, FILE_LINES, MAIN_LINES = 50, 400, 40
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,0 +1,256 @@
+"""The `edge-daemon source …` commands: what cameras are there, and what one of them sees.
+
+Imported by every command, so it is light: each function imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_daemon import subcommand
+from edge_daemon.errors import ChildDied, EdgeDaemonError, UnavailableError
+from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.subcommand import Commands
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from edge_daemon.attached import ConnectorCamera, VideoDevice
+    from edge_daemon.child import Child
+    from edge_daemon.source_config import LiveSource, SourceConfig
+
+OK, USAGE, UNAVAILABLE = 0, 2, 69
+"""Exit codes, as in cli.py."""
+LIBCAMERA_S = 30.0
+"""A Raspberry Pi Zero takes several seconds to load picamera2."""
+SILENCE_S = 60.0
+"""A grabber that says nothing for so long is stuck."""
+FOLDER_S = 60.0
+STOP_GRACE_S = 2.0
+QUALITY = 90
+NOTHING = """\
+no camera is attached that this user can see
+  at the camera connector: the ribbon cable at both ends; camera_auto_detect=1 in /boot/firmware/config.txt
+  by USB: `lsusb` and `ls /dev/video*`; another port, or a hub with its own power
+  both: whether this user is in the group video (`id`), and whether the kernel complains (`dmesg`)
+a network camera is not found by looking: give its address to `type: rtsp` or `type: http`"""
+
+
+def add(commands: Commands) -> None:
+    """Put `source` and what follows it among the commands."""
+    top = commands.add_parser(
+        "source",
+        help="list the cameras that are attached; try a source",
+        description="Lists the cameras that are attached, and tries a source of the configuration.",
+        epilog="examples:\n  edge-daemon source list\n  edge-daemon source test porch -c /etc/edge-daemon/config.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listing = subcommand.add(
+        *(kinds, "list", "say what cameras are attached, with the lines for the configuration"),
+        "  edge-daemon source list\n  edge-daemon source list --json | jq '.cameras[].name'",
+    )
+    listing.add_argument("--json", action="store_true", help="one JSON document and nothing else")
+    listing.set_defaults(command=list_cameras)
+    trying = subcommand.add(
+        *(kinds, "test", "grab one picture of a source, write it to a file, and say what would become of it"),
+        "  edge-daemon source test porch -c config.yaml\n"
+        "  edge-daemon source test porch -c config.yaml --out /tmp/porch.jpg --json",
+    )
+    trying.add_argument("name", metavar="NAME", help="of a source in the configuration")
+    subcommand.add_config_option(trying)
+    trying.add_argument("--out", metavar="FILE", type=Path, help="the JPEG to write (default: NAME.jpg, here)")
+    trying.add_argument("--json", action="store_true", help="one JSON document and nothing else")
+    trying.set_defaults(command=test)
+
+
+def list_cameras(arguments: argparse.Namespace) -> int:
+    """`edge-daemon source list`."""
+    from edge_daemon import attached, grabber_settings
+    from edge_daemon.source_config import PicameraConfig
+
+    argv = [*grabber_settings.argv(PicameraConfig(type="picamera")), "--list"]
+    at_connector, trouble = attached.connector_cameras(argv, LIBCAMERA_S)
+    by_usb, problems = attached.video_devices()
+    cameras = attached.named([*at_connector, *by_usb])
+    problems += [f"cameras at the connector: {trouble}"] if trouble else []
+    if arguments.json:
+        entries = [{"source": name, **asdict(camera), "yaml": camera.yaml(name)} for name, camera in cameras.items()]
+        print(json.dumps({"cameras": entries, "problems": problems}))
+        return OK
+    for line in _list_in_words(cameras):
+        print(line)
+    for problem in problems:
+        print(f"not asked: {problem}", file=sys.stderr)
+    return OK
+
+
+def _list_in_words(cameras: dict[str, VideoDevice | ConnectorCamera]) -> Iterator[str]:
+    if not cameras:
+        yield NOTHING
+        return
+    for camera in cameras.values():
+        yield f"{camera.name}: {_where(camera)}"
+        for kind in getattr(camera, "formats", ()):
+            between = " to " if kind.stepwise else ", "
+            yield f"    {kind.code} ({kind.description}): {between.join(f'{w}×{h}' for w, h in kind.sizes_px)}"
+    yield "\nfor the configuration:\n\nsources:"
+    for name, camera in cameras.items():
+        yield camera.yaml(name).rstrip()
+
+
+def _where(camera: VideoDevice | ConnectorCamera) -> str:
+    device = getattr(camera, "device", None)
+    return f"{device}" if device else f"camera {getattr(camera, 'number', 0)} at the connector"
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """`edge-daemon source test`."""
+    from edge_daemon import config
+    from edge_daemon.source_config import LiveSource
+
+    sources = config.load(arguments.config).sources
+    if arguments.name not in sources:
+        known = ", ".join(sources)
+        print(f"edge-daemon: {arguments.config} has no source {arguments.name!r}; it has: {known}", file=sys.stderr)
+        return USAGE
+    source = sources[arguments.name]
+    frame, said = asyncio.run(_try(arguments.name, source))
+    out = arguments.out or Path(f"{arguments.name}.jpg")
+    _write(frame, out)
+    document = {"source": arguments.name, "type": source.type, "place": source.place, "file": str(out), **said}
+    print(json.dumps(document) if arguments.json else _test_in_words(document, isinstance(source, LiveSource)))
+    return OK
+
+
+async def _try(name: str, source: SourceConfig) -> tuple[Frame, dict[str, Any]]:
+    """A picture of a source, by the grabber that the daemon would start, and what there is to say of it."""
+    from edge_daemon.source_config import LiveSource
+
+    live = source if isinstance(source, LiveSource) else None
+    limit_s = FOLDER_S if live is None else live.open_timeout_s + live.read_timeout_s + SILENCE_S
+    began_s = time.monotonic()
+    _progress(f"starting the grabber of {name}")
+    async with _grabber(name, source) as (child, decoder):
+        ready_s = time.monotonic() - began_s
+        _progress(f"{decoder}: waiting for a picture, {limit_s:.0f} s at most")
+        frame = await _picture(child, name, limit_s)
+        came_s, came_unix_s = time.monotonic(), time.time()
+        said = {
+            "width_px": frame.width_px,
+            "height_px": frame.height_px,
+            "original_width_px": frame.original_width_px,
+            "original_height_px": frame.original_height_px,
+            "captured_at": datetime.fromtimestamp(frame.captured_at_s, UTC).isoformat(timespec="milliseconds"),
+            "age_s": round(came_unix_s - frame.captured_at_s, 3),
+            "decoder": decoder,
+            "ready_s": round(ready_s, 3),
+            "waited_s": round(came_s - began_s - ready_s, 3),
+            "decode_ms": round(frame.decode_ms, 1),
+            "gate": None if live is None else await _gate(child, name, live, frame, limit_s),
+        }
+    return frame, said
+
+
+@asynccontextmanager
+async def _grabber(name: str, source: SourceConfig) -> AsyncIterator[tuple[Child, str]]:
+    """A grabber that is ready, and what it reads pictures with."""
+    from edge_daemon import grabber_settings
+    from edge_daemon.child import Child
+    from edge_daemon.source_config import FolderConfig
+
+    if isinstance(source, FolderConfig):
+        told = grabber_settings.of_current_picture(source)
+    else:
+        told = grabber_settings.settings(source)
+    child = await Child.start(f"grabber {name}", grabber_settings.argv(source))
+    try:
+        await child.send(Open(json.dumps(told)), SILENCE_S)
+        message = await child.receive(SILENCE_S)
+        if not isinstance(message, GrabberReady):
+            raise ChildDied(f"the grabber {name} sent {type(message).__name__}, and was ended")
+        yield child, message.decoder
+    finally:
+        await child.stop(STOP_GRACE_S)
+
+
+async def _picture(child: Child, name: str, limit_s: float) -> Frame:
+    """The next picture. Raises UnavailableError with the reason why there is none, or ChildError."""
+    from edge_daemon.capture import check
+
+    try:
+        async with asyncio.timeout(limit_s):
+            await child.send(Next(fresh=True), SILENCE_S)
+            while isinstance(message := await child.receive(SILENCE_S), Idle):
+                _progress(message.problem or "still waiting")
+    except TimeoutError:
+        raise UnavailableError(f"source {name}: no picture came within {limit_s:.0f} s") from None
+    match message:
+        case Frame():
+            check(message)
+            return message
+        case Problem(reason, file):
+            where = f"{file.name}: " if file else ""
+            raise UnavailableError(f"source {name}: {where}{reason}")
+    raise ChildDied(f"the grabber {name} sent {type(message).__name__}, and was ended")
+
+
+async def _gate(child: Child, name: str, source: LiveSource, frame: Frame, limit_s: float) -> dict[str, Any]:
+    """What the gate says of this picture, and of another one when the first has been captioned and time has passed."""
+    from edge_daemon.gate import Gate
+
+    gate = Gate(source.gate, source.interval_s)
+    now_s, local, first = time.monotonic(), datetime.now().astimezone(), bytes.fromhex(frame.thumbnail_hex)
+    verdict = gate.judge(first, now_s, local)
+    said: dict[str, Any] = {**asdict(verdict), "next": None}
+    with suppress(EdgeDaemonError):  # a program that writes one picture only
+        after = await _picture(child, name, limit_s)
+        gate.published(first, now_s)
+        later_s = now_s + source.interval_s + source.gate.cooldown_s
+        said["next"] = asdict(gate.judge(bytes.fromhex(after.thumbnail_hex), later_s, local))
+    return said
+
+
+def _write(frame: Frame, out: Path) -> None:
+    from PIL import Image
+
+    picture = Image.frombytes("RGB", (frame.width_px, frame.height_px), frame.payload)
+    try:
+        picture.save(out, "JPEG", quality=QUALITY)
+    except OSError as error:
+        raise UnavailableError(f"--out {out}: it cannot be written: {error.strerror}") from error
+
+
+def _test_in_words(said: dict[str, Any], live: bool) -> str:
+    lines = [
+        f"{said['source']} ({said['type']}, {said['place']}): {said['width_px']}×{said['height_px']} pixels of "
+        f"{said['original_width_px']}×{said['original_height_px']}, written to {said['file']}",
+        f"  of {said['captured_at']}, {said['age_s']:.1f} s old when it came",
+        f"  {said['decoder']}: ready after {said['ready_s']:.1f} s, the picture {said['waited_s']:.1f} s later; "
+        f"decoding and shrinking took {said['decode_ms']:.0f} ms",
+    ]
+    if live:
+        lines.append(f"  the gate: this picture would {_verdict(said['gate'])}")
+        if said["gate"]["next"] is not None:
+            lines.append(f"    after that, and after the cooldown, the next one would {_verdict(said['gate']['next'])}")
+    return "\n".join(lines)
+
+
+def _verdict(said: dict[str, Any]) -> str:
+    return f"{'be captioned' if said['passes'] else 'be skipped'} ({said['why']})"
+
+
+def _progress(what: str) -> None:
+    """For people who wait; silence otherwise."""
+    if sys.stderr.isatty():
+        print(f"{what} …", file=sys.stderr, flush=True)
