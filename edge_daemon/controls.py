@@ -156,7 +156,7 @@ class Controls:
     async def _plain(self, name: str) -> dict[str, Any]:
         match name:
             case "reload":
-                return await self._reload()
+                return await self.reload()
             case "stats":
                 return self._stats()
             case "restart_worker":
@@ -199,7 +199,8 @@ class Controls:
         settings = {"enabled": made.enabled, "length": made.caption, **interval, **questions}
         return {"source": request.source, **settings, **kept, "restart_required": False}
 
-    async def _reload(self) -> dict[str, Any]:
+    async def reload(self) -> dict[str, Any]:
+        """Read the configuration again; what holds now, and what needs a restart. Raises CommandError."""
         try:
             new = await asyncio.to_thread(self._parts.read_config)
         except ConfigError as error:

@@ -28,6 +28,7 @@ from edge_daemon.config import MIB, Config
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.folder_capture import FolderCapture
+from edge_daemon.hangup import reload_on
 from edge_daemon.health import Health
 from edge_daemon.jobs import Job
 from edge_daemon.live_capture import LiveCapture
@@ -79,7 +80,7 @@ class Daemon:
         self.changed = asyncio.Event()
         outbox.on_change = self.changed.set
         self.written = asyncio.Event()
-        self.stopping = asyncio.Event()
+        self.stopping, self.hangup = asyncio.Event(), asyncio.Event()
         self.progress = Progress(time.monotonic)
         self.slots: Slots[Job] = Slots(config.sources, lambda name: self.captures[name].config.priority)
         self.connection = Connection(config.mqtt, self.topics, self._on_connection)
@@ -169,8 +170,9 @@ class Daemon:
         watch_memory = self.memory.run(self.progress.expect("memory", STUCK_MARGIN_S))
         publish_beat = self.progress.expect("publish", STUCK_MARGIN_S)
         publisher = Publisher(self.outbox, self.connection, self.written, publish_beat, PATIENCE_S)
+        reloading = reload_on(self.hangup, self.remote.controls.reload)
         async with asyncio.TaskGroup() as tasks:
-            watching = (self._watch(), self.cooling.watch(), watch_memory, self.remote.discovery.run())
+            watching = (self._watch(), self.cooling.watch(), watch_memory, self.remote.discovery.run(), reloading)
             beside = [tasks.create_task(c) for c in (publisher.run(), self._report(), *watching)]
             producers = [tasks.create_task(c.run(), name=f"capture {c.name}") for c in self.captures.values()]
             producers.append(tasks.create_task(self._caption(), name="caption"))
@@ -367,7 +369,7 @@ def image_of(config: AnySource) -> ImageWish | None:
 async def run(
     config: Config, model_directory: Path, variant_reason: str = "", read_config: Callable[[], Config] | None = None
 ) -> None:
-    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once. `read_config` reads the file again.
+    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once. At SIGHUP `read_config` reads the file.
 
     `variant_reason` says why this model, where the user left the choice to us.
     """
@@ -380,6 +382,7 @@ async def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())
+        loop.add_signal_handler(signal.SIGHUP, daemon.hangup.set)  # also while the model is being loaded: done then
         await daemon.run()
     finally:
         outbox.close()

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -259,6 +260,25 @@ def test_the_configuration_is_read_again(line: Line) -> None:
     finally:
         path.write_text(original)
     assert line.data("reload")["applied"] == ["log_level", "sources.inbox.caption"]
+
+
+def test_a_hangup_reads_it_again_and_survives_a_wrong_one(line: Line) -> None:
+    """As `systemctl reload` does."""
+    path, service = line.service.config, line.service
+    original = path.read_text()
+    assert service.process is not None
+    try:
+        for text, words in (
+            (original.replace("log_level: info", "log_level: debug"), "these keys hold now: log_level"),
+            ("sources: 5", "the configuration is wrong, and nothing has changed"),
+            (original, "these keys hold now: log_level"),
+        ):
+            path.write_text(text)
+            before = service.log().count(words)
+            service.process.send_signal(signal.SIGHUP)
+            wait_for(words, lambda before=before, words=words: service.log().count(words) > before)  # type: ignore[misc]
+    finally:
+        path.write_text(original)
 
 
 def test_figures_and_health(line: Line) -> None:

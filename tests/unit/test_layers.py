@@ -51,6 +51,12 @@ LEAVES: dict[str, set[str]] = {
         *("complaints", "dialect", "errors", "link", "machine", "mqtt_config", "outgoing", "reasons"),
         *("retained", "subscriptions", "suspicion", "topics", "visit"),
     },
+    "areas": {"messages"},
+    "schedule": set(),
+    "scene_change": {"messages"},
+    "gate": {"gate_config", "scene_change", "schedule"},
+    "hygiene": set(),
+    "hangup": {"errors", "notify"},
     "progress": set(),
     "slots": set(),
     "thermal": set(),
@@ -72,6 +78,11 @@ LEAVES: dict[str, set[str]] = {
     "picture": {"errors"},
     "sources.picamera_rules": set(),
     "attached": set(),
+    "sources.newest": set(),
+    "sources.frames": {"messages", "picture"},
+    "sources.jpeg_stream": {"errors"},
+    "sources.launcher": {"pipe"},
+    "sources.command": {"errors", "messages", "picture", "sources", "sources.frames", "sources.jpeg_stream"},
     "rehearsal": {"messages"},
     "demo": set(),
     "cgroup": set(),
@@ -81,6 +92,8 @@ LEAVES: dict[str, set[str]] = {
     "worker_state": {"messages"},
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
+    "doctor.finding": set(),
+    "doctor.screen": {"doctor.finding"},
 }
 """Modules that import the standard library and these of ours (`` is the package itself)."""
 LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
@@ -91,7 +104,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
         {"pydantic"},
     ),
     "source_config": ({"answers", "device_classes", "gate_config", "sections"}, {"pydantic"}),
-    "gate_config": ({"sections"}, {"pydantic"}),
+    "gate_config": ({"areas", "schedule", "sections"}, {"pydantic"}),
     "grabber_settings": ({"source_config"}, {"pydantic"}),
     "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
     "child": ({"errors", "messages", "token_bucket", "wire"}, set()),
@@ -100,16 +113,26 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "subscriptions": ({"link", "topics"}, {"paho"}),
     "link": ({"mqtt_config", "tls", "topics"}, {"paho"}),
     "sources.picamera": (set(), {"libcamera", "numpy", "picamera2"}),
+    "sources.scaling": ({"messages", "picture"}, {"av"}),
+    "sources.opening": (set(), {"av"}),
+    "sources.developing": ({"sources.newest"}, {"av"}),
+    "sources.video": (
+        {"messages", "sources", *(f"sources.{name}" for name in ("developing", "frames", "newest", "scaling"))},
+        {"av"},
+    ),
+    "sources.stream": ({"sources.newest", "sources.opening"}, {"av"}),
+    "sources.v4l2": ({"sources.opening"}, {"av"}),
 }
 """Modules that may have one library beside these of ours."""
 IMPORTERS: dict[str, set[str]] = {
     "cli": {"__main__"},
     "daemon": {"cli"},
+    "doctor": {"cli"},
     "worker": set(),
     "grabber": set(),
-    "moondream": {"moondream", "worker", "caption_files", "demo", "models", "needs", "bench"},
+    "moondream": {"moondream", "worker", "caption_files", "demo", "models", "needs", "bench", "doctor"},
     "paho": {"link", "subscriptions", "demo"},
-    "sqlite3": {"book", "salvage", "renewal", "outbox"},
+    "sqlite3": {"book", "salvage", "renewal", "outbox", "doctor"},
     "yaml": {"yaml_file"},
     "pydantic": {"config", "gate_config", "grabber_settings", "mqtt_config", "sections", "source_config"},
     "torch": {"moondream", "worker", "demo", "models", "bench"},
@@ -119,18 +142,22 @@ IMPORTERS: dict[str, set[str]] = {
     "transformers": {"models"},
     "pyvips": {"decoders"},
     "watchfiles": {"sources"},
+    "av": {"sources"},
     "picamera2": {"sources"},
     "libcamera": {"sources"},
-    "argparse": {"cli", "model_commands", "source_commands", "subcommand", "worker", "demo", "bench"},
+    "argparse": {"cli", "model_commands", "source_commands", "unit_command", "subcommand", "worker", "demo", "bench", "doctor"},
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
 NEVER_IN_THE_DAEMON = (
     *("torch", "numpy", "PIL", "pyvips", "transformers", "tokenizers", "safetensors", "watchfiles"),
-    *("onnx", "onnxruntime", "huggingface_hub"),
+    *("av", "onnx", "onnxruntime", "huggingface_hub"),
 )
 PARENT_RSS_MIB = 60
 BAD_NAMES = ("util", "common", "helper", "manager", "misc", "stuff", "base")
-MAY_PRINT = {"cli", "model_commands", "source_commands", "demo", "bench", "doctor", "grabber", "decoders"}
+MAY_PRINT = {
+    *("cli", "model_commands", "source_commands", "unit_command"),
+    *("demo", "bench", "doctor", "grabber", "decoders"),
+}
 """The commands; and the grabber, whose stderr is its log."""
 FUNCTION_LINES, FILE_LINES, MAIN_LINES = 50, 400, 40
 Function = ast.FunctionDef | ast.AsyncFunctionDef
