@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from edge_daemon import cli, config, mqtt_config, source_config
+from edge_daemon import cli, config, gate_config, mqtt_config, source_config
 from edge_daemon.topics import Topics, publications
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +22,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 EXAMPLE_VALUES = {
     *("node", "mqtt.username", "mqtt.password", "mqtt.client_id"),
     *("sources.inbox.questions", "sources.inbox.detect"),
+    *("sources.porch.gate.ignore", "sources.porch.gate.schedule"),
 }
 """Keys of the full example that have no default, or one that would teach nothing."""
-REQUIRED = {"sources", "sources.inbox.type", "sources.inbox.path"}
+REQUIRED = {"sources"}
+CAMERAS = {
+    "workshop": source_config.V4l2Config,
+    "garden": source_config.PicameraConfig,
+    "gate": source_config.CommandConfig,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +59,31 @@ def test_the_full_example_has_every_key() -> None:
     assert set(values["homeassistant"]) == set(config.HomeAssistantConfig.model_fields)
     asked = values["sources"]["inbox"]["questions"]
     assert {key for question in asked for key in question} == set(source_config.Question.model_fields)
-    assert set(values["sources"]["inbox"]) == set(source_config.FolderConfig.model_fields)
+    sources = values["sources"]
+    assert set(sources["inbox"]) == set(source_config.FolderConfig.model_fields)
+    live = set(source_config.LiveSource.model_fields)
+    assert set(sources["porch"]) == (live | own(source_config.StreamConfig)) - set(source_config.AnySource.model_fields)
+    for name, kind in CAMERAS.items():
+        assert set(sources[name]) == own(kind), "what all cameras have stands with the first one"
+    assert set(sources["porch"]["gate"]) == set(gate_config.GateConfig.model_fields)
+    assert {key for span in sources["porch"]["gate"]["schedule"] for key in span} == {"days", "from", "to"}
+
+
+def own(kind: type[BaseModel]) -> set[str]:
+    """The keys of one kind of camera."""
+    return set(kind.model_fields) - set(source_config.LiveSource.model_fields)
 
 
 def test_the_full_example_shows_the_defaults() -> None:
     full = config.load(ROOT / "configs/full.yaml")
     smallest = config.load(ROOT / "configs/folder.yaml")
-    differing = {
-        key for key, value in leaves(full).items() if leaves(smallest).get(key) != value and key not in REQUIRED
-    }
-    assert {key.removesuffix(".0") for key in differing} <= EXAMPLE_VALUES | {"sources.inbox.path"}
+    full_ones, smallest_ones = leaves(full), leaves(smallest)
+    for name, source in full.sources.items():
+        fields = type(source).model_fields
+        required = {key: getattr(source, key) for key, field in fields.items() if field.is_required()}
+        smallest_ones |= {f"sources.{name}.{key}": v for key, v in leaves(type(source)(**required)).items()}
+    differing = {key for key, value in full_ones.items() if smallest_ones.get(key) != value and key not in REQUIRED}
+    assert {key.removesuffix(".0") for key in differing} <= EXAMPLE_VALUES
 
 
 def leaves(section: BaseModel) -> dict[str, Any]:
