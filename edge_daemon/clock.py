@@ -58,7 +58,7 @@ def corrected(then: Stamp, now: Stamp) -> Stamp:
 
 
 def kernel_says() -> bool | None:
-    """Whether the kernel's clock is being kept; None where the kernel may not be asked (ProtectClock= in a unit)."""
+    """Whether the kernel's clock is being kept; None where the kernel may not be asked (a unit with ProtectClock=)."""
     state = _Timex()
     if _libc().adjtimex(ctypes.byref(state)) < 0:
         return None

@@ -20,6 +20,7 @@ import jsonschema
 import psutil
 
 from edge_daemon import cli
+from edge_daemon.clock import kernel_says
 from edge_daemon.demo import scenes
 from tests.integration.service import BASE, NODE, PATIENCE_S, Heard, Subscriber, subscribed, wait_for
 
@@ -248,6 +249,21 @@ def imported_model(machine: Machine) -> None:
     run("systemctl", "stop", UNIT)
 
 
+def asks_the_clock(machine: Machine) -> None:
+    """What runs in the unit's sandbox may ask the kernel whether its clock is kept, and may not set it."""
+    code = "import time; from edge_daemon.clock import kernel_says; print('the clock is kept:', kernel_says())"
+    code += "; time.clock_settime(time.CLOCK_REALTIME, time.time())"
+    lines = ["[Service]", "Type=oneshot", "Restart=no", "ExecStart=", f'ExecStart={VENV}/bin/python -c "{code}"']
+    (DROP_INS / "clock.conf").write_text("\n".join(lines))
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", UNIT, check=False)
+    (DROP_INS / "clock.conf").unlink()
+    run("systemctl", "daemon-reload")
+    assert kernel_says() is not None
+    assert f"the clock is kept: {kernel_says()}" in journal(), "it may not be asked"
+    assert "PermissionError: [Errno 1] Operation not permitted" in journal(), "it may be set"
+
+
 def broken_configuration(machine: Machine) -> None:
     """Exit code 78, the place in the journal, and no second try."""
     lines = CONFIG.read_text().splitlines()
@@ -268,6 +284,7 @@ PROOFS: tuple[Callable[[Machine], None], ...] = (
     daemon_frozen,
     stopped,
     imported_model,
+    asks_the_clock,
     broken_configuration,
 )
 """In this order: each begins where the one before it ends."""
