@@ -198,7 +198,9 @@ async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) 
         what = f"may not write to {topics.response('doctor')} ({small.name}): {words}"
         return [problem("broker.write", what, "No caption would reach anybody.", ACCESS)]
     blind = "; MQTT 3.1.1 does not say whether that is allowed" if link.version == V311 else ""
-    found = [ok("broker.write", f"may write below {topics.base}/{topics.node}{blind}")]
+    found = [
+        ok("broker.write", f"may write to {topics.response('doctor')}; other topics show with the first result{blind}")
+    ]
     size_bytes = max([RESULT_BYTES, *(s.image.max_kib * 1024 for s in config.sources.values() if s.image.enabled)])
     what = f"a message of {size_bytes // 1024} KiB"
     meaning = "Results or images that are larger never arrive; they are set aside."
