@@ -62,14 +62,14 @@ def test_a_camera_from_morning_to_night(tmp_path: Path, broker: Broker) -> None:
         assert (first["caption"], first["trigger"]) == (stage.scenes[0][1], "first")
         assert "file" not in first
 
-        wait_for("ten frames of the same are skipped", lambda: skipped(heard, "unchanged") >= 10)
+        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
+        wait_for("ten frames of the same are skipped", lambda: skipped(line, "unchanged") >= 10)
         assert len(said(heard)) == 1
 
         truth = stage.show(1)
         wait_for("the change is captioned", lambda: truth in said(heard))
         assert heard.results("porch/event")[-1]["trigger"] == "change"
 
-        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
         assert line.data("caption", source="porch")["caption"] == truth
         before = len(said(heard))
         line.send("porch/trigger", "-n")
@@ -85,15 +85,14 @@ def test_a_camera_from_morning_to_night(tmp_path: Path, broker: Broker) -> None:
     ]
 
 
-def skipped(heard: Subscriber, why: str) -> int:
-    health = heard.last_health()
-    return 0 if health is None else int(health["sources"]["porch"]["skipped"].get(why, 0))
+def skipped(line: Line, why: str) -> int:
+    return int(line.data("health_check")["sources"]["porch"]["skipped"].get(why, 0))
 
 
 def program(stage: Stage) -> psutil.Process | None:
     """The camera's program."""
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"][-3:-1] == [str(CAMERA), str(stage.directory)]:
+        if (process.info["cmdline"] or [])[-3:-1] == [str(CAMERA), str(stage.directory)]:
             return process
     return None
 
