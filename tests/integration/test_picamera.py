@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 import venv
 from collections.abc import Callable, Iterator
@@ -25,57 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_daemon import grabber_settings, messages, wire
-from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.messages import Frame, GrabberReady, Idle, Open, Problem
 from edge_daemon.source_config import PicameraConfig
 from edge_daemon.sources import picamera
+from tests.integration.picamera_child import DEADLINE_S, Grabber, pixels
 
-DEADLINE_S = 60.0
 STAND_IN = Path(__file__).parent / "picamera2_stand_in"
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
 UPRIGHT = [RED, GREEN, BLUE, WHITE]
-
-
-class Grabber:
-    """A grabber of a camera, and the daemon's side of the conversation."""
-
-    def __init__(self, config: PicameraConfig) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen(grabber_settings.argv(config), **pipes)  # type: ignore[call-overload]
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        self.send(Open(json.dumps(grabber_settings.settings(config))))
-        self.ready = self.receive()
-        self.idles = 0
-
-    def _listen(self) -> None:
-        while (message := wire.read(cast(BinaryIO, self.process.stdout))) is not None:
-            self._messages.put(messages.unpack(message))
-        self._messages.put(None)
-
-    def send(self, item: Any) -> None:
-        self.process.stdin.write(wire.encode(messages.pack(item)))
-        self.process.stdin.flush()
-
-    def receive(self) -> Any:
-        return self._messages.get(timeout=DEADLINE_S)
-
-    def next(self) -> Any:
-        self.send(Next())
-        while isinstance(answer := self.receive(), Idle):
-            self.idles += 1
-        return answer
-
-    def frame(self) -> Frame:
-        answer = self.next()
-        assert isinstance(answer, Frame), answer
-        assert len(answer.payload) == answer.width_px * answer.height_px * 3
-        return answer
-
-    def problem(self) -> str:
-        answer = self.next()
-        assert isinstance(answer, Problem), answer
-        assert answer.file is None
-        return answer.reason
 
 
 class Board:
@@ -103,8 +58,7 @@ class Board:
 
     def close(self) -> None:
         for grabber in self._grabbers:
-            grabber.process.kill()
-            grabber.process.wait(DEADLINE_S)
+            grabber.kill()
 
 
 @pytest.fixture
@@ -116,7 +70,7 @@ def board(tmp_path: Path) -> Iterator[Board]:
 
 def quarters(frame: Frame) -> list[list[int]]:
     """The colours in the middle of the four quarters."""
-    picture = np.frombuffer(frame.payload, np.uint8).reshape(frame.height_px, frame.width_px, 3)
+    picture = pixels(frame)
     rows, columns = ((side // 4, side * 3 // 4) for side in picture.shape[:2])
     return [picture[row, column].tolist() for row in rows for column in columns]
 
@@ -294,8 +248,7 @@ def test_a_camera_that_somebody_else_has_until_he_is_gone(board: Board) -> None:
     first = board.grabber()
     first.frame()
     assert "camera 0 is in use by" in board.grabber().problem()
-    first.process.kill()
-    first.process.wait(DEADLINE_S)
+    first.kill()
     board.grabber().frame()
 
 
@@ -324,7 +277,9 @@ def test_it_leaves_when_the_daemon_is_killed(board: Board) -> None:
     (board.root / "stand_in.json").write_text("{}")
     config = PicameraConfig(type="picamera", python=board.python)
     reading, writing = os.pipe()
-    start = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:], stdout=2).pid, flush=True); time.sleep(60)"
+    start = (
+        "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:], stdout=2).pid, flush=True); time.sleep(60)"
+    )
     argv = [sys.executable, "-c", start, *grabber_settings.argv(config)]
     with subprocess.Popen(argv, stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as daemon:
         pid = int(cast(BinaryIO, daemon.stdout).readline())
@@ -343,13 +298,13 @@ def test_it_leaves_when_the_daemon_is_killed(board: Board) -> None:
 
 
 def test_its_bytes_are_those_of_the_wire() -> None:
-    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    sent = picamera.frame(pixels, 512, 12.5, (4608, 2592), (1.0, 2.5))
+    picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    sent = picamera.frame(picture, 512, 12.5, (4608, 2592), (1.0, 2.5))
     message = messages.unpack(wire.read(cast(BinaryIO, _Stream(sent))))  # type: ignore[arg-type]
     assert isinstance(message, Frame)
     assert (message.width_px, message.height_px, message.original_width_px) == (6, 4, 4608)
     assert message.capture_ms == 1500.0
-    assert message.payload == pixels.tobytes()
+    assert message.payload == picture.tobytes()
     assert sent == wire.encode(messages.pack(message))
     reason = "die Kamera trägt nichts bei ☹"
     assert picamera.problem(reason) == wire.encode(messages.pack(Problem(reason, None)))

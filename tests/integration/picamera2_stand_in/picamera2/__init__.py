@@ -50,7 +50,7 @@ CAMERA: dict[str, Any] = {
 }
 if CAMERA["import_error"]:
     raise ValueError(CAMERA["import_error"])
-print("a library that talks on stdout")
+print("a library that talks on stdout", flush=True)
 FORMATS = {"BGR888": "RGB", "RGB888": "BGR", "XBGR8888": "RGBX", "XRGB8888": "BGRX", "YUYV": "RG"}
 """What lies in memory."""
 SCENE = {"R": [255, 0, 0, 255], "G": [0, 255, 0, 255], "B": [0, 0, 255, 255], "X": [9, 9, 9, 9]}
