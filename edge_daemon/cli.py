@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edge_daemon import __version__, model_commands, source_commands, subcommand
 from edge_daemon.bench import command as bench_command
+from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
 from edge_daemon.subcommand import Commands
 
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     source_commands.add(commands)
     model_commands.add(commands)
     bench_command.add(commands)
+    doctor_command.add(commands)
     _add_demo(commands)
     return top
 

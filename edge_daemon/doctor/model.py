@@ -72,7 +72,7 @@ def absent(subject: Subject, why: str) -> Finding:
         return problem("model", why, meaning, "edge-daemon model list")
     pull = f"sudo edge-daemon model pull {known.name}"
     incomplete = (subject.state_dir / "models" / known.name).exists()
-    parts = [path for file in known.files for path in parts_of(file)]
+    parts = {path for file in known.files for path in parts_of(file)}  # several files may be of one repository
     if parts:
         have_mib, all_mib = sum(path.stat().st_size for path in parts) / MIB, (known.download_bytes or 0) / MIB
         meaning += f" A download was cut after {have_mib:.0f} of {all_mib:.0f} MiB; it goes on from there."

@@ -31,7 +31,7 @@ SERVER = "flags\t\t: fpu avx512_vnni avx512_bf16 avx512_fp16\n"
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
-    places = Places(*(tmp_path / name for name in ("proc", "sys", "etc", "run")))
+    places = Places(tmp_path / "proc", tmp_path / "sys", tmp_path / "etc", tmp_path / "run")
     for place in (places.proc, places.sys, places.etc, places.run):
         place.mkdir()
     return Subject(
