@@ -276,22 +276,22 @@ def test_it_leaves_when_the_daemon_is_killed(board: Board) -> None:
     """Although somebody else still holds the pipe."""
     (board.root / "stand_in.json").write_text("{}")
     config = PicameraConfig(type="picamera", python=board.python)
-    reading, writing = os.pipe()
+    (told, telling), (heard, hearing) = os.pipe(), os.pipe()
     start = (
-        "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:], stdout=2).pid, flush=True); time.sleep(60)"
+        "import subprocess, sys, time; print(subprocess.Popen(sys.argv[2:], stdout=int(sys.argv[1])).pid, flush=True)"
     )
-    argv = [sys.executable, "-c", start, *grabber_settings.argv(config)]
-    with subprocess.Popen(argv, stdin=reading, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as daemon:
+    argv = [sys.executable, "-c", f"{start}; time.sleep(60)", str(hearing), *grabber_settings.argv(config)]
+    with subprocess.Popen(argv, stdin=told, stdout=subprocess.PIPE, pass_fds=[hearing]) as daemon:
         pid = int(cast(BinaryIO, daemon.stdout).readline())
-        settings = grabber_settings.settings(config)
-        os.write(writing, wire.encode(messages.pack(Open(json.dumps(settings)))))
-        ready = wire.read(cast(BinaryIO, daemon.stderr))
+        os.write(telling, wire.encode(messages.pack(Open(json.dumps(grabber_settings.settings(config))))))
+        with os.fdopen(heard, "rb") as stream:
+            ready = wire.read(stream)
         daemon.kill()
     assert ready is not None
     assert ready.type == "GrabberReady"
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
-    os.close(reading)
-    os.close(writing)
+    for end in (told, telling, hearing):
+        os.close(end)
 
 
 # ---- what it shares with the other grabbers, without importing it ----------------------------------------------
