@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from edge_daemon.doctor.finding import Finding, problem, warning
+from edge_daemon.doctor.finding import Finding, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
 
 
@@ -65,6 +65,9 @@ def _look(check: Check, subject: Subject, answers: queue.SimpleQueue[Finding | _
     try:
         for finding in check.look(subject):
             answers.put(finding)
+    except PermissionError as error:
+        answers.put(skipped(check.name, f"{error.filename}: {error.strerror}; run the doctor with sudo"))
+        answers.put(_Over(None))
     except Exception as error:  # noqa: BLE001  whatever it is, the other checks must go on
         answers.put(_Over(error))
     else:

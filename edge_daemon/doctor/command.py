@@ -115,7 +115,7 @@ def configuration(path: Path) -> tuple[Finding, Config | None]:
     except ConfigError as error:
         meaning = "The service ends at its start with exit status 78. What needs a configuration is not looked at."
         return problem(CONFIG_ID, str(error), meaning, f"sudoedit {path}; edge-daemon check-config -c {path}"), None
-    return ok(CONFIG_ID, f"{path}: {len(settings.sources)} sources"), settings
+    return ok(CONFIG_ID, f"{path}: sources {', '.join(settings.sources)}"), settings
 
 
 def subject_of(path: Path, config: Config | None, caption: CaptionWish) -> Subject:
@@ -161,7 +161,7 @@ def checks() -> list[Check]:
         Check("state", "the state directory", 60.0, state.look),
         Check("model", "the model, all of whose files are read", 300.0, model.look),
         Check("sources", "the sources", 90.0, sources.look),
-        Check("broker", "the broker", 60.0, broker.look),
+        Check("broker", "the broker", 90.0, broker.look),
         Check("unit", "the service", 30.0, unit.look),
         Check("caption", "one caption; the model is loaded for it", model.CAPTION_S + 10.0, model.caption),
     ]

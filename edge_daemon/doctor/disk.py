@@ -47,7 +47,14 @@ def look(subject: Subject) -> Iterator[Finding]:
 
 def existing(place: Path) -> Path:
     """The nearest directory that is there."""
-    return next(path for path in (place, *place.absolute().parents) if path.exists())
+    return next(path for path in (place, *place.absolute().parents) if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # the directory of a dynamic user, which root alone may enter
+        return False
 
 
 def room(place: Path, free_bytes: int, outbox_mib: int) -> Finding:

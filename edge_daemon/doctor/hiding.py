@@ -104,9 +104,8 @@ def _parts(address: str) -> list[str]:
 
 
 def _people() -> Iterator[str]:
-    import pwd
+    if os.name == "posix":
+        import pwd
 
-    for user in pwd.getpwall():
-        if user.pw_uid >= FIRST_USER and user.pw_name != "nobody":
-            yield user.pw_name
+        yield from (user.pw_name for user in pwd.getpwall() if user.pw_uid >= FIRST_USER and user.pw_name != "nobody")
     yield from (os.environ[name] for name in ("USER", "LOGNAME", "SUDO_USER") if os.environ.get(name))

@@ -14,8 +14,15 @@ from urllib.parse import urlsplit
 from edge_daemon import attached, grabber_settings
 from edge_daemon.cgroup import text_of
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
-from edge_daemon.doctor.subject import Account, Subject
-from edge_daemon.source_config import AnySource, CommandConfig, FolderConfig, PicameraConfig, StreamConfig, V4l2Config
+from edge_daemon.doctor.subject import Account, Subject, Unit
+from edge_daemon.source_config import (
+    CommandConfig,
+    FolderConfig,
+    PicameraConfig,
+    SourceConfig,
+    StreamConfig,
+    V4l2Config,
+)
 
 READ, ENTER = 4, 1
 MANY = 1000
@@ -24,6 +31,8 @@ CONNECT_S = 5.0
 LIBCAMERA_S = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
 OWN_TMP = (Path("/tmp"), Path("/var/tmp"))
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+HIDING = ("yes", "tmpfs")
 
 
 def look(subject: Subject) -> Iterator[Finding]:
@@ -33,10 +42,14 @@ def look(subject: Subject) -> Iterator[Finding]:
         yield skipped("source", "needs a configuration that can be used")
         return
     for name, source in subject.config.sources.items():
-        if source.enabled:
-            yield one(f"source.{name}", source, subject)
-        else:
-            yield skipped(f"source.{name}", "enabled is false")
+        id = f"source.{name}"
+        if not source.enabled:
+            yield skipped(id, "enabled is false")
+            continue
+        try:
+            yield hidden(id, source, subject.unit) or one(id, source, subject)
+        except PermissionError as error:
+            yield skipped(id, f"{error.filename}: {error.strerror}; run the doctor with sudo")
 
 
 def cameras(devices: Path) -> Finding:
@@ -46,7 +59,7 @@ def cameras(devices: Path) -> Finding:
     return ok("cameras", f"{names}; not asked: {', '.join(untold)}" if untold else names)
 
 
-def one(id: str, source: AnySource, subject: Subject) -> Finding:
+def one(id: str, source: SourceConfig, subject: Subject) -> Finding:
     """By its kind."""
     match source:
         case FolderConfig():
@@ -59,8 +72,22 @@ def one(id: str, source: AnySource, subject: Subject) -> Finding:
             return stream(id, source)
         case CommandConfig():
             return program(id, source.command[0])
-        case _:
-            return skipped(id, f"{type(source).__name__}: the doctor does not know this kind")
+
+
+def hidden(id: str, source: SourceConfig, unit: Unit) -> Finding | None:
+    """What the unit's hardening keeps from the service, although it is there."""
+    needs: dict[str, bool] = {}
+    if isinstance(source, FolderConfig):
+        needs["PrivateTmp"] = any(source.path.is_relative_to(place) for place in OWN_TMP)
+        needs["ProtectHome"] = any(source.path.is_relative_to(place) for place in HOMES)
+    if isinstance(source, V4l2Config | PicameraConfig):
+        needs["PrivateDevices"] = True
+    for setting, is_needed in needs.items():
+        if is_needed and unit.values.get(setting) in HIDING:
+            what = f"{source.place} is hidden from the service by {setting}= of its unit"
+            meaning = "The unit sees nothing that it does not need; what this configuration needs it has to be told."
+            return problem(id, what, meaning, "sudo edge-daemon systemd render --write")
+    return None
 
 
 def folder(id: str, path: Path, subject: Subject) -> Finding:
@@ -73,9 +100,6 @@ def folder(id: str, path: Path, subject: Subject) -> Finding:
     if closed is not None:
         where, mends = f"{subject.account.name} may not read {closed}", f"sudo chmod o+rx {closed}"
         return problem(id, where, meaning, f"{mends}, or SupplementaryGroups= in a drop-in of the unit")
-    if subject.unit.values.get("PrivateTmp") == "yes" and any(path.is_relative_to(tmp) for tmp in OWN_TMP):
-        what = f"{path}: the unit has a /tmp of its own (PrivateTmp=yes) and does not see this one"
-        return problem(id, what, meaning, "move the folder, or PrivateTmp=no in a drop-in of the unit")
     try:
         count = sum(1 for _ in islice(path.iterdir(), MANY))
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from edge_daemon import renewal
 from edge_daemon.book import Book, is_damage
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped, warning
-from edge_daemon.doctor.subject import Account, Subject, lock_holder, pwd_name
+from edge_daemon.doctor.subject import Account, Subject, is_root, lock_holder, user_name
 from edge_daemon.errors import UnavailableError
 from edge_daemon.memory import MIB
 from edge_daemon.models.store import Store
@@ -29,15 +29,16 @@ ENTRIES_AT_ONCE = 500
 def look(subject: Subject) -> Iterator[Finding]:
     """The directory; then what is in it, if it can be read."""
     place, account = subject.state_dir, subject.account
-    found = directory(place, account)
-    yield found
-    try:
-        list(islice(place.iterdir(), 1))
-    except OSError as error:
-        if found.state == "ok":
-            yield skipped("state.files", f"{place}: {error.strerror}; run the doctor with sudo")
+    if subject.unit.gives_directories:
+        yield skipped("state", f"systemd gives {place} to {account.name} whenever the service starts")
+    else:
+        found = directory(place, account)
+        yield found
+    if not place.is_dir():
         return
-    yield contents(place, account)
+    list(islice(place.iterdir(), 1))  # whoever may not look must not be told that nothing is there
+    if not subject.unit.gives_directories:
+        yield contents(place, account)
     yield locks(place)
     yield outbox(place / "outbox.db", account)
 
@@ -56,7 +57,7 @@ def directory(place: Path, account: Account) -> Finding:
         meaning = "The outbox and the models are to lie in a directory of this name."
         return problem("state", f"{place} is no directory", meaning, f"sudo mv {place} {place}.old")
     status = place.stat()
-    what = f"{place} belongs to {pwd_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
+    what = f"{place} belongs to {user_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
     if not account.may(status, READ | WRITE | ENTER):
         mends = f"sudo chown {account.name} {place}; sudo chmod u+rwx {place}"
         meaning = f"The service runs as {account.name}, who cannot keep results there."
@@ -71,10 +72,13 @@ def contents(place: Path, account: Account) -> Finding:
     """Files of others in it: `sudo edge-daemon …` leaves them."""
     wrong = []
     for path in islice(sorted(place.rglob("*")), MANY):
-        if path.is_symlink():
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # the service works meanwhile
             continue
-        status = path.stat()
-        needed = READ | WRITE | ENTER if path.is_dir() else READ | WRITE
+        if stat.S_ISLNK(status.st_mode):
+            continue
+        needed = READ | WRITE | ENTER if stat.S_ISDIR(status.st_mode) else READ | WRITE
         if place / "models" in (path, *path.parents):  # these are only read
             needed &= ~WRITE
         if not account.may(status, needed):
@@ -176,7 +180,7 @@ def _make(place: Path, account: Account) -> str:
 
 def _give(path: Path, account: Account) -> None:
     """To the service's user; only root can, and only a user that exists can have it."""
-    if os.geteuid() == 0 and account.uid != os.geteuid() and pwd_name(account.uid) == account.name:
+    if is_root() and account.uid != 0 and user_name(account.uid) == account.name:
         os.chown(path, account.uid, -1)
 
 

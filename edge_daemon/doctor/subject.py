@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +19,7 @@ CaptionWish = Literal["auto", "yes", "no"]
 """Whether a caption is timed; auto: where the service does not run and the memory allows."""
 ALONE_S = 3.0
 """How long the doctor stays at the broker under our name: whoever has it as well is back after a second or two."""
+NOBODY = 65534
 LOCKS_AT, LOCKED_BYTES = 0x40000000, 512
 """Where SQLite locks (os_unix.c: PENDING_BYTE, then RESERVED and SHARED)."""
 
@@ -67,6 +70,11 @@ class Unit:
         return self.values.get("LoadState") == "loaded"
 
     @property
+    def gives_directories(self) -> bool:
+        """Whether the state directory is made by systemd for a user that exists only while the service runs."""
+        return self.values.get("DynamicUser") == "yes"
+
+    @property
     def pid(self) -> int | None:
         """Of the daemon, while it runs."""
         return int(self.values.get("MainPID") or 0) or None
@@ -96,30 +104,37 @@ def account_of(unit: Unit) -> Account:
 
     A dynamic user that does not exist now is nobody special: it may what everybody may.
     """
+    if os.name != "posix":
+        return Account(getpass.getuser(), 0, frozenset())
     import grp
     import pwd
 
     name = unit.values.get("User", "")
     if not unit.is_installed:
-        return Account(pwd_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
+        return Account(user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
     extra = frozenset(
         group.gr_gid for group in grp.getgrall() if group.gr_name in unit.values.get("SupplementaryGroups", "").split()
     )
     try:
         known = pwd.getpwnam(name or "root")
     except KeyError:
-        return Account(name, 65534, frozenset({65534}) | extra)
+        return Account(name, NOBODY, frozenset({NOBODY}) | extra)
     return Account(known.pw_name, known.pw_uid, frozenset(os.getgrouplist(known.pw_name, known.pw_gid)) | extra)
 
 
-def pwd_name(uid: int) -> str:
+def user_name(uid: int) -> str:
     """A user's name, or its number."""
-    import pwd
-
     try:
+        import pwd
+
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (ImportError, KeyError):
         return str(uid)
+
+
+def is_root() -> bool:
+    """Whether we may give files to others."""
+    return os.name == "posix" and os.geteuid() == 0
 
 
 def lock_holder(database: Path) -> int | None:
@@ -127,6 +142,8 @@ def lock_holder(database: Path) -> int | None:
 
     Asks the kernel and changes nothing.
     """
+    if not sys.platform.startswith("linux"):
+        return None
     import fcntl
     import struct
 

@@ -13,7 +13,8 @@ from edge_daemon.doctor.subject import Subject, Unit
 NAME = "edge-daemon"
 PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "MainPID"),
-    *("User", "SupplementaryGroups", "PrivateTmp", "UnitFileState", "NeedDaemonReload", "StatusText"),
+    *("User", "DynamicUser", "SupplementaryGroups", "PrivateTmp", "ProtectHome", "PrivateDevices"),
+    *("UnitFileState", "NeedDaemonReload", "StatusText"),
 )
 DEADLINE_S = 10.0
 LINES = 5

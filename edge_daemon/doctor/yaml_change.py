@@ -10,6 +10,7 @@ from typing import Any
 
 from edge_daemon import config, yaml_file
 from edge_daemon.doctor.finding import Fix
+from edge_daemon.doctor.subject import is_root
 from edge_daemon.errors import ConfigError
 
 KEPT = ".before-doctor"
@@ -42,7 +43,7 @@ def change(path: Path, key: tuple[str, ...], value: str) -> str:
             raise ConfigError(f"{path}:{place.line}: {'.'.join(key)} is written in an unusual way: change it by hand")
         status = path.stat()
         shutil.copy2(path, path.with_name(path.name + KEPT))
-        if os.geteuid() == 0:
+        if is_root():
             os.chown(fresh, status.st_uid, status.st_gid)
         fresh.replace(path)
     finally:

@@ -80,6 +80,14 @@ def test_a_check_that_fails_in_itself_is_told_of(subject: Subject) -> None:
     assert "failed in itself (KeyError: 'oops')" in found.what
 
 
+def test_what_only_root_may_see_is_skipped(subject: Subject) -> None:
+    def look(_: Subject) -> NoReturn:
+        raise PermissionError(13, "Permission denied", "/var/lib/private")
+
+    (found,) = examine(Check("state", "", 60.0, look), subject)
+    assert found == skipped("state", "/var/lib/private: Permission denied; run the doctor with sudo")
+
+
 def test_on_the_screen() -> None:
     bad = problem("disk", "is full " * 20, "Nothing can be kept.", "rm x")
     lines = screen.in_words(bad, 60).splitlines()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -311,8 +312,26 @@ def test_folders(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     closed = next(place for place in (*reversed(inbox.parents), inbox) if not STRANGER.may(place.stat(), 1))
     assert source(tmp_path, STRANGER, type="folder", path=inbox).what == f"stranger may not read {closed}"
-    hidden = source(tmp_path, unit=Unit({"PrivateTmp": "yes"}), type="folder", path=Path("/tmp"))
-    assert (hidden.state, "PrivateTmp=yes" in hidden.what) == ("problem", True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("PrivateTmp", {"type": "folder", "path": Path("/tmp")}),
+        ("ProtectHome", {"type": "folder", "path": Path("/home/me/pictures")}),
+        ("PrivateDevices", {"type": "v4l2"}),
+    ],
+)
+def test_what_the_unit_hides(tmp_path: Path, setting: str, values: dict[str, Any]) -> None:
+    hidden = source(tmp_path, unit=Unit({setting: "yes"}), **values)
+    assert (hidden.state, setting in hidden.what) == ("problem", True)
+    assert setting not in source(tmp_path, unit=Unit({setting: "no"}), **values).what
+
+
+def test_the_directory_of_a_dynamic_user(tmp_path: Path, place: Path) -> None:
+    """That user does not exist while the service is stopped: its files seem to be nobody's."""
+    examined = replace(subject(tmp_path, None, STRANGER), unit=Unit({"LoadState": "loaded", "DynamicUser": "yes"}))
+    assert {f.id: f.state for f in state.look(examined)} == {"state": "skipped", "locks": "ok", "outbox": "ok"}
 
 
 def test_usb_cameras(tmp_path: Path) -> None:
