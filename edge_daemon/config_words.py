@@ -108,8 +108,8 @@ def _shown(key: Key, value: Any, document: Document) -> str:
 
 
 def _keys(annotation: Any) -> list[str]:
-    """The keys of a section; none of anything else."""
-    return list(getattr(annotation, "model_fields", ()))
+    """The keys of a section, as they stand in the file; none of anything else."""
+    return [field.alias or name for name, field in getattr(annotation, "model_fields", {}).items()]
 
 
 def _below(annotation: Any, part: str | int) -> Any:

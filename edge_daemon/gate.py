@@ -1,0 +1,99 @@
+"""Is this frame of a camera worth a caption? Pure: the clock is passed in, and only thumbnails are seen.
+
+A frame that passes is a candidate. Until a result of one is published, all that are worth it pass, and whoever keeps
+the newest of them keeps the right one. What has changed during the cooldown passes after it, if it is still there;
+what came and went in between is lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+
+from edge_daemon.gate_config import GateConfig
+from edge_daemon.scene_change import Scene
+from edge_daemon.schedule import Span, covered
+
+SKIPPED = ("interval", "unchanged", "light", "cooldown", "schedule", "quiet_hours")
+"""Why a frame does not pass: it came too soon after the one that was looked at before; the same scene as in the last
+caption; the same in another light; too soon after the last caption; by the clock."""
+PASSED = ("first", "change", "interval", "heartbeat")
+"""Why one does: there is no caption yet; another scene than in the last caption; every frame that is looked at is
+wanted; the last caption is old."""
+_EARLY = 0.1
+"""A frame may come this share of the interval before its time: cameras are not punctual."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a frame."""
+
+    passes: bool
+    why: str
+    """One of PASSED or of SKIPPED."""
+
+
+class Gate:
+    """The gate of one camera."""
+
+    def __init__(self, rules: GateConfig, interval_s: float) -> None:
+        self.skipped: Counter[str] = Counter(dict.fromkeys(SKIPPED, 0))
+        """How many frames did not pass, by the reason."""
+        self._rules, self._interval_s = rules, interval_s
+        self._spans = _spans(rules)
+        self._scene = Scene(rules.cells, rules.sensitivity)
+        self._due_s: float | None = None
+        self._published_s: float | None = None
+
+    def change_rules(self, rules: GateConfig, interval_s: float) -> None:
+        """Judge by other rules from now on; what is known of the scene stays known."""
+        if self._due_s is not None:
+            self._due_s += interval_s - self._interval_s
+        self._rules, self._interval_s = rules, interval_s
+        self._spans = _spans(rules)
+        self._scene.change_rules(rules.cells, rules.sensitivity)
+
+    def judge(self, thumbnail: bytes, now_s: float, local: datetime) -> Verdict:
+        """What becomes of a frame; `now_s` is monotonic, `local` is what the clock on the wall shows."""
+        verdict = self._judge(thumbnail, now_s, local)
+        if not verdict.passes:
+            self.skipped[verdict.why] += 1
+        return verdict
+
+    def published(self, thumbnail: bytes, now_s: float) -> None:
+        """A result of this frame went out, whoever asked for it: what comes is compared with it."""
+        self._scene.refer(thumbnail)
+        self._published_s = now_s
+
+    def _judge(self, thumbnail: bytes, now_s: float, local: datetime) -> Verdict:
+        if not self._is_due(now_s):
+            return Verdict(False, "interval")
+        schedule, quiet_hours = self._spans
+        if covered(quiet_hours, local):
+            return Verdict(False, "quiet_hours")
+        if schedule and not covered(schedule, local):
+            return Verdict(False, "schedule")
+        since_s = None if self._published_s is None else now_s - self._published_s
+        cooling = since_s is not None and since_s < self._rules.cooldown_s
+        if not self._rules.change:
+            return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "interval")
+        seen = self._scene.look(thumbnail, now_s)
+        if seen == "change":
+            return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "change")
+        if since_s is not None and since_s >= self._rules.heartbeat_s > 0 and not cooling:
+            return Verdict(True, "heartbeat")
+        return Verdict(False, seen)
+
+    def _is_due(self, now_s: float) -> bool:
+        """Whether the interval is over. Its times are fixed, so that early frames do not make it shorter."""
+        if self._due_s is not None and now_s < self._due_s - _EARLY * self._interval_s:
+            return False
+        late = self._due_s is None or now_s > self._due_s + self._interval_s
+        self._due_s = (now_s if late or self._due_s is None else self._due_s) + self._interval_s
+        return True
+
+
+def _spans(rules: GateConfig) -> tuple[list[Span], list[Span]]:
+    """When it is open, and when it is shut nevertheless."""
+    return [entry.span for entry in rules.schedule], [entry.span for entry in rules.quiet_hours]
