@@ -2,10 +2,10 @@
 
 By hand:
 
-    sudo tests/picamera_real/make_root.sh /var/tmp/trixie                        (once: a minute, 1 GB)
+    sudo tests/picamera_real/make_root.sh /var/tmp/trixie                        (once: 1 to 4 minutes, 0.7 GB)
     sudo env EDGE_DAEMON_PICAMERA_ROOT=/var/tmp/trixie .venv/bin/python -m pytest tests/picamera_real
 
-Not a part of CI, which has no minute and no gigabyte for it; there a stand-in does (test_picamera.py). The virtual
+Not a part of CI, which has no minutes for it; there a stand-in does (test_picamera.py). The virtual
 camera is no Raspberry Pi camera: virtual_camera.py says what had to be patched. It has no sensor mode, lens, exposure
 or HDR, cannot turn the picture, and no device that could be in use: all that is known from the stand-in only.
 """
