@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge_daemon import __version__, model_commands, source_commands, subcommand
+from edge_daemon import __version__, model_commands, source_commands, subcommand, unit_command
 from edge_daemon.bench import command as bench_command
 from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
@@ -76,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     model_commands.add(commands)
     bench_command.add(commands)
     doctor_command.add(commands)
+    unit_command.add(commands)
     _add_demo(commands)
     return top
 

@@ -24,6 +24,8 @@ from edge_daemon.errors import ConfigError
 
 SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
 COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+CREDENTIALS = "credentials"
+"""The folder beside the YAML file from which the unit loads its credentials, and root's commands read them."""
 
 Key = tuple[str | int, ...]
 """The way from the top to a value: ("mqtt", "port"), ("sources", "porch", "questions", 0)."""
@@ -79,6 +81,13 @@ def read(path: Path) -> Document:
     except RecursionError:
         raise ConfigError(f"{path}:1:1: brackets in brackets, too deeply nested to be read") from None
     return Document(path, values, reader.places, frozenset(reader.secrets))
+
+
+def credentials(path: Path) -> tuple[str, ...]:
+    """The names behind `!credential` in a file that `read` takes; no secret is looked at."""
+    events = yaml.parse(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    found = [event.value for event in events if isinstance(event, yaml.ScalarEvent) and event.tag == "!credential"]
+    return tuple(dict.fromkeys(found))
 
 
 def _end_of(text: str) -> str:
@@ -166,7 +175,8 @@ class _Reader:
         return self._first_line(self.path.parent / name, node)
 
     def _credential(self, name: str, node: yaml.Node) -> str:
-        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        beside = self.path.parent / CREDENTIALS
+        directory = os.environ.get("CREDENTIALS_DIRECTORY") or (beside if beside.is_dir() else None)
         if not directory:
             raise self._error(
                 node, f"no systemd credential {name!r}: $CREDENTIALS_DIRECTORY is not set (LoadCredential=)"

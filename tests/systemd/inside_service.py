@@ -26,7 +26,7 @@ from tests.integration.service import BASE, NODE, PATIENCE_S, Heard, Subscriber,
 
 CHECKOUT = Path(__file__).parents[2]
 UNIT = "edge-daemon.service"
-VENV = Path("/opt/edge-daemon/venv")
+VENV = Path("/opt/edge-daemon/current")
 CONFIG = Path("/etc/edge-daemon/config.yaml")
 ENDED = "the daemon ended:"
 """Begins the line that the test's drop-in has systemd write whenever the daemon has ended, however it did."""

@@ -140,6 +140,8 @@ U
   pivot_root . run/old-root
   cd /
   umount -l /run/old-root && rmdir /run/old-root
+  # on a machine PID 1 does this itself, in a container it leaves it to whoever made it; credentials need it
+  mount --make-rshared /
   ip link set lo up
   # systemd 256 and 257 start on cgroup v1/hybrid only when told so; in a container PID 1's own arguments are its
   # kernel command line. (258 and later do not: they need a cgroup v2 machine.)

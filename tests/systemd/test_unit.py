@@ -15,7 +15,7 @@ from edge_daemon import capture, child, cli, config, daemon, grabber, subcommand
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
-PROGRAM = "/opt/edge-daemon/venv/bin/edge-daemon"
+PROGRAM = "/opt/edge-daemon/current/bin/edge-daemon"
 MODEL = config.ModelConfig()
 MOST_EXPOSED = 20
 """Of 100; without any hardening the unit would have 96."""

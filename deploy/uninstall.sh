@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Takes edge-daemon off this machine:
+#
+#   sudo deploy/uninstall.sh [--purge] [--dry-run]
+#
+# Stays: the configuration (/etc/edge-daemon, and drop-ins of your own), models, results that were not sent and what was
+# captioned (/var/lib/edge-daemon), the user. With --purge they go as well. Pictures in the folders of the sources, Debian
+# packages and what is retained on the broker stay in any case.
+set -euo pipefail
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+# shellcheck source=deploy/release.sh
+. "$root/deploy/release.sh"
+
+purge=""
+for option in "$@"; do
+  case $option in
+    --purge) purge=yes ;;
+    --dry-run) dry_run=yes ;;
+    --help | -h) sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 0 ;;
+    *) fail "unknown option $option; --help tells those there are" 2 ;;
+  esac
+done
+need_root
+! dpkg-query -W -f '${Status}' edge-daemon 2>/dev/null | grep -q ' installed' ||
+  fail "edge-daemon came as a Debian package: sudo apt-get remove edge-daemon (or purge)"
+act "stop the service; remove $OPT, the units and the command edge-daemon" remove_program
+if [ -n "$purge" ]; then
+  act "remove configuration, models, results that were not sent, and the user" remove_data
+else
+  say "kept: $ETC and $STATE; --purge removes them"
+fi

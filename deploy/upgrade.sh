@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Another release beside the one that runs; it takes over only if it is well:
+#
+#   sudo deploy/upgrade.sh [--wheelhouse DIR | --no-index] [--ready-within SECONDS] [--dry-run]
+#   sudo deploy/upgrade.sh --back        the release before this one again
+#
+# The new release is made and tried while the old one works: PyTorch, a caption with the built-in model, every
+# configuration in /etc/edge-daemon. Then the service is started anew. If it is not ready within 900 s, dies, or does not
+# stay up, the old release is started again: the service was away for as long as two starts take.
+# Exit codes: 0 it runs the new release, 2 usage, 69 it runs the old one, 77 not root.
+set -euo pipefail
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+# shellcheck source=deploy/release.sh
+. "$root/deploy/release.sh"
+
+back=""
+while [ $# -gt 0 ]; do
+  case $1 in
+    --wheelhouse | --ready-within) [ $# -ge 2 ] || fail "$1 needs a value" 2 ;;&
+    --wheelhouse) wheelhouse=$2; shift ;;
+    --no-index) wheelhouse=$root/dist ;;
+    --ready-within) READY_WITHIN_S=$2; shift ;;
+    --back) back=yes ;;
+    --dry-run) dry_run=yes ;;
+    --help | -h) sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 0 ;;
+    *) fail "unknown option $1; --help tells those there are" 2 ;;
+  esac
+  shift
+done
+[[ $READY_WITHIN_S =~ ^[0-9]+$ ]] || fail "--ready-within: value '$READY_WITHIN_S': seconds are expected" 2
+
+main() {
+  local release current
+  need_root
+  current=$(readlink "$OPT/current") || fail "there is nothing to upgrade in $OPT: deploy/install.sh"
+  if [ -n "$back" ]; then
+    release=$OPT/$(readlink "$OPT/previous") || fail "there is no release before $current"
+    [ -e "$release/$DONE" ] || fail "${release##*/} is not whole any more"
+  else
+    release=$(release_of "$root")
+  fi
+  if [ "${release##*/}" = "$current" ]; then say "$current runs already"; return 0; fi
+  machine_is_fit
+  [ -e "$release/$DONE" ] || act "make ${release##*/} beside $current and try it" make_release "$root" "$release" ||
+    fail "nothing was changed; $current runs on"
+  if [ -z "$dry_run" ] && ! configurations_are_good "$release"; then
+    fail "${release##*/} does not take the configuration; nothing was changed, $current runs on"
+  fi
+  act "switch from $current to ${release##*/}" switch_to "$release" || fail "${release##*/} is not well here; $current runs again"
+  [ -n "$dry_run" ] || drop_old_releases
+  say "${release##*/} runs; deploy/upgrade.sh --back takes $current again"
+}
+
+main
