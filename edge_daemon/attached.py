@@ -6,7 +6,6 @@ configuration but its words.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -162,6 +161,8 @@ def _entries(descriptor: int, request: int, layout: str, which: bytes) -> Iterat
 
 def _query(descriptor: int, request: int, layout: str, question: bytes) -> tuple[Any, ...]:
     answer = bytearray(question.ljust(struct.calcsize(layout), b"\0"))
+    import fcntl  # late: Windows has none, and no video devices of this kind
+
     fcntl.ioctl(descriptor, request, answer)
     return struct.unpack(layout, answer)
 

@@ -135,7 +135,7 @@ class Child:
         if not self._buried or self._process.returncode is None:
             self._buried = True  # once it is reaped its number may be another's: not twice
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                self._kill_session()
         await asyncio.wait([self._stderr], timeout=1.0)
         self._stderr.cancel()
         self._close_pipes()
@@ -144,6 +144,12 @@ class Child:
                 await self._process.wait()
         except TimeoutError:
             log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
+
+    def _kill_session(self) -> None:
+        if hasattr(os, "killpg"):
+            os.killpg(self.pid, signal.SIGKILL)
+        else:  # Windows knows no sessions
+            self._process.kill()
 
     def _close_pipes(self) -> None:
         """Close our ends, whatever is unread and whoever else holds the other ones: asyncio waits for that."""

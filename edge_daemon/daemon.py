@@ -380,9 +380,10 @@ async def run(
     try:
         daemon = Daemon(config, model_directory, outbox, variant_reason, read_config)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())
-        loop.add_signal_handler(signal.SIGHUP, daemon.hangup.set)  # also while the model is being loaded: done then
+        with suppress(NotImplementedError):  # on Windows, where Ctrl-C ends it as any program
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, _on_signal, daemon, asyncio.current_task())
+            loop.add_signal_handler(signal.SIGHUP, daemon.hangup.set)  # also while the model is loaded: done then
         await daemon.run()
     finally:
         outbox.close()

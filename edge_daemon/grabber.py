@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
@@ -25,6 +24,7 @@ from edge_daemon.errors import WireError
 from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Open, Opening, Wanted
 from edge_daemon.picture import Decoder, Limits, Picture
 from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
+from edge_daemon.rlimits import confine
 from edge_daemon.sources import Source
 
 if TYPE_CHECKING:
@@ -165,23 +165,14 @@ def main() -> None:
 
 
 def limit_itself(memory_bytes: int) -> None:
-    """Let allocations fail beyond this, write no file (nor a core file), open few, and give back what is free.
-
-    RLIMIT_DATA, not RLIMIT_AS: it counts what may become resident (heap, anonymous private mappings, stacks), but
-    not the address space that malloc reserves per thread and the libraries that are mapped, several times as much.
-    RLIMIT_NPROC is no help: it counts threads, which the decoders need, and all processes of this user.
-    """
-    limits = {
-        resource.RLIMIT_DATA: memory_bytes,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,  # pipes are no files
-        resource.RLIMIT_NOFILE: min(MAX_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
-    }
-    for which, limit in limits.items():
-        resource.setrlimit(which, (limit, limit))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    """Let allocations fail beyond this, write no file, open few, and give back what is free."""
+    confine(memory_bytes, MAX_OPEN_FILES)
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
     # One malloc arena for all threads: with libvips' threads each in its own, 50 MB more stay resident (measured).
-    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have no such call
+        mallopt(M_ARENA_MAX, 1)
 
 
 def start_program(settings: dict[str, Any]) -> Program | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from edge_daemon.answers import UNKNOWN
 from edge_daemon.config import Config
-from edge_daemon.source_config import LONGEST_INTERVAL_S, AnySource, Question
+from edge_daemon.source_config import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, AnySource, Question
 from edge_daemon.topics import Topics, json_bytes
 
 SUPPORT_URL = "https://github.com/edge-daemon/edge-daemon"
@@ -213,7 +213,8 @@ def _set(name: str, topics: Topics, facts: Facts) -> Iterator[tuple[str, Compone
 
     yield "enabled", {"platform": "switch", "name": "enabled", **setting("enabled")}
     if name in facts.intervals:
-        seconds = {"min": 0, "max": LONGEST_INTERVAL_S, "mode": "box", "unit_of_measurement": "s"}
+        seconds = {"min": SHORTEST_INTERVAL_S, "max": LONGEST_INTERVAL_S, "step": 0.1, "mode": "box"}
+        seconds |= {"unit_of_measurement": "s"}
         number = {"platform": "number", "name": "interval", "device_class": "duration", "entity_category": "config"}
         yield "interval", {**number, **seconds, **setting("interval")}
     reason = f"(value_json.sources['{name}'].last_problem.reason | default('none', true))[:{LONGEST_STATE}]"

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_daemon.errors import PictureError
+from edge_daemon.rlimits import data_limit_bytes
 
 KINDS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"} | {
     "avif": "AVIF",
@@ -162,8 +162,8 @@ def damaged(kind: str, detail: str) -> PictureError:
 
 
 def _memory_limit() -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return "memory" if soft == resource.RLIM_INFINITY else f"{soft / 1e6:.0f} MB"
+    limit_bytes = data_limit_bytes()
+    return "memory" if limit_bytes is None else f"{limit_bytes / 1e6:.0f} MB"
 
 
 def _describe(data: bytes) -> str:

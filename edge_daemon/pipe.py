@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ def die_with_parent() -> None:
     The end of the pipe is seen only between two requests; a child that is stuck in native code needs this.
     A daemon that died before this call is noticed by the end of the pipe.
     """
+    if sys.platform != "linux":
+        return  # the end of the pipe has to do
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def volunteer_for_oom(score: int) -> None:
     """Tell the kernel to kill this process before the daemon when memory runs out (0…1000)."""
+    if sys.platform != "linux":
+        return
     Path("/proc/self/oom_score_adj").write_text(f"{score}\n", encoding="ascii")

@@ -14,7 +14,7 @@ from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.sections import AbsolutePath, Name, Section
 
-LONGEST_INTERVAL_S = 86_400.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, 86_400.0
 
 
 class Question(Section):
@@ -143,7 +143,7 @@ class FolderConfig(AnySource):
 class LiveSource(AnySource):
     """What all cameras have: frames come for ever, and only the newest counts."""
 
-    interval_s: Annotated[float, Field(ge=0.1, le=LONGEST_INTERVAL_S)] = 1.0
+    interval_s: Annotated[float, Field(ge=SHORTEST_INTERVAL_S, le=LONGEST_INTERVAL_S)] = 1.0
     """A frame is looked at so often; whether it is captioned is the gate's decision."""
     max_age_s: Annotated[float, Field(ge=1, le=LONGEST_INTERVAL_S)] = 120.0
     """A frame that has waited longer for its turn is no longer worth a caption."""

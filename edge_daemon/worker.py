@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import queue
-import resource
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_daemon import memory, pipe
+from edge_daemon import memory, pipe, rlimits
 from edge_daemon.errors import BudgetError, CaptionError, UnavailableError, WireError
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, Task, TaskResult, WorkerReady, WorkerRefused
 from edge_daemon.moondream.allocator import give_back
@@ -133,7 +132,7 @@ def tie(needs: memory.Needs | None, positions: int) -> None:
         return
     longer_bytes = (needs.max_positions - positions) * needs.bytes_per_position
     limit_bytes = mapped_bytes + needs.stage_bytes + longer_bytes + ROPE_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    rlimits.limit_data(limit_bytes)
 
 
 def parse() -> argparse.Namespace:

@@ -9,7 +9,6 @@ Knows nothing of what is inside the files.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -168,6 +167,8 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
     with part.open("ab"):
         pass
     with part.open("r+b") as out:
+        import fcntl
+
         try:
             fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -8,7 +8,6 @@ Light: it imports no library, and knows neither graphs nor tensors nor the netwo
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -151,6 +150,8 @@ class Store:
         left = [path for pattern in (STAGING, RETIRED) for path in sorted(self.root.glob(pattern.format("*")))]
         lock = self.root / LOCK
         if lock.exists():
+            import fcntl  # late: Windows has none, and there is no store there
+
             with lock.open("rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -209,6 +210,8 @@ class Store:
 
 def _lock(path: Path) -> int:
     """Create and lock a file. Raises UnavailableError, with the holder's process number, when it is held."""
+    import fcntl
+
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

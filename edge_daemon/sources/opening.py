@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-import resource
 
 import av
+
+from edge_daemon.rlimits import data_limit_bytes
 
 QUICKLY = {"analyzeduration": "500000", "probesize": "1000000"}
 """FFmpeg studies a stream for up to 5 s and 5 MB before it gives the first packet; cameras are simple. Microseconds,
@@ -15,8 +16,8 @@ bytes. Not `nobuffer`, which is often advised: it drops what was studied, the fi
 
 def memory_in_words() -> str:
     """The words for a stream that does not fit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    has = "there is" if soft == resource.RLIM_INFINITY else f"the {soft / 1e6:.0f} MB that it may have"
+    limit_bytes = data_limit_bytes()
+    has = "there is" if limit_bytes is None else f"the {limit_bytes / 1e6:.0f} MB that it may have"
     return f"decoding it needs more memory than {has}; a smaller picture (most cameras have a second stream) needs less"
 
 

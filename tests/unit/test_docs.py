@@ -26,7 +26,7 @@ EXAMPLE_VALUES = {
 }
 """Keys of the full example that have no default, or one that would teach nothing."""
 REQUIRED = {"sources"}
-CAMERAS = {
+CAMERAS: dict[str, type[BaseModel]] = {
     "workshop": source_config.V4l2Config,
     "garden": source_config.PicameraConfig,
     "gate": source_config.CommandConfig,

@@ -75,7 +75,8 @@ LEAVES: dict[str, set[str]] = {
     "repeats": set(),
     "settings": {"config", "errors", "state_file"},
     "discovery": {"errors", "homeassistant", "mqtt", "topics"},
-    "picture": {"errors"},
+    "picture": {"errors", "rlimits"},
+    "rlimits": set(),
     "sources.picamera_rules": set(),
     "attached": set(),
     "sources.newest": set(),
@@ -114,7 +115,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
     "link": ({"mqtt_config", "tls", "topics"}, {"paho"}),
     "sources.picamera": (set(), {"libcamera", "numpy", "picamera2"}),
     "sources.scaling": ({"messages", "picture"}, {"av"}),
-    "sources.opening": (set(), {"av"}),
+    "sources.opening": ({"rlimits"}, {"av"}),
     "sources.developing": ({"sources.newest"}, {"av"}),
     "sources.video": (
         {"messages", "sources", *(f"sources.{name}" for name in ("developing", "frames", "newest", "scaling"))},
