@@ -79,6 +79,13 @@ def test_a_camera_that_is_not_punctual_loses_no_frame(times: list[float]) -> Non
     assert all(why(gate, b"", number + jitter) == "first" for number, jitter in enumerate(times))
 
 
+@pytest.mark.parametrize("every_s", [0.04, 0.23, 0.47, 0.95])
+def test_early_frames_do_not_make_the_interval_shorter(every_s: float) -> None:
+    gate = Gate(GateConfig(change=False), 1.0)
+    looks = sum(gate.judge(b"", number * every_s, NOON).passes for number in range(round(200 / every_s)))
+    assert looks <= 201
+
+
 def test_after_a_pause_there_is_no_burst() -> None:
     gate = opened()
     assert [why(gate, wall(), 100.0 + tenth / 10) for tenth in range(9)] == ["not: unchanged"] + ["not: interval"] * 8
