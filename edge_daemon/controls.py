@@ -107,7 +107,6 @@ class Controls:
             words = f"an error of the service itself, a bug to report: {type(error).__name__}"
             answer = commands.refused(CommandError(words, transaction))
         self._answer(name, message, answer)
-        self._connection.move(self._running.mqtt)  # behind the answer, which still goes to the broker that asked
 
     def _answer(self, name: str, message: Incoming, answer: bytes) -> None:
         if not self._connection.connected.is_set():  # whoever asked has lost us as well, and asks again
@@ -212,6 +211,8 @@ class Controls:
         if "log_level" in outcome.applied:
             logging.getLogger().setLevel(new.log_level.upper())
         self._changed()
+        # soon: first the answer is sent, which still goes to the broker that asked
+        asyncio.get_running_loop().call_soon(self._connection.move, outcome.running.mqtt)
         return {"applied": outcome.applied, "needs_restart": outcome.restart, "restart_required": bool(outcome.restart)}
 
     def _changed(self) -> None:

@@ -65,7 +65,6 @@ class Visit:
             return
         asyncio.gather(*goodbyes, return_exceptions=True).add_done_callback(lambda _: self.link.leave())
         self._loop.call_later(CONFIRM_S, self.link.leave)
-        self._loop.call_later(1.5 * CONFIRM_S, self.link.hang_up)
 
     async def gone(self) -> None:
         """Wait for its end, which `part` has begun."""

@@ -158,6 +158,23 @@ async def test_a_broker_that_has_forgotten_all_is_told_again(broker: Broker, lis
     assert json.loads(await kept(broker.port)) == message()
 
 
+async def test_another_broker_is_not_told_what_the_last_one_has_to_remove(
+    broker: Broker, listener: Listener, tmp_path: Path
+) -> None:
+    questions = [GATE]
+    (tmp_path / "other").mkdir()
+    with Broker(tmp_path / "other") as other:
+        newcomer = Listener(other.port)
+        async with node(broker.port, lambda: message(*questions)) as ours:
+            await until("it is told", lambda: told(listener))
+            questions.clear()
+            ours.connection.move(ours.connection.config.model_copy(update={"port": other.port}))
+            await until("the other one is told", lambda: told(newcomer))
+            await asyncio.sleep(0.5)
+        newcomer.stop()
+    assert told(newcomer) == [message()]
+
+
 async def test_switched_off_it_takes_back_what_there_is_and_says_nothing_else(
     broker: Broker, listener: Listener
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from edge_daemon import mqtt
+from edge_daemon import mqtt, visit
 from edge_daemon import publisher as publishing
-from edge_daemon.demo.broker import Broker
+from edge_daemon.demo.broker import Broker, free_port
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outbox import Outbox
@@ -94,6 +95,7 @@ async def test_an_old_one_that_is_gone_keeps_nobody(
     """Neither in the pause before the next attempt nor in the middle of a connection."""
     monkeypatch.setattr(mqtt, "RECONNECT_FIRST_S", 300)
     monkeypatch.setattr(mqtt, "LONGEST_DELAY_S", 300)
+    monkeypatch.setattr(visit, "CONFIRM_S", 0.2)
     other.start()
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
@@ -132,16 +134,22 @@ async def test_a_stop_in_the_middle_of_a_move_is_clean(broker: Broker, other: Br
 
 
 def test_reload_moves_the_service(broker: Broker, other: Broker, tmp_path: Path) -> None:
-    """The answer comes from the old broker; the new one has everything; the base topic has to wait."""
+    """The answer comes from the old broker; the new one has everything; the base topic has to wait.
+
+    Where there is no broker, the file and SIGHUP are the way back.
+    """
     other.start()
     samples = sample_pictures(tmp_path / "samples", 1, seed=3)
     with subscribed(broker.port) as old, subscribed(other.port) as new:
         service = Service(tmp_path, broker.port)
+
+        def write(section: dict[str, Any]) -> None:
+            document = yaml.safe_load(service.config.read_text())
+            service.config.write_text(yaml.safe_dump({**document, "mqtt": section}))
+
         with running(service):
             wait_for("it is well", lambda: (old.last_health() or {}).get("state") == "ok")
-            document = yaml.safe_load(service.config.read_text())
-            document["mqtt"] = {"port": other.port, "base_topic": "elsewhere"}
-            service.config.write_text(yaml.safe_dump(document))
+            write({"port": other.port, "base_topic": "elsewhere"})
             say(broker.port, f"{BASE}/request/reload", b"{}")
             answer = wait_for("the answer", lambda: old.results("response/reload"))[0]
             assert answer["data"] == {
@@ -156,5 +164,12 @@ def test_reload_moves_the_service(broker: Broker, other: Broker, tmp_path: Path)
             say(other.port, f"{BASE}/request/stats", b"{}")
             wait_for("it listens", lambda: new.results("response/stats"))
             wait_for("Home Assistant", lambda: retained(other.port, "homeassistant/device/+/config"))
+            assert old.messages[-1].topic == f"{BASE}/availability"
+            write({"port": free_port()})
+            say(other.port, f"{BASE}/request/reload", b"{}")
+            wait_for("it is nowhere", lambda: "nothing listens there" in service.log())
+            write({"port": broker.port})
+            assert service.process is not None
+            service.process.send_signal(signal.SIGHUP)
+            wait_for("and back by the file", lambda: old.on("availability")[-1].payload == b"online")
             assert service.end() == 0
-    assert old.messages[-1].topic == f"{BASE}/availability"
