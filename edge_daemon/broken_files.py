@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TOLD = 20
+TOLD = 100
 """In a row: enough to see what they have in common."""
 EVERY_S = 60.0
 
