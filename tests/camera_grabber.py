@@ -20,6 +20,9 @@ from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Idle, Next, 
 DEADLINE_S = 60.0
 """For every wait; nothing takes a tenth of it."""
 
+ALIKE = 6.0
+"""What encoding and shrinking change in a scene, in grey levels; another scene differs by far more."""
+
 
 class CameraGrabber:
     """A grabber child of one camera; a context manager that ends it."""
@@ -89,12 +92,12 @@ class CameraGrabber:
                 return answer.reason
         raise AssertionError(f"still frames after {DEADLINE_S} s")
 
-    def frame_like(self, picture: Image.Image) -> Frame:
+    def frame_like(self, picture: Image.Image, alike: float = ALIKE) -> Frame:
         """The first frame that shows this picture: a few of what was shown before may come first."""
         deadline_s = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline_s:
             frame = self.frame(fresh=True)
-            if difference(frame, picture) < ALIKE:
+            if difference(frame, picture) < alike:
                 return frame
         raise AssertionError(f"no such picture within {DEADLINE_S} s")
 
@@ -109,10 +112,6 @@ class CameraGrabber:
         self.process.wait(DEADLINE_S)
         self._hearing.join(DEADLINE_S)
         return self._stderr
-
-
-ALIKE = 6.0
-"""What encoding and shrinking change in a scene, in grey levels; another scene differs by far more."""
 
 
 def difference(frame: Frame, picture: Image.Image) -> float:

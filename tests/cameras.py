@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import random
+import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +24,8 @@ from edge_daemon.demo.scenes import draw, random_scene
 from tests.camera_grabber import DEADLINE_S
 from tests.conftest import missing
 
+HEAD_BYTES = 12 + 2 + 4
+"""Of RTP, of a fragment of H.264, and the first of the slice in it: so that it is still taken for one."""
 SYSTEM_PYTHON = "/usr/bin/python3"
 """GStreamer's bindings are a Debian package."""
 
@@ -120,6 +125,55 @@ class MjpegServer:
                 )
         except OSError:
             pass
+
+
+class BadLine:
+    """A relay before an RTSP server that spoils what the camera sends, when told to; a context manager."""
+
+    def __init__(self, port: int) -> None:
+        self.spoils = False
+        self._to = port
+        self._rng = random.Random("bad line")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"rtsp://127.0.0.1:{self._listener.getsockname()[1]}/test"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> BadLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                camera = socket.create_connection(("127.0.0.1", self._to))
+                for carry, ends in ((self._pass, (client, camera)), (self._spoil, (camera, client))):
+                    threading.Thread(target=carry, args=ends, daemon=True).start()
+
+    def _pass(self, source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                to.sendall(data)
+        to.close()
+
+    def _spoil(self, source: socket.socket, to: socket.socket) -> None:
+        """Answers pass as they are; of a packet (RFC 2326, 10.12: $, channel, length) the head passes."""
+        file = source.makefile("rb")
+        with suppress(OSError):
+            while first := file.read(1):
+                if first == b"$":
+                    head = file.read(3)
+                    body = bytearray(file.read(int.from_bytes(head[1:])))
+                    if self.spoils and head[0] == 0:
+                        body[HEAD_BYTES:] = self._rng.randbytes(max(0, len(body) - HEAD_BYTES))
+                else:
+                    head = b"".join(iter(file.readline, b"\r\n")) + b"\r\n"
+                    length = re.search(rb"Content-Length: (\d+)", head)
+                    body = bytearray(file.read(int(length[1]) if length else 0))
+                to.sendall(first + head + body)
+        to.close()
 
 
 def jpeg(picture: Image.Image) -> bytes:

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
     parser.add_argument("--codec", choices=ENCODERS, default="h264")
-    parser.add_argument("--fps", type=int, default=10)
+    parser.add_argument("--fps", type=int, default=20)
     parser.add_argument("--key-every", type=int, default=10)
     options = parser.parse_args()
     Gst.init(None)

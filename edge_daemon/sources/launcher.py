@@ -22,7 +22,7 @@ def main() -> None:
     die_with_parent()
     if os.getppid() != int(parent):  # it went before we could ask
         sys.exit(CANNOT_START)
-    for number in (signal.SIGINT, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)

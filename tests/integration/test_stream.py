@@ -8,19 +8,21 @@ import time
 import wave
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
-from edge_daemon.messages import Next
+from edge_daemon.messages import Frame, Next
 from tests.camera_grabber import ALIKE, DEADLINE_S, CameraGrabber, difference, thumbnail_difference
-from tests.cameras import MjpegServer, RtspServer, film, scenes
+from tests.cameras import BadLine, MjpegServer, RtspServer, film, scenes
 
 PASSWORD = "p@:/%ß c?t"
 """Whatever may go wrong when it is put into an address."""
 SCENES = scenes(3)
+NOISY = 25.0
+"""As ALIKE, for noise, of which an encoder leaves out much; another noise differs by twice as much."""
 
 
 def reader(url: str | Path, **settings: object) -> CameraGrabber:
@@ -72,38 +74,40 @@ def test_resolution_and_shape_may_change_in_the_middle(tmp_path: Path) -> None:
 
 def test_frames_come_over_udp_as_well(server: RtspServer) -> None:
     server.show(SCENES[0])
-    with reader(server.url, transport="udp", **LOGIN) as grabber:
-        grabber.frame_like(SCENES[0])
+    for transport, sockets in (("udp", {"udp", "tcp"}), ("tcp", {"tcp"})):
+        with reader(server.url, transport=transport, **LOGIN) as grabber:
+            grabber.frame_like(SCENES[0])
+            process = psutil.Process(grabber.process.pid)
+            assert {kind for kind in ("udp", "tcp") if process.net_connections(kind)} == sockets
 
 
 def test_with_decode_keyframes_only_key_frames_are_shown_even_to_who_asks(tmp_path: Path) -> None:
-    with RtspServer(tmp_path, "--key-every", "10") as camera, reader(camera.url, decode="keyframes") as grabber:
+    with RtspServer(tmp_path, "--key-every", "20") as camera, reader(camera.url, decode="keyframes") as grabber:
         camera.show(SCENES[0])
         times_s = [grabber.frame(fresh=True).captured_at_s for _ in range(3)]
-    gaps_s = [b - a for a, b in pairwise(times_s)]
-    assert min(gaps_s) > 0.5  # ten pictures a second, every tenth is a key frame
+    assert times_s[-1] - times_s[0] > 1.0  # twenty pictures a second, a key frame every second
 
 
 def test_who_asks_gets_the_newest_and_rare_key_frames_are_not_waited_for(tmp_path: Path) -> None:
-    with RtspServer(tmp_path, "--key-every", "600") as camera:
+    with RtspServer(tmp_path, "--key-every", "3000") as camera:
         camera.show(SCENES[0])
         with reader(camera.url) as grabber:
             grabber.frame()
             camera.show(SCENES[1])
             grabber.frame_like(SCENES[1])
             camera.show(SCENES[2])
-            while difference(grabber.frame(), SCENES[2]) > ALIKE:  # nobody asks, a minute before the next key frame
+            while difference(grabber.frame(), SCENES[2]) > ALIKE:  # nobody asks, minutes before the next key frame
                 pass
 
 
 def test_with_decode_all_every_frame_is_there(server: RtspServer) -> None:
     server.show(SCENES[0])
     with reader(server.url, decode="all", **LOGIN) as grabber:
-        times_s = [grabber.frame().captured_at_s for _ in range(10)]
+        times_s = [grabber.frame().captured_at_s for _ in range(20)]
         server.show(SCENES[1])
         grabber.frame_like(SCENES[1])
     assert times_s == sorted(set(times_s))
-    assert times_s[-1] - times_s[1] < 5  # eight pictures, not eight key frames
+    assert times_s[-1] - times_s[1] < 5  # eighteen pictures, not eighteen key frames
 
 
 def test_mjpeg_over_http(tmp_path: Path) -> None:
@@ -135,6 +139,14 @@ def test_frames_that_the_decoder_holds_back_are_shown(tmp_path: Path) -> None:
             assert difference(grabber.frame(fresh=fresh), SCENES[0]) < ALIKE
 
 
+@pytest.mark.parametrize("decode", ["auto", "all"])
+def test_a_stream_with_one_key_frame_and_frames_out_of_order_goes_on(tmp_path: Path, decode: str) -> None:
+    path = film(tmp_path / "film.mkv", SCENES * 20, options={"bf": "3", "g": "250"})
+    with reader(path, decode=decode) as grabber:
+        times_s = [grabber.frame(fresh=True).captured_at_s for _ in range(6)]
+    assert times_s == sorted(times_s)
+
+
 def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
     path = film(tmp_path / "film.mp4", SCENES[:1] * 10, pixel_shape=Fraction(4, 3))
     with reader(path) as grabber:
@@ -147,15 +159,15 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
 def test_4k_fits_into_the_memory(tmp_path: Path, codec: str) -> None:
     quick = {"preset": "ultrafast", "tune": "zerolatency", "x265-params": "log-level=none"}
     large = SCENES[0].resize((3840, 2160))
-    path = film(tmp_path / "film.mp4", [large] * 3, codec=codec, options=quick)
+    path = film(tmp_path / "film.mp4", [large] * 2, codec=codec, options=quick)
     with reader(path, decode="all") as grabber:
         assert difference(grabber.frame(fresh=True), SCENES[0]) < ALIKE
         print(f"{codec}, 3840×2160: {grabber.status('VmHWM') / 1024:.0f} MiB resident at most")
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    path = film(tmp_path / "film.mp4", [SCENES[0].resize((7680, 4320))] * 2, options={"preset": "ultrafast"})
-    with reader(path, decode_memory_bytes=100 << 20) as grabber:
+    path = film(tmp_path / "film.mp4", [SCENES[0].resize((3840, 2160))] * 2, options={"preset": "ultrafast"})
+    with reader(path, decode_memory_bytes=60 << 20) as grabber:
         assert "needs more memory than" in grabber.problem()
 
 
@@ -238,17 +250,44 @@ def test_a_server_that_was_killed_is_noticed_and_read_again_when_it_is_back(tmp_
         print(f"a picture again {time.monotonic() - started_s:.2f} s after the server was back")
 
 
+def test_what_a_bad_line_makes_of_a_stream_is_not_shown(tmp_path: Path) -> None:
+    # a picture that fills many packets, and changes all the time: nothing in it is said twice
+    noise = [Image.effect_noise((640, 480), 60).convert("RGB") for _ in range(2)]
+    with RtspServer(tmp_path) as camera, BadLine(camera.port) as line:
+        camera.show(noise[0])
+        with reader(line.url, read_timeout_s=3.0) as grabber:
+            good = grabber.frame_like(noise[0], alike=NOISY)
+            line.spoils = True
+            spoilt_s = time.monotonic()
+            while isinstance(answer := grabber.next(fresh=True), Frame):  # it may have been on its way
+                assert difference(answer, noise[0]) < NOISY
+                assert answer.captured_at_s < good.captured_at_s + 3.0
+            assert answer.reason.startswith("no whole picture for")
+            print(f"given up after {time.monotonic() - spoilt_s:.2f} s")
+        line.spoils = False
+        with reader(line.url) as grabber:
+            camera.show(noise[1])
+            grabber.frame_like(noise[1], alike=NOISY)
+            line.spoils = True
+            time.sleep(0.5)
+            line.spoils = False
+            spoilt_s = time.time()
+            while grabber.frame(fresh=True).captured_at_s < spoilt_s:
+                pass
+            print(f"good pictures again {time.time() - spoilt_s:.2f} s after the line was")
+
+
 def test_a_stream_that_stands_still(tmp_path: Path) -> None:
     with RtspServer(tmp_path) as camera:
         camera.show(SCENES[0])
         with reader(camera.url, read_timeout_s=2.0) as grabber:
             grabber.frame_like(SCENES[0])
             camera.process.send_signal(signal.SIGSTOP)
-            stopped_s = time.monotonic()
-            assert grabber.problem().startswith(
-                (f"nothing came from {camera.url} for 2 s", f"{camera.url} did not answer")
-            )
-            print(f"noticed after {time.monotonic() - stopped_s:.2f} s")
+            stopped_s = time.time()
+            while isinstance(answer := grabber.next(fresh=True), Frame):
+                assert answer.captured_at_s < stopped_s + 1.0  # not when FFmpeg gave it up
+            assert answer.reason == f"nothing came from {camera.url} for 2 s (read_timeout_s)"
+            print(f"noticed after {time.time() - stopped_s:.2f} s")
         with reader(camera.url, open_timeout_s=1.0) as grabber:
             assert grabber.problem().startswith(f"{camera.url} did not answer")
 
