@@ -32,8 +32,6 @@ def in_words(error: Exception) -> str:
         return memory_in_words()
     if isinstance(error, av.error.InvalidDataError):
         return "what comes from there is no video that FFmpeg knows"
-    if isinstance(error, av.error.DecoderNotFoundError | ValueError):
-        return "its video codec is not known to this FFmpeg; H.264, H.265 and MJPEG are"
     if isinstance(error, av.error.DemuxerNotFoundError | av.error.OptionNotFoundError):
         return "this FFmpeg was built without what is needed to read it"
     text = getattr(error, "strerror", None)

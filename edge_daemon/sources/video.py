@@ -164,6 +164,8 @@ class VideoSource:
             stream = next(iter(container.streams.video), None)
             if stream is None:
                 ended = "there is no video in it"
+            elif stream.codec_context is None:
+                ended = "its video codec is not known to this FFmpeg; H.264, H.265 and MJPEG are"
             else:
                 self._read_stream(container, stream)
                 ended = self._camera.why(None)
