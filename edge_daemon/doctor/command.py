@@ -198,7 +198,7 @@ def write_report(path: Path, findings: Sequence[Finding], code: int, hiding: Hid
     lines = [f"edge-daemon {__version__} doctor, exit status {code}", platform.platform(), ""]
     lines += [screen.in_words(clean(finding, hiding, for_all=True)) for finding in findings]
     try:
-        path.write_text("\n".join([*map(hiding.all_in, lines), screen.summary(findings), ""]), encoding="utf-8")
+        path.write_text("\n".join([*lines, screen.summary(findings), ""]), encoding="utf-8")
     except OSError as error:
         raise UnavailableError(f"{path}: the report cannot be written: {error.strerror}") from error
 

@@ -39,7 +39,10 @@ def change(path: Path, key: tuple[str, ...], value: str) -> str:
     shutil.copy2(path, fresh)
     try:
         fresh.write_text("".join(lines), encoding="utf-8")
-        if _without(config.load(fresh).model_dump(), key) != _without(before.model_dump(), key) or changed in line:
+        if (
+            _without(config.load(fresh).model_dump(), key) != _without(before.model_dump(), key)
+            or changed == line[start:]
+        ):
             raise ConfigError(f"{path}:{place.line}: {'.'.join(key)} is written in an unusual way: change it by hand")
         status = path.stat()
         shutil.copy2(path, path.with_name(path.name + KEPT))

@@ -33,7 +33,7 @@ from edge_daemon.topics import Topics
 from tests.conftest import missing
 from tests.integration.authority import Authority
 from tests.integration.hub import COMMIT, REPOSITORY, Hub
-from tests.integration.listening import Listener, mosquitto
+from tests.integration.listening import LONG_S, Listener, mosquitto
 
 ROOT = Path(__file__).parents[2]
 NOBODY = Account("nobody", 65534, frozenset())
@@ -84,15 +84,25 @@ def passwords(tmp_path: Path, acl: str = "") -> Iterator[int]:
 # ---- the broker -----------------------------------------------------------------------------------------
 
 
+def heard(listener: Listener, count: int) -> list[tuple[str, bytes, bool]]:
+    """What a subscriber gets, when it has got so much."""
+    end_s = time.monotonic() + LONG_S
+    while len(listener.heard) < count and time.monotonic() < end_s:
+        time.sleep(0.01)
+    listener.stop()
+    return listener.heard
+
+
 def test_a_broker_where_all_is_well_and_that_hears_nothing_of_it(tmp_path: Path, broker: Broker) -> None:
     listener = Listener(broker.port)
     found = examined(tmp_path, broker.port, image_kib=100)
-    listener.stop()
     assert states(found) == ALL_WELL
     assert "MQTT 5" in found["broker.login"].what
     assert found["broker.size"].what == "a message of 100 KiB is taken"
-    assert {topic for topic, _, _ in listener.heard} == {"edge-daemon/porch-pi/response/doctor"}
+    assert {topic for topic, _, _ in heard(listener, 2)} == {"edge-daemon/porch-pi/response/doctor"}
+    later = Listener(broker.port)
     assert states(examined(tmp_path, broker.port, protocol="3.1.1")) == ALL_WELL
+    assert [retained for _, _, retained in heard(later, 2)] == [False, False]
 
 
 def test_no_name_no_port_no_broker(tmp_path: Path) -> None:
@@ -117,6 +127,25 @@ def test_something_else_listens(tmp_path: Path) -> None:
         found = examined(tmp_path, server.getsockname()[1])
     assert states(found) == {"name": "ok", "port": "ok", "login": "problem"}
     assert "does not answer as a broker does" in found["broker.login"].what
+
+
+def test_a_broker_that_speaks_only_the_older_mqtt(tmp_path: Path) -> None:
+    """It says so, and then hangs up when we subscribe."""
+
+    def talk(server: socket.socket) -> None:
+        for answer in (b"", b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x00"):
+            connection, _ = server.accept()
+            with connection:
+                if answer:
+                    connection.recv(256)
+                    connection.sendall(answer)
+                    connection.recv(256)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=talk, args=(server,), daemon=True).start()
+        found = examined(tmp_path, server.getsockname()[1])
+    assert found["broker.login"].what == "taken without a login, MQTT 3.1.1"
+    assert found["broker.listen"].what == "the broker closes the connection when we subscribe to commands"
 
 
 def test_logins(tmp_path: Path) -> None:
@@ -147,6 +176,22 @@ def test_access_lists(tmp_path: Path) -> None:
         "alone": "ok",
     }
     assert "Not authorized" in found["broker.write"].what
+
+
+def test_a_broker_that_does_not_let_us_listen(tmp_path: Path) -> None:
+    """Mosquitto's own access lists grant every subscription; its other plugin does not."""
+    plugin = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
+    if plugin is None:
+        missing("mosquitto_dynamic_security.so")
+    access = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
+    (tmp_path / "dynamic.json").write_text(json.dumps({"defaultACLAccess": access, "clients": [], "roles": []}))
+    (tmp_path / "dynamic.json").chmod(0o600)
+    settings = f"plugin {plugin}\nplugin_opt_config_file {tmp_path / 'dynamic.json'}"
+    with mosquitto(tmp_path, settings) as port:
+        found = examined(tmp_path, port)
+    assert states(found) == ALL_WELL | {"listen": "warning"}
+    assert "may not listen to edge-daemon/porch-pi/request/+, " in found["broker.listen"].what
+    assert "availability" not in found["broker.listen"].what, "nobody needs that one"
 
 
 def test_messages_that_are_too_large(tmp_path: Path) -> None:
@@ -193,27 +238,31 @@ def test_encryption(tmp_path: Path) -> None:
 
 
 @contextmanager
-def namesake(port: int, client_id: str) -> Iterator[None]:
-    """Another machine with our name, that comes back at once."""
+def namesake(port: int, client_id: str) -> Iterator[list[str]]:
+    """Another machine with our name, that comes back at once; what befalls it."""
+    fate: list[str] = []
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
     client.reconnect_delay_set(1, 1)
+    client.on_disconnect = lambda *_: fate.append("thrown out")
     client.connect("127.0.0.1", port)
     client.loop_start()
     try:
-        yield
+        yield fate
     finally:
         client.disconnect()
         client.loop_stop()
 
 
 def test_another_client_with_our_name(tmp_path: Path, broker: Broker) -> None:
-    with namesake(broker.port, "shared"):
+    with namesake(broker.port, "shared") as fate:
         time.sleep(0.2)
         found = examined(tmp_path, broker.port, alone_s=60.0, client_id="shared")
         assert states(found)["alone"] == "problem"
         assert "another client has our name" in found["broker.alone"].what
+        befell = len(fate)
         as_guest = examined(tmp_path, broker.port, client_id="shared", service_pid=1)
-        assert states(as_guest)["alone"] == "skipped", "beside the running service we have another name"
+        assert states(as_guest)["alone"] == "skipped"
+        assert len(fate) == befell > 0, "beside the running service we have another name"
         assert "under another client id" in as_guest["broker.login"].what
 
 

@@ -391,6 +391,12 @@ def test_states_of_the_unit(changes: dict[str, str], state: str, words: str) -> 
     assert words in found.what
 
 
+def test_a_unit_that_gave_up_on_its_configuration_says_so() -> None:
+    ended = unit.parsed(RUNNING) | {"ActiveState": "failed", "SubState": "failed"}
+    assert "the configuration is wrong" in unit.state(ended | {"ExecMainStatus": "78"}).meaning
+    assert "the configuration is wrong" not in unit.state(ended | {"ExecMainStatus": "1"}).meaning
+
+
 def test_the_journal() -> None:
     assert unit.journal("-- No entries --\n").state == "ok"
     found = unit.journal("\n".join(f"line {number}" for number in range(9)))

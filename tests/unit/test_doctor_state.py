@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,9 +310,15 @@ def test_folders(tmp_path: Path) -> None:
     assert source(tmp_path, type="folder", path=inbox).what == f"folder {inbox}, 1 entries"
     assert source(tmp_path, type="folder", path=inbox, enabled=False).state == "skipped"
     inbox.chmod(0o700)
-    tmp_path.chmod(0o755)
     closed = next(place for place in (*reversed(inbox.parents), inbox) if not STRANGER.may(place.stat(), 1))
     assert source(tmp_path, STRANGER, type="folder", path=inbox).what == f"stranger may not read {closed}"
+
+
+@pytest.mark.parametrize(("mode", "is_open"), [(0o744, False), (0o711, False), (0o755, True)])
+def test_a_folder_has_to_be_listed_and_entered(mode: int, is_open: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path, which is below a directory that is closed to others
+        Path(name).chmod(mode)
+        assert sources.closed_to(Path(name), STRANGER) == (None if is_open else Path(name))
 
 
 @pytest.mark.parametrize(
