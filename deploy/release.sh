@@ -278,7 +278,7 @@ switch_to() {
   activate "$OPT/$before"
   ln -sfn "${dir##*/}" "$OPT/previous"
   for unit in $units; do
-    start_and_wait "$unit" || say "$unit is not well with $before either: journalctl -u $unit"
+    READY_WITHIN_S=900 start_and_wait "$unit" || say "$unit is not well with $before either: journalctl -u $unit"
   done
   return 1
 }
