@@ -83,8 +83,8 @@ class Scene:
         self._noise: list[float] = [_NOISE_AT_FIRST] * CELLS
         self._learned = 0
         self._rest_before: Cells = ()
-        self._sums_before: tuple[Light, Cells] | None = None
-        """The light and the 7×7 sums of the last look at which nothing had changed, since the reference."""
+        self._calm: tuple[Light, bytes] | None = None
+        """The light and the picture of the last look at which nothing had changed, since the reference."""
         self._looked_s: float | None = None
         self._seen = b""
         self.change_rules(counted, sensitivity)
@@ -92,6 +92,7 @@ class Scene:
     def change_rules(self, counted: Collection[int], sensitivity: int) -> None:
         """Which cells count, and how small a change."""
         self._counted = sorted(counted)
+        self._ignored = sorted(set(range(CELLS)).difference(counted))
         self._contrast = CONTRAST[sensitivity - 1]
         # In a small region what happens is small.
         self._known_limits: list[float] = []
@@ -104,7 +105,7 @@ class Scene:
         self._reference_is_flat = _is_flat(thumbnail)
         # Under this reference nothing is left of the frame itself; of another one it is not known what is.
         self._rest_before = [0.0] * CELLS if thumbnail == self._seen else ()
-        self._sums_before = None
+        self._calm = None
 
     def look(self, thumbnail: bytes, now_s: float) -> Verdict:
         """What has become of the scene since the reference; any scene is a change from none."""
@@ -130,48 +131,53 @@ class Scene:
         gain, offset = light
         lit = [gain * cell + offset for cell in self._reference]
         expected = [0.0 if cell < 0.0 else 255.0 if cell > 255.0 else cell for cell in lit]
-        sums = _sums(thumbnail)
-        rest = _rest(thumbnail, expected, sums, _sums(expected), _COUNTS)
+        trusted = self._without_strangers(thumbnail, expected)
+        means = _Means(trusted)
+        rest = means.rest(thumbnail, expected)
         limits = self._limits()
-        changed = self._has_new_structure(thumbnail, expected, rest, limits)
-        changed = changed or self._has_jumped(sums, light, expected)
+        changed = self._has_new_structure(thumbnail, expected, rest, limits, trusted)
+        changed = changed or self._has_jumped(thumbnail, light, expected, means)
         self._learn_noise(rest)
         if changed:
             return "change"
-        self._sums_before = (light, sums)
+        self._calm = (light, thumbnail)
         self._follow(thumbnail, light, passed_s)
         difference = sum(abs(thumbnail[cell] - self._published[cell]) for cell in self._counted)
         return "light" if difference > LIGHT * len(self._counted) else "unchanged"
 
-    def _has_new_structure(self, thumbnail: bytes, expected: Cells, rest: Cells, limits: Cells) -> bool:
+    def _without_strangers(self, thumbnail: bytes, expected: Cells) -> list[float]:
+        """1 for the cells that have a say in what light there is; 0 where something else is, and nobody cares."""
+        trusted = [1.0] * CELLS
+        for cell in self._ignored:
+            if abs(thumbnail[cell] - expected[cell]) > self._contrast:
+                trusted[cell] = 0.0
+        return trusted
+
+    def _has_new_structure(
+        self, thumbnail: bytes, expected: Cells, rest: Cells, limits: Cells, trusted: list[float]
+    ) -> bool:
         suspects = [cell for cell in self._counted if 2 * abs(rest[cell]) > limits[cell]]
         if len(suspects) < self._area:
             return False
-        trusted = [1.0] * CELLS
         for cell in suspects:
             trusted[cell] = 0.0
-        sums, expected_sums = (_sums(list(map(mul, trusted, cells)), _WIDER) for cells in (thumbnail, expected))
-        rest = _rest(thumbnail, expected, sums, expected_sums, _sums(trusted, _WIDER))
+        rest = _Means(trusted, _WIDER).rest(thumbnail, expected)
         changed = {cell for cell in self._counted if abs(rest[cell]) > limits[cell]}
         return _touching(changed, self._area)
 
-    def _has_jumped(self, sums: Cells, light: Light, expected: Cells) -> bool:
+    def _has_jumped(self, thumbnail: bytes, light: Light, expected: Cells, means: _Means) -> bool:
         """Whether soft light has come or gone at once, and not everywhere."""
-        gain, offset = light
-        if self._sums_before is None:
-            before = _sums(expected)
-        else:
-            (gain_before, offset_before), sums_before = self._sums_before
-            scale = gain / gain_before
-            shift = offset - scale * offset_before
-            before = [scale * total + shift * count for total, count in zip(sums_before, _COUNTS, strict=True)]
+        gain, shift, before = 1.0, 0.0, expected
+        if self._calm is not None:
+            (gain_before, offset_before), before = self._calm
+            gain = light[0] / gain_before
+            shift = light[1] - gain * offset_before
+        differences = means.sums([now - gain * was - shift for now, was in zip(thumbnail, before, strict=True)])
         jump = JUMP * self._contrast
-        cells = 0
-        for cell in self._counted:
-            count = _COUNTS[cell]
-            was = before[cell]
-            # Where exposure has cut off the bright or the dark, the fit says nothing.
-            cells += abs(sums[cell] - was) > jump * count and 25 * count < was < 235 * count
+        # Where exposure has cut off the bright or the dark, the fit says nothing.
+        cells = sum(
+            abs(differences[cell]) > jump * means.counts[cell] and 25 < expected[cell] < 235 for cell in self._counted
+        )
         return cells >= JUMP_AREAS * self._area
 
     def _follow(self, thumbnail: bytes, light: Light, passed_s: float) -> None:
@@ -227,12 +233,27 @@ def _sums(cells: Cells, radius: int = _RADIUS) -> list[float]:
     return sums
 
 
-def _rest(seen: Cells, expected: Cells, sums: Cells, expected_sums: Cells, counts: Cells) -> list[float]:
-    """What is left of each cell's difference when soft light is taken out; 5 more levels keep the dark quiet."""
-    return [
-        cell - wanted * ((total + 5 * count) / (expected_total + 5 * count) if count >= _LEAST_KNOWN else 1.0)
-        for cell, wanted, total, expected_total, count in zip(seen, expected, sums, expected_sums, counts, strict=True)
-    ]
+class _Means:
+    """The mean around each cell, of those cells that are trusted."""
+
+    def __init__(self, trusted: Cells, radius: int = _RADIUS) -> None:
+        self._radius = radius
+        self._trusted = trusted if 0.0 in trusted else None
+        self.counts = _COUNTS if radius == _RADIUS and self._trusted is None else _sums(trusted, radius)
+        """Of how many cells each is."""
+
+    def sums(self, cells: Cells) -> Cells:
+        """The means, times `counts`."""
+        return _sums(cells if self._trusted is None else list(map(mul, self._trusted, cells)), self._radius)
+
+    def rest(self, seen: Cells, expected: Cells) -> list[float]:
+        """What is left of each cell's difference without soft light; 5 more levels keep the dark quiet."""
+        sums = zip(self.sums(seen), self.sums(expected), self.counts, strict=True)
+        factors = [
+            (total + 5 * count) / (expected_total + 5 * count) if count >= _LEAST_KNOWN else 1.0
+            for total, expected_total, count in sums
+        ]
+        return list(map(sub, seen, map(mul, expected, factors)))
 
 
 def _is_flat(thumbnail: bytes) -> bool:

@@ -240,6 +240,14 @@ def test_regions_and_ignored_areas() -> None:
     assert why(gap, wall(thing=(3, 3, 6, 6, 220)), 1.0) == "change"
 
 
+@pytest.mark.parametrize("level", [0, 20, 200, 255])
+@pytest.mark.parametrize("wide", [2, 4, 8])
+def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: int) -> None:
+    gate = opened(ignore=[[0, 0, 0.5, 1]])
+    assert not why(gate, wall(bus=(16 - wide, 4, 16, 28, level)), 1.0).startswith("change")
+    assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
+
+
 def test_more_sensitive_is_never_blinder() -> None:
     things = [wall(thing=(8, 8, 8 + side, 8 + side, 90 + tone)) for side in (1, 2, 4, 7) for tone in (8, 20, 60)]
     seen = []

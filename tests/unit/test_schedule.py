@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_daemon.schedule import DAY_MIN, DAYS, Span, covered, days_of, minute_of
@@ -66,6 +66,7 @@ span = st.builds(
 ).filter(lambda made: made.from_min != made.to_min)
 
 
+@settings(max_examples=20)
 @given(span)
 def test_in_a_week_it_is_covered_for_as_long_as_it_says(made: Span) -> None:
     minutes = sum(made.covers(MONDAY + timedelta(minutes=minute)) for minute in range(7 * DAY_MIN))
