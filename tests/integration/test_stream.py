@@ -166,8 +166,8 @@ def test_4k_fits_into_the_memory(tmp_path: Path, codec: str) -> None:
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    path = film(tmp_path / "film.mp4", [SCENES[0].resize((3840, 2160))] * 2, options={"preset": "ultrafast"})
-    with reader(path, decode_memory_bytes=60 << 20) as grabber:
+    path = film(tmp_path / "film.mp4", [SCENES[0].resize((5760, 3240))] * 2, options={"preset": "ultrafast"})
+    with reader(path, decode_memory_bytes=80 << 20) as grabber:
         assert "needs more memory than" in grabber.problem()
 
 
