@@ -7,7 +7,6 @@ what came and went in between is lost.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,8 +37,6 @@ class Gate:
     """The gate of one camera."""
 
     def __init__(self, rules: GateConfig, interval_s: float) -> None:
-        self.skipped: Counter[str] = Counter(dict.fromkeys(SKIPPED, 0))
-        """How many frames did not pass, by the reason."""
         self._rules, self._interval_s = rules, interval_s
         self._spans = _spans(rules)
         self._scene = Scene(rules.cells, rules.sensitivity)
@@ -56,17 +53,6 @@ class Gate:
 
     def judge(self, thumbnail: bytes, now_s: float, local: datetime) -> Verdict:
         """What becomes of a frame; `now_s` is monotonic, `local` is what the clock on the wall shows."""
-        verdict = self._judge(thumbnail, now_s, local)
-        if not verdict.passes:
-            self.skipped[verdict.why] += 1
-        return verdict
-
-    def published(self, thumbnail: bytes, now_s: float) -> None:
-        """A result of this frame went out, whoever asked for it: what comes is compared with it."""
-        self._scene.refer(thumbnail)
-        self._published_s = now_s
-
-    def _judge(self, thumbnail: bytes, now_s: float, local: datetime) -> Verdict:
         if not self._is_due(now_s):
             return Verdict(False, "interval")
         schedule, quiet_hours = self._spans
@@ -84,6 +70,11 @@ class Gate:
         if since_s is not None and since_s >= self._rules.heartbeat_s > 0 and not cooling:
             return Verdict(True, "heartbeat")
         return Verdict(False, seen)
+
+    def published(self, thumbnail: bytes, now_s: float) -> None:
+        """A result of this frame went out, whoever asked for it: what comes is compared with it."""
+        self._scene.refer(thumbnail)
+        self._published_s = now_s
 
     def _is_due(self, now_s: float) -> bool:
         """Whether the interval is over. Its times are fixed, so that early frames do not make it shorter."""

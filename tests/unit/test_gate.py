@@ -70,7 +70,6 @@ def test_frames_are_looked_at_once_an_interval() -> None:
     verdicts = [why(gate, wall(), tenth / 10) for tenth in range(1, 41)]
     assert verdicts.count("not: unchanged") == 4
     assert verdicts.count("not: interval") == 36
-    assert {name: number for name, number in gate.skipped.items() if number} == {"interval": 36, "unchanged": 4}
 
 
 @given(st.lists(st.floats(0.96, 1.04), min_size=50, max_size=50))
@@ -156,7 +155,6 @@ def test_new_rules_forget_nothing() -> None:
     assert why(gate, wall(**SOMEBODY), 0.4) == "not: cooldown"
     gate.change_rules(GateConfig(cooldown_s=0, ignore=[[0.25, 0.25, 0.6, 0.9]]), 1.0)  # type: ignore[arg-type,list-item]
     assert why(gate, wall(**SOMEBODY), 2.0) == "not: unchanged"
-    assert sum(gate.skipped.values()) == 3
 
 
 # ---- what is a change -----------------------------------------------------------------------------------
@@ -264,9 +262,10 @@ def test_any_thumbnail_is_judged(frames: list[bytes | int]) -> None:
     gate = opened(heartbeat_s=3)
     for second, frame in enumerate(frames, 1):
         thumbnail = bytes([frame]) * CELLS if isinstance(frame, int) else frame
-        if not why(gate, thumbnail, float(second)).startswith("not"):
+        verdict = why(gate, thumbnail, float(second))
+        assert verdict.removeprefix("not: ") in (SKIPPED if verdict.startswith("not: ") else PASSED)
+        if verdict in PASSED:
             gate.published(thumbnail, float(second))
-    assert set(gate.skipped) == set(SKIPPED)
 
 
 # ---- an hour on the porch -------------------------------------------------------------------------------
