@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon import memory, models, needs, rehearsal, variant
+from edge_daemon.config import default_state_dir
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped
 from edge_daemon.doctor.subject import Subject
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
@@ -42,7 +43,7 @@ def look(subject: Subject) -> Iterator[Finding]:
         return
     size_mib = look_at(directory).size_bytes / MIB
     yield ok("model", f"{subject.config.model.name}: {size_mib:.0f} MiB in {directory}")
-    yield verified(directory, subject.config.model.name)
+    yield verified(directory, subject.config.model.name, subject.state_dir)
     if subject.service_pid is not None:
         yield skipped("model.memory", f"the service (process {subject.service_pid}) has it in memory now")
         return
@@ -70,7 +71,7 @@ def absent(subject: Subject, why: str) -> Finding:
     meaning = "The service ends at its start with exit status 78 and is not started again."
     if known is None:
         return problem("model", why, meaning, "edge-daemon model list")
-    pull = f"sudo edge-daemon model pull {known.name}"
+    pull = f"{store_command(subject.state_dir)} pull {known.name}"
     incomplete = (subject.state_dir / "models" / known.name).exists()
     parts = {path for file in known.files for path in parts_of(file)}  # several files may be of one repository
     if parts:
@@ -79,6 +80,12 @@ def absent(subject: Subject, why: str) -> Finding:
     if incomplete:
         pull += " --replace"
     return problem("model", why, meaning, pull, _pull(subject, known, incomplete) if parts or incomplete else None)
+
+
+def store_command(state_dir: Path) -> str:
+    """How the model store of this state directory is told something: it knows no configuration."""
+    place = "" if state_dir == default_state_dir() else f"EDGE_DAEMON_STATE_DIR={state_dir} "
+    return f"sudo {place}edge-daemon model"
 
 
 def parts_of(file: RemoteFile) -> list[Path]:
@@ -103,10 +110,10 @@ def _pull(subject: Subject, known: Artefact, replace: bool) -> Fix:
         return f"{known.name} is in {directory}"
 
     what = f"fetch what is missing of {known.name} and import it; this takes minutes"
-    return Fix(what, f"sudo edge-daemon model remove {known.name}", do)
+    return Fix(what, f"{store_command(subject.state_dir)} remove {known.name}", do)
 
 
-def verified(directory: Path, name: str) -> Finding:
+def verified(directory: Path, name: str, state_dir: Path) -> Finding:
     """Every file as it was when it was imported."""
     files = look_at(directory).provenance.get("files")
     if name in BUILT_IN:
@@ -120,7 +127,7 @@ def verified(directory: Path, name: str) -> Finding:
         "model.files",
         f"not as at the import: {', '.join(str(directory / file) for file in changed)}",
         "A damaged model says anything at all, or ends its process. If nobody changed it, the card or disk is failing.",
-        f"sudo edge-daemon model pull {name} --replace",
+        f"{store_command(state_dir)} pull {name} --replace",
     )
 
 

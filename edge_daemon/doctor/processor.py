@@ -77,9 +77,9 @@ def in_words(there: Features) -> str:
     lacks = [name for found, name in pairs if not found]
     words = [f"has {', '.join(has)}"] if has else []
     words += [f"lacks {', '.join(lacks)}"] if lacks else []
-    int8 = "int8 is much faster than float32" if there.dot_product else "int8 saves memory, and less time"
+    int8 = "int8 is computed with the dot product" if there.dot_product else "int8 saves memory, perhaps no time"
     old = "; ARMv8.0, as in a Raspberry Pi 4: torch up to 2.9 only" if there.old_arm else ""
-    return f"{'; '.join(words)}: {int8}; float32 is always right{old}"
+    return f"{'; '.join(words)}: {int8}; float32 is exact everywhere{old}"
 
 
 def precision(wanted: str, device: str, there: Features) -> Finding:

@@ -28,15 +28,19 @@ def in_words(finding: Finding, width: int = 100, marks: dict[State, str] = MARKS
 
 
 def _wrapped(first: str, text: str, width: int) -> list[str]:
-    """Wrapped; paths, addresses and topics stay whole."""
-    return textwrap.wrap(
-        " ".join(text.split()),
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [first.rstrip()]
+    """Wrapped; lines of their own, paths, addresses and topics stay."""
+    wrapped: list[str] = []
+    for line in text.splitlines() or [""]:
+        indent = " " * len(first) if wrapped else first
+        wrapped += textwrap.wrap(
+            line,
+            width,
+            initial_indent=indent,
+            subsequent_indent=" " * len(first),
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [indent.rstrip()]
+    return wrapped
 
 
 def summary(findings: Iterable[Finding]) -> str:

@@ -84,9 +84,12 @@ def journal(text: str) -> Finding:
     lines = [line for line in text.splitlines() if not line.startswith("-- ")]
     if not lines:
         return ok("journal", "no warnings and errors")
-    said = " ¶ ".join(lines[-LINES:])
+    said = "\n".join(lines[-LINES:])
     return warning(
-        "journal", f"the last of {NAME}: {said}", "The service's own words.", f"journalctl -u {NAME} -p warning"
+        "journal",
+        f"the last warnings of {NAME}:\n{said}",
+        "The service's own words.",
+        f"journalctl -u {NAME} -p warning",
     )
 
 

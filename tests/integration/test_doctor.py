@@ -324,7 +324,7 @@ def test_a_download_that_was_cut_is_told_of_and_goes_on(tmp_path: Path) -> None:
         hub.answers.files = contents
         absent = run(hub.endpoint)
         assert (absent["state"], absent["fix"]) == ("problem", None)
-        assert absent["command"] == "sudo edge-daemon model pull small"
+        assert absent["command"].endswith("edge-daemon model pull small")
         blobs.mkdir(parents=True)
         weights = contents["model.safetensors"]
         (blobs / f"{hashlib.sha256(weights).hexdigest()}{PART}").write_bytes(weights[: 4 << 20])

@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import pytest
 
+from edge_daemon import subcommand
 from edge_daemon.clock import Clock
-from edge_daemon.doctor import board, capacity, disk, packages, processor, screen, unit, warmth
+from edge_daemon.doctor import board, capacity, command, disk, packages, processor, screen, unit, warmth
 from edge_daemon.doctor.checkup import Check, examine
 from edge_daemon.doctor.finding import Finding, exit_code, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Account, Places, Subject, Unit, account_of
@@ -78,6 +79,21 @@ def test_a_check_that_fails_in_itself_is_told_of(subject: Subject) -> None:
     (found,) = examine(Check("odd", "something odd", 60.0, look), subject)
     assert found.state == "warning"
     assert "failed in itself (KeyError: 'oops')" in found.what
+
+
+def test_a_configuration_that_nobody_named_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", str(tmp_path / "config.yaml"))
+    assert command.configuration(tmp_path / "config.yaml")[0].state == "warning"
+    assert command.configuration(tmp_path / "other.yaml")[0].state == "problem"
+
+
+def test_lines_stay_lines() -> None:
+    assert screen.in_words(ok("journal", "last:\na b\n\nc"), 40).splitlines() == [
+        "✓ journal         last:",
+        "                  a b",
+        "",
+        "                  c",
+    ]
 
 
 def test_what_only_root_may_see_is_skipped(subject: Subject) -> None:
@@ -402,7 +418,7 @@ def test_the_journal() -> None:
     found = unit.journal("\n".join(f"line {number}" for number in range(9)))
     assert (found.state, found.what) == (
         "warning",
-        "the last of edge-daemon: line 4 ¶ line 5 ¶ line 6 ¶ line 7 ¶ line 8",
+        "the last warnings of edge-daemon:\nline 4\nline 5\nline 6\nline 7\nline 8",
     )
 
 

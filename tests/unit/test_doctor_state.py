@@ -25,6 +25,7 @@ from edge_daemon.doctor import hiding, model, processor, sources, state, yaml_ch
 from edge_daemon.doctor.finding import Finding
 from edge_daemon.doctor.subject import Account, Subject, Unit, lock_holder
 from edge_daemon.errors import ConfigError, UnavailableError
+from edge_daemon.models.catalogue import CATALOGUE
 from edge_daemon.models.store import LOCK, STAGING
 from edge_daemon.moondream.threads import cores_here
 from edge_daemon.outbox import Outbox
@@ -224,6 +225,16 @@ def test_a_model_that_is_not_here(tmp_path: Path, place: Path) -> None:
     assert found.state == "skipped"
 
 
+def test_how_a_model_is_fetched_for_another_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_DAEMON_STATE_DIR", str(tmp_path / "state"))
+    examined = subject(tmp_path, settings(tmp_path, model={"name": "moondream-0.5b"}))
+    here = replace(examined, catalogue=CATALOGUE)
+    elsewhere = replace(here, state_dir=tmp_path / "else")
+    assert [found.command for found in model.look(here)] == ["sudo edge-daemon model pull moondream-0.5b"]
+    (found,) = model.look(elsewhere)
+    assert found.command == f"sudo EDGE_DAEMON_STATE_DIR={tmp_path / 'else'} edge-daemon model pull moondream-0.5b"
+
+
 def test_a_model_that_changed(tmp_path: Path, place: Path) -> None:
     import json
 
@@ -339,6 +350,12 @@ def test_the_directory_of_a_dynamic_user(tmp_path: Path, place: Path) -> None:
     """That user does not exist while the service is stopped: its files seem to be nobody's."""
     examined = replace(subject(tmp_path, None, STRANGER), unit=Unit({"LoadState": "loaded", "DynamicUser": "yes"}))
     assert {f.id: f.state for f in state.look(examined)} == {"state": "skipped", "locks": "ok", "outbox": "ok"}
+
+
+def test_what_is_attached(tmp_path: Path) -> None:
+    assert sources.cameras(tmp_path).what == "none by USB"
+    (tmp_path / "video0").write_text("")
+    assert f"not asked: {tmp_path / 'video0'}: Inappropriate ioctl" in sources.cameras(tmp_path).what
 
 
 def test_usb_cameras(tmp_path: Path) -> None:
