@@ -6,10 +6,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edge_daemon.doctor.finding import Finding, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,20 @@ def examine(check: Check, subject: Subject) -> Iterator[Finding]:
                 "Nothing is known about it. Please report this as a bug, with the file of --report.",
             )
         return
+
+
+def within(deadline_s: float, work: Callable[[], T]) -> T:
+    """What comes of it. Raises TimeoutError when nothing does, and whatever it raises itself."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001  handed over to who waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(deadline_s)
 
 
 def _look(check: Check, subject: Subject, answers: queue.SimpleQueue[Finding | _Over]) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edge_daemon.doctor.subject import CaptionWish, Subject
 
 WIDTH = 100
+READ_S = 20.0
+"""For a file that may lie on a network."""
 NOT_YET = "there is none yet: only the machine is looked at"
 
 
@@ -78,12 +80,15 @@ class Screen:
 def doctor(arguments: argparse.Namespace) -> int:
     """`edge-daemon doctor`."""
     from edge_daemon.doctor import screen as words
+    from edge_daemon.doctor.checkup import within
     from edge_daemon.doctor.hiding import hiding
 
     path = arguments.config
-    hidden = hiding(path)
+    try:
+        hidden, (first, config) = within(READ_S, lambda: (hiding(path), configuration(path)))
+    except TimeoutError:
+        raise UnavailableError(f"{path} could not be read within {READ_S:g} s: what it lies on hangs") from None
     screen = Screen(arguments.json, hidden)
-    first, config = configuration(path)
     findings = [clean(first, hidden)]
     screen.tell(findings[0])
     wish: CaptionWish = "yes" if arguments.caption else "no" if arguments.no_caption else "auto"
@@ -107,7 +112,7 @@ def configuration(path: Path) -> tuple[Finding, Config | None]:
     """The configuration, and what is wrong with it. One that nobody asked for need not be there."""
     from edge_daemon import config
 
-    if path == Path(subcommand.DEFAULT_CONFIG) and not path.exists():
+    if path == Path(subcommand.DEFAULT_CONFIG) and _is_absent(path):
         meaning = "Sources, broker and model are looked at when there is one."
         return warning(CONFIG_ID, f"{path}: {NOT_YET}", meaning, f"sudo install -D configs/folder.yaml {path}"), None
     try:
@@ -118,16 +123,31 @@ def configuration(path: Path) -> tuple[Finding, Config | None]:
     return ok(CONFIG_ID, f"{path}: sources {', '.join(settings.sources)}"), settings
 
 
+def _is_absent(path: Path) -> bool:
+    """Not so when we may not look."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def subject_of(path: Path, config: Config | None, caption: CaptionWish) -> Subject:
     """What there is to examine."""
     from edge_daemon.config import default_state_dir
     from edge_daemon.doctor import unit
+    from edge_daemon.doctor.checkup import within
     from edge_daemon.doctor.subject import Places, Subject, account_of, lock_holder
     from edge_daemon.models.catalogue import CATALOGUE
 
     places, state_dir = Places(), config.state_dir if config else default_state_dir()
     service = unit.read(places.run)
-    holder = lock_holder(state_dir / "outbox.db")
+    try:
+        holder = within(READ_S, lambda: lock_holder(state_dir / "outbox.db"))
+    except TimeoutError:  # the check of the state directory will say so
+        holder = None
     subject = Subject(path, config, state_dir, account_of(service), service, places, catalogue=CATALOGUE)
     return replace(subject, service_pid=service.pid if holder is None else holder, caption=caption)
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from edge_daemon import subcommand
+from edge_daemon import cli, subcommand
 from edge_daemon.clock import Clock
 from edge_daemon.doctor import board, capacity, command, disk, packages, processor, screen, unit, warmth
 from edge_daemon.doctor.checkup import Check, examine
@@ -85,6 +85,18 @@ def test_a_configuration_that_nobody_named_need_not_be_there(tmp_path: Path, mon
     monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", str(tmp_path / "config.yaml"))
     assert command.configuration(tmp_path / "config.yaml")[0].state == "warning"
     assert command.configuration(tmp_path / "other.yaml")[0].state == "problem"
+
+
+def test_a_configuration_that_cannot_be_read_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opening a pipe that nobody writes to waits for ever, as a network mount without its server does."""
+    os.mkfifo(tmp_path / "config.yaml")
+    monkeypatch.setattr(command, "READ_S", 0.2)
+    assert cli.main(["doctor", "-c", str(tmp_path / "config.yaml")]) == cli.UNAVAILABLE
+    assert "config.yaml could not be read within 0.2 s" in capsys.readouterr().err
+    writer = os.open(tmp_path / "config.yaml", os.O_WRONLY)  # let the thread go
+    os.close(writer)
 
 
 def test_lines_stay_lines() -> None:
