@@ -51,7 +51,7 @@ def change(path: Path, key: tuple[str, ...], value: str) -> str:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
-    return f"{path}:{place.line}: {changed.strip()}"
+    return f"{path}:{place.line}: {'.'.join(key)} is {value}"
 
 
 def _without(values: dict[str, Any], key: tuple[str, ...]) -> dict[str, Any]:
