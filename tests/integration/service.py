@@ -97,7 +97,7 @@ class Service:
     """`edge-daemon run`, on a folder unless told otherwise."""
 
     def __init__(self, directory: Path, port: int, **changes: Any) -> None:
-        """Write a configuration; `changes` replaces whole sections (`model`, `mqtt`, `sources`) or keys of the source."""
+        """Write a configuration; `changes` replaces sections (`model`, `mqtt`, `sources`) or keys of the source."""
         self.directory = directory
         self.inbox = directory / "inbox"
         self.inbox.mkdir()

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon import homeassistant
 from edge_daemon.config import Config
 from edge_daemon.device_classes import FOR_YES_NO, UNITS_FOR_NUMBER
 from edge_daemon.homeassistant import Facts, device_id, document, messages, platforms, removals

@@ -146,7 +146,17 @@ IMPORTERS: dict[str, set[str]] = {
     "av": {"sources"},
     "picamera2": {"sources"},
     "libcamera": {"sources"},
-    "argparse": {"cli", "model_commands", "source_commands", "unit_command", "subcommand", "worker", "demo", "bench", "doctor"},
+    "argparse": {
+        "cli",
+        "model_commands",
+        "source_commands",
+        "unit_command",
+        "subcommand",
+        "worker",
+        "demo",
+        "bench",
+        "doctor",
+    },
 }
 """Modules of ours and libraries that only these modules or packages may import, at the top or late."""
 NEVER_IN_THE_DAEMON = (
