@@ -13,7 +13,7 @@ STATE=/var/lib/edge-daemon
 UNITS=/etc/systemd/system
 SERVICE_USER=edge-daemon
 DONE=release.done           # in a release: it is whole
-NEEDED_DISK_MIB=2500        # PyTorch and all others, unpacked, twice for a moment
+NEEDED_DISK_MIB=2500        # of a release: 1500, and what is unpacked for a moment
 NEEDED_MEMORY_MIB=700       # the small model; the 0.5B is told about by `edge-daemon model list`
 READY_WITHIN_S=${READY_WITHIN_S:-900}   # as TimeoutStartSec in the unit
 STAYS_S=${STAYS_S:-5}       # a release that is ready has to stay so for this long
@@ -39,7 +39,7 @@ need_root() { [ "$(id -u)" = 0 ] || [ -n "$dry_run" ] || fail "this changes the 
 # --- is this a machine for it? -----------------------------------------------------------------------------------
 
 machine_is_fit() {
-  local memory_mib free_mib
+  local memory_mib
   [ "$(getconf LONG_BIT)" = 64 ] ||
     fail "a 64-bit system is needed: PyTorch has no build for 32-bit Raspberry Pi OS. Reinstall with the 64-bit image"
   case $(uname -m) in
@@ -51,12 +51,7 @@ machine_is_fit() {
     fail "$memory_mib MiB of memory: the service needs $NEEDED_MEMORY_MIB MiB with the smallest model"
   [ "$memory_mib" -ge 1700 ] ||
     say "$memory_mib MiB of memory: enough for the demo model, not for Moondream 0.5B (a board with 2 GB, in int8)"
-  free_mib=$(df --output=avail -m "$(nearest_directory "$OPT")" | tail -1)
-  [ -d "$OPT/current" ] || [ "$free_mib" -ge "$NEEDED_DISK_MIB" ] ||
-    fail "$((free_mib)) MiB are free for $OPT; $NEEDED_DISK_MIB MiB are needed (PyTorch alone takes 800)"
 }
-
-nearest_directory() { local d=$1; until [ -d "$d" ]; do d=$(dirname "$d"); done; echo "$d"; }
 
 # The system's Python, which the unit sees; one in a home it does not.
 usable_python() {
@@ -121,10 +116,15 @@ release_of() {
 
 # make_release ROOT DIR: the virtual environment, whole or not at all.
 make_release() {
-  local root=$1 dir=$2
+  local root=$1 dir=$2 free_mib
   [ ! -e "$dir/$DONE" ] || return 0
   rm -rf -- "$dir"
   mkdir -p "$OPT"
+  free_mib=$(df --output=avail -m "$OPT" | tail -1)
+  if [ "$free_mib" -lt "$NEEDED_DISK_MIB" ]; then
+    say "$((free_mib)) MiB are free for $OPT; $NEEDED_DISK_MIB MiB are needed (PyTorch alone takes 800)"
+    return 1
+  fi
   if ! fill_release "$root" "$dir"; then
     rm -rf -- "$dir"
     return 1

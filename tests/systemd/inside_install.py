@@ -1,9 +1,7 @@
-"""Proves install.sh, upgrade.sh, uninstall.sh and the Debian package on a fresh machine: run by test_install.py.
+"""Proves install.sh, upgrade.sh and uninstall.sh on a fresh machine: run by inside_package.py, before its own proofs.
 
-Inside run-in-systemd.sh, with Debian's mosquitto; as in inside_service.py each proof is one line of output, and begins
-where the one before it ends. The wheels are those of wheelhouse.py.
-
-    run-in-systemd.sh -- python -m tests.systemd.inside_install WHEELHOUSE
+As in inside_service.py each proof is one line of output, and begins where the one before it ends. The wheels are those
+of wheelhouse.py.
 """
 
 from __future__ import annotations
@@ -12,11 +10,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.integration.service import NODE, Subscriber, subscribed, wait_for
+import psutil
+
+from tests.integration.service import NODE, PATIENCE_S, Subscriber, wait_for
 from tests.systemd import wheelhouse
 from tests.systemd.inside_service import (
     BROKER_PORT,
@@ -25,7 +26,7 @@ from tests.systemd.inside_service import (
     INBOX,
     UNIT,
     Machine,
-    go_through,
+    journal,
     run,
     show,
 )
@@ -162,6 +163,14 @@ def again_changes_nothing(_: Machine) -> None:
     }
 
 
+def reloaded(_: Machine) -> None:
+    """`systemctl reload`: the same process reads the configuration again."""
+    before = show("MainPID")
+    run("systemctl", "reload", UNIT)
+    wait_for("the journal says so", lambda: "the configuration was read again" in journal())
+    assert (show("MainPID"), show("ActiveState")) == (before, "active")
+
+
 def confined(_: Machine) -> None:
     """A process in the unit reads no home, writes nothing but its state, and reaches nobody but the broker."""
     secret = Path("/home/pi/secret")
@@ -278,31 +287,25 @@ def a_good_one_takes_over(machine: Machine) -> None:
     machine.caption_of_next_picture()
 
 
-def away_s(heard: Subscriber, act: object) -> float:
-    """How long a subscriber heard nothing of the service: from the goodbye to `online`."""
-    assert callable(act)
-    since = len(heard.messages)
-    seen: dict[str, float] = {}
-    stop = time.monotonic() + 200
-    import threading
+def away_s(heard: Subscriber, act: Callable[[], object]) -> float:
+    """How long a subscriber was without the service: from its goodbye to the next `online`."""
+    since = len(heard.on("availability"))
+    words: list[tuple[float, bytes]] = []
 
     def watch() -> None:
-        while time.monotonic() < stop and "online" not in seen:
-            with heard.lock:
-                words = [
-                    m.payload.decode() for m in heard.messages[since:] if m.topic == f"edge-daemon/{NODE}/availability"
-                ]
-            if "offline" in words:
-                seen.setdefault("offline", time.monotonic())
-                if "online" in words[words.index("offline") :]:
-                    seen["online"] = time.monotonic()
+        end_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s and b"online" not in [word for _, word in words]:
+            news = heard.on("availability")[since + len(words) :]
+            words.extend((time.monotonic(), message.payload) for message in news)
             time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     act()
     watcher.join()
-    return seen["online"] - seen["offline"]
+    assert {b"offline", b"online"} <= {word for _, word in words}, words
+    gone_at_s, back_at_s = (next(at_s for at_s, word in words if word == wish) for wish in (b"offline", b"online"))
+    return back_at_s - gone_at_s
 
 
 # ---- gone -------------------------------------------------------------------------------------------------
@@ -315,11 +318,8 @@ def uninstalled(_: Machine) -> None:
     assert sorted(kept) == ["/etc/edge-daemon", "/var/lib/edge-daemon", "/var/lib/private/edge-daemon"], kept
     assert {path.name for path in ETC.iterdir()} == {"config.yaml", "credentials", "full.yaml.example"}
     assert (STATE / "outbox.db").exists()
-    assert not [
-        p
-        for p in Path("/proc").glob("[0-9]*/cmdline")
-        if b"edge_daemon" in p.read_bytes() and OPT.name.encode() in p.read_bytes()
-    ]
+    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not [words for words in running if str(OPT) in " ".join(words)]
 
 
 def purged(_: Machine) -> None:
@@ -328,78 +328,12 @@ def purged(_: Machine) -> None:
     assert INBOX.is_dir(), "pictures are their owner's"
 
 
-# ---- the Debian package -----------------------------------------------------------------------------------
-
-
-def package(version: str, **appended: str) -> str:
-    """One with all wheels inside, of a doctored version."""
-    deploy("build-deb", "--wheelhouse", wheels_with(doctored(version, **appended)), "--out", "/run/packages")
-    (found,) = Path("/run/packages").glob(f"edge-daemon_{version}_*.deb")
-    return str(found)
-
-
-def dpkg(*arguments: str, expected: int = 0) -> str:
-    env = {
-        "PATH": os.environ["PATH"],
-        "PIP_CONFIG_FILE": os.devnull,
-        "STAYS_S": "1",
-        "DEBIAN_FRONTEND": "noninteractive",
-    }
-    done = subprocess.run(
-        ["dpkg", *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == expected, f"dpkg {arguments} ended with {done.returncode}: {done.stdout[-1500:]}"
-    return done.stdout
-
-
-def package_installed(machine: Machine) -> None:
-    dpkg("--install", package("1.0.0"))
-    assert show("ActiveState") == "active"
-    assert run("systemctl", "is-enabled", UNIT).strip() == "enabled"
-    machine.caption_of_next_picture()
-
-
-def package_upgraded(machine: Machine) -> None:
-    """A configuration that was changed stays; one that is broken does not take over."""
-    conffile = ETC / "config.yaml"
-    conffile.write_text(conffile.read_text() + "log_level: debug\n")
-    dpkg("--install", package("1.0.1"))
-    assert current().startswith("1.0.1-")
-    assert "log_level: debug" in conffile.read_text()
-    machine.caption_of_next_picture()
-    broken = {"daemon": "\nasync def run(*_: object) -> None:\n    raise RuntimeError('doctored')\n"}
-    said = dpkg("--install", package("1.0.2", **broken), expected=1)
-    assert "is not well here; what ran before runs again" in said, said
-    assert current().startswith("1.0.1-")
-    machine.caption_of_next_picture()
-
-
-def package_removed(_: Machine) -> None:
-    dpkg("--remove", "edge-daemon")
-    kept = [place for place in leftovers() if not place.startswith("edge-daemon:")]
-    assert (ETC / "config.yaml").exists()
-    assert (STATE / "outbox.db").exists()
-    expected = {"/etc/edge-daemon", "/var/lib/edge-daemon", "/var/lib/private/edge-daemon"}
-    enabled = ("deb-systemd-helper", "multi-user.target.wants")  # Debian keeps this until the purge
-    assert {place for place in kept if not any(word in place for word in enabled)} == expected, kept
-
-
-def package_purged(_: Machine) -> None:
-    dpkg("--purge", "edge-daemon")
-    assert not leftovers(), leftovers()
-
-
 PROOFS = (
     dry_run,
     another_torch_is_refused,
     installed,
     again_changes_nothing,
+    reloaded,
     confined,
     two_instances,
     one_that_cannot_caption_is_not_taken,
@@ -408,10 +342,6 @@ PROOFS = (
     a_good_one_takes_over,
     uninstalled,
     purged,
-    package_installed,
-    package_upgraded,
-    package_removed,
-    package_purged,
 )
 
 
@@ -435,16 +365,3 @@ def fresh(made: Path) -> None:
             (drop_ins / "90-checkout.conf").write_text(f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={site}\n")
         run("systemctl", "daemon-reload")
     run("systemctl", "start", "mosquitto.service")
-
-
-def main(made: str) -> int:
-    """Go through all proofs; the number of those that failed."""
-    if not Path("/run/ris").is_dir():
-        sys.exit("only inside run-in-systemd.sh: this installs and removes")
-    fresh(Path(made))
-    with subscribed(BROKER_PORT) as heard:
-        return go_through(PROOFS, Machine(heard, Path("/run/pictures")))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -112,7 +112,7 @@ class Machine:
 
     def __init__(self, heard: Subscriber, pictures: Path) -> None:
         self.heard = heard
-        self._pictures = iter(scenes.sample_pictures(pictures, count=8, seed=1))
+        self._pictures = iter(scenes.sample_pictures(pictures, count=12, seed=1))
 
     def now(self) -> int:
         """A place in what is heard, for `first`."""

@@ -24,14 +24,14 @@ def said() -> list[str]:
     return said_inside("tests.systemd.inside_service", MODEL)
 
 
-def said_inside(module: str, *arguments: str) -> list[str]:
+def said_inside(module: str, *arguments: str, longest_s: int = LONGEST_S) -> list[str]:
     """What a module's run inside printed: a line a proof, and the journal's last lines after a failure."""
     check = subprocess.run([RUN_IN_SYSTEMD, "--check"], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     if check.returncode:
         missing(f"what a systemd of our own needs ({check.stderr.strip()})")
     if not MOSQUITTO.exists():
         missing("Debian's mosquitto")
-    argv = [str(RUN_IN_SYSTEMD), "--timeout", str(LONGEST_S), *visible(sys.prefix, sys.base_prefix), "--"]
+    argv = [str(RUN_IN_SYSTEMD), "--timeout", str(longest_s), *visible(sys.prefix, sys.base_prefix), "--"]
     argv += [sys.executable, "-m", module, *arguments]
     done = subprocess.run(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return done.stdout.splitlines()

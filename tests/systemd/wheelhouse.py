@@ -1,4 +1,4 @@
-"""A directory of wheels from which a release can be installed in a second: ours is real, all others lead to this checkout.
+"""A directory of wheels from which a release is installed in seconds: ours is real, all others lead to this checkout.
 
 A stand-in has the name and version of a pin and no content, so that pip does everything it does on a Raspberry Pi, from
 resolving to the scripts; PyTorch's has a line that puts the site-packages of the running environment on the path. What
@@ -27,9 +27,8 @@ def pins() -> Iterator[tuple[str, str]]:
     """Name and version of all that a release has on this machine, ours excepted."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *(pin for extra in EXTRAS for pin in project["optional-dependencies"][extra])]
-    for line in (CHECKOUT / "deploy/constraints.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            wanted.append(line)
+    lines = (CHECKOUT / "deploy/constraints.txt").read_text().splitlines()
+    wanted += [line for line in lines if not line.startswith("#")]
     for requirement in map(Requirement, wanted):
         if requirement.marker is None or requirement.marker.evaluate():
             (version,) = requirement.specifier

@@ -1,0 +1,96 @@
+"""Proves the Debian package on a fresh machine, after the scripts of inside_install.py: run by test_install.py.
+
+run-in-systemd.sh -- python -m tests.systemd.inside_package WHEELHOUSE
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.service import subscribed
+from tests.systemd import inside_install
+from tests.systemd.inside_install import ETC, STATE, current, deploy, doctored, fresh, leftovers, wheels_with
+from tests.systemd.inside_service import BROKER_PORT, UNIT, Machine, go_through, run, show
+
+
+def package(version: str, **appended: str) -> str:
+    """One with all wheels inside, of a doctored version."""
+    deploy("build-deb", "--wheelhouse", wheels_with(doctored(version, **appended)), "--out", "/run/packages")
+    (found,) = Path("/run/packages").glob(f"edge-daemon_{version}_*.deb")
+    return str(found)
+
+
+def dpkg(*arguments: str, expected: int = 0) -> str:
+    env = {
+        "PATH": os.environ["PATH"],
+        "PIP_CONFIG_FILE": os.devnull,
+        "STAYS_S": "1",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+    done = subprocess.run(
+        ["dpkg", *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == expected, f"dpkg {arguments} ended with {done.returncode}: {done.stdout[-1500:]}"
+    return done.stdout
+
+
+def package_installed(machine: Machine) -> None:
+    dpkg("--install", package("1.0.0"))
+    assert show("ActiveState") == "active"
+    assert run("systemctl", "is-enabled", UNIT).strip() == "enabled"
+    machine.caption_of_next_picture()
+
+
+def package_upgraded(machine: Machine) -> None:
+    """A configuration that was changed stays; one that is broken does not take over."""
+    conffile = ETC / "config.yaml"
+    conffile.write_text(conffile.read_text() + "log_level: debug\n")
+    dpkg("--install", package("1.0.1"))
+    assert current().startswith("1.0.1-")
+    assert "log_level: debug" in conffile.read_text()
+    machine.caption_of_next_picture()
+    broken = {"daemon": "\nasync def run(*_: object) -> None:\n    raise RuntimeError('doctored')\n"}
+    said = dpkg("--install", package("1.0.2", **broken), expected=1)
+    assert "is not well here; what ran before runs again" in said, said
+    assert current().startswith("1.0.1-")
+    machine.caption_of_next_picture()
+
+
+def package_removed(_: Machine) -> None:
+    dpkg("--remove", "edge-daemon")
+    kept = [place for place in leftovers() if not place.startswith("edge-daemon:")]
+    assert (ETC / "config.yaml").exists()
+    assert (STATE / "outbox.db").exists()
+    expected = {"/etc/edge-daemon", "/var/lib/edge-daemon", "/var/lib/private/edge-daemon"}
+    enabled = ("deb-systemd-helper", "multi-user.target.wants")  # Debian keeps this until the purge
+    assert {place for place in kept if not any(word in place for word in enabled)} == expected, kept
+
+
+def package_purged(_: Machine) -> None:
+    dpkg("--purge", "edge-daemon")
+    assert not leftovers(), leftovers()
+
+
+PROOFS = (*inside_install.PROOFS, package_installed, package_upgraded, package_removed, package_purged)
+
+
+def main(made: str) -> int:
+    """Go through all proofs; the number of those that failed."""
+    if not Path("/run/ris").is_dir():
+        sys.exit("only inside run-in-systemd.sh: this installs and removes")
+    fresh(Path(made))
+    with subscribed(BROKER_PORT) as heard:
+        return go_through(PROOFS, Machine(heard, Path("/run/pictures")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
