@@ -24,7 +24,7 @@ from typing import Any
 from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, AnyCapture
-from edge_daemon.config import MIB, Config
+from edge_daemon.config import MIB, Config, OutboxConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.folder_capture import FolderCapture
@@ -366,6 +366,11 @@ def image_of(config: AnySource) -> ImageWish | None:
     return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None
 
 
+def limits_of(outbox: OutboxConfig) -> Limits:
+    """How much may wait for the broker, in bytes and seconds."""
+    return Limits(outbox.max_mib * MIB, outbox.max_age_days * DAY_S)
+
+
 async def run(
     config: Config, model_directory: Path, variant_reason: str = "", read_config: Callable[[], Config] | None = None
 ) -> None:
@@ -375,8 +380,7 @@ async def run(
     """
     if variant_reason:
         log.info("model %s", variant_reason)
-    limits = Limits(config.outbox.max_mib * MIB, config.outbox.max_age_days * DAY_S)
-    outbox = Outbox(config.state_dir / "outbox.db", limits)
+    outbox = Outbox(config.state_dir / "outbox.db", limits_of(config.outbox))
     try:
         daemon = Daemon(config, model_directory, outbox, variant_reason, read_config)
         loop = asyncio.get_running_loop()

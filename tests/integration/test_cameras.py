@@ -157,3 +157,24 @@ def turns(heard: Subscriber) -> dict[str, int]:
 def offline(heard: Subscriber) -> set[str]:
     health = heard.last_health()
     return set() if health is None else {n for n, s in health["sources"].items() if s["state"] == "offline"}
+
+
+def test_priority_gives_turns_and_what_is_said_again_is_not_published(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 1, 7)
+    every = {"change": False, "cooldown_s": 0}
+    sources = {
+        "often": camera(stage.directory, gate=dict(every), interval_s=0.1, priority=3),
+        "seldom": camera(stage.directory, gate=dict(every), interval_s=0.1),
+        "silent": camera(stage.directory, gate=dict(every), interval_s=0.1, repeats="suppress"),
+    }
+    service = Service(tmp_path, broker.port, sources=sources)
+    with subscribed(broker.port) as heard, running(service):
+        wait_for("enough results", lambda: len(heard.on("often/event")) >= ENOUGH)
+        often, seldom = (heard.results(f"{name}/event") for name in ("often", "seldom"))
+        assert len(heard.on("silent/event")) == 1
+        assert service.end() == 0
+    print(f"\npriority 3: {len(often)} results, priority 1: {len(seldom)}")
+    assert len(often) > len(seldom)
+    assert "unchanged" not in often[0]
+    assert all(result["unchanged"] for result in often[1:])
+    assert [result["seq"] for result in seldom] == list(range(1, len(seldom) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from edge_daemon import cli, config, gate_config, mqtt_config, source_config
+from edge_daemon.sections import Section
 from edge_daemon.topics import Topics, publications
 
 ROOT = Path(__file__).parents[2]
@@ -143,3 +145,22 @@ def test_the_top_level_is_as_agreed() -> None:
     }
     tracked = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert tracked - {"edge_daemon.egg-info"} == agreed
+
+
+def sections() -> list[type[Section]]:
+    """All sections of the configuration."""
+    modules = (config, gate_config, mqtt_config, source_config)
+    return [
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, Section) and kind.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_every_key_is_exercised_by_a_test(section: type[Section]) -> None:
+    """Its name stands in a test elsewhere, at least: a key that was added and forgotten is found."""
+    written = "\n".join(path.read_text() for path in ROOT.glob("tests/**/*.py") if path != Path(__file__))
+    forgotten = [key for key in section.model_fields if not re.search(rf"\b{key}\b", written)]
+    assert not forgotten

@@ -1,0 +1,60 @@
+"""The daemon's side of a camera, without one: what is worth the model's time, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from edge_daemon.errors import ChildDied, PictureError
+from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
+from edge_daemon.source_config import CommandConfig
+from edge_daemon.supervisor import RestartPolicy
+
+
+def capture(**keys: Any) -> LiveCapture:
+    config = CommandConfig.model_validate({"type": "command", "command": ["true"], **keys})
+    return LiveCapture("porch", config, lambda frame, why: False, lambda: None, lambda: None)
+
+
+def test_a_frame_that_waited_too_long_is_dropped_and_counted() -> None:
+    camera = capture(max_age_s=5)
+    assert not camera.is_stale(5.0)
+    assert camera.state.skipped == {}
+    assert camera.is_stale(5.1)
+    assert camera.state.skipped == {"too_old": 1}
+
+
+def test_a_camera_that_stays_away_is_told_once_and_tried_at_longer_intervals(caplog: pytest.LogCaptureFixture) -> None:
+    camera, policy = capture(), RestartPolicy()
+    delays_s = [camera.after_death(policy, ChildDied("it is gone")) for _ in range(12)]
+    assert caplog.text.count("it is gone") == 1
+    assert camera.state.problems == 12
+    for expected_s, delay_s in zip((1, 2, 4, 8, 16, 32, *[LONGEST_DELAY_S] * 6), delays_s, strict=True):
+        assert expected_s * (1 - JITTER) <= delay_s <= expected_s * (1 + JITTER)
+    assert len(set(delays_s)) == 12, "not all cameras come back at once"
+    camera.after_death(policy, ChildDied("something else"))
+    assert "something else" in caplog.text
+
+
+async def test_who_asks_a_camera_that_is_away_hears_why_at_once() -> None:
+    camera = capture()
+    asked = asyncio.create_task(camera.current())
+    await asyncio.sleep(0)
+    camera.after_death(RestartPolicy(), ChildDied("no route to it"))
+    with pytest.raises(PictureError, match="no route to it"):
+        await asked
+    with pytest.raises(PictureError, match="no route to it"):
+        await camera.current()
+
+
+async def test_a_camera_that_is_switched_off_is_not_opened_until_it_is_on() -> None:
+    camera = capture(enabled=False)
+    waiting = asyncio.create_task(camera.wanted())
+    await asyncio.sleep(0.01)
+    assert camera.state.state == "off"
+    assert not waiting.done()
+    camera.config = camera.config.model_copy(update={"enabled": True})
+    camera.changed()
+    await asyncio.wait_for(waiting, 10)
