@@ -5,14 +5,12 @@ run-in-systemd.sh -- python -m tests.systemd.inside_package WHEELHOUSE
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from tests.integration.service import subscribed
 from tests.systemd import inside_install
-from tests.systemd.inside_install import ETC, STATE, current, deploy, doctored, fresh, leftovers, wheels_with
+from tests.systemd.inside_install import ETC, STATE, current, deploy, doctored, fresh, leftovers, said_by, wheels_with
 from tests.systemd.inside_service import BROKER_PORT, UNIT, Machine, go_through, run, show
 
 
@@ -23,24 +21,8 @@ def package(version: str, **appended: str) -> str:
     return str(found)
 
 
-def dpkg(*arguments: str, expected: int = 0) -> str:
-    env = {
-        "PATH": os.environ["PATH"],
-        "PIP_CONFIG_FILE": os.devnull,
-        "STAYS_S": "1",
-        "DEBIAN_FRONTEND": "noninteractive",
-    }
-    done = subprocess.run(
-        ["dpkg", *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == expected, f"dpkg {arguments} ended with {done.returncode}: {done.stdout[-1500:]}"
-    return done.stdout
+def dpkg(*arguments: str, expected: int = 0, **settings: str) -> str:
+    return said_by("dpkg", *arguments, expected=expected, DEBIAN_FRONTEND="noninteractive", **settings)
 
 
 def package_installed(machine: Machine) -> None:
@@ -51,15 +33,15 @@ def package_installed(machine: Machine) -> None:
 
 
 def package_upgraded(machine: Machine) -> None:
-    """A configuration that was changed stays; one that is broken does not take over."""
+    """A configuration that was changed stays; a release that never is ready does not."""
     conffile = ETC / "config.yaml"
     conffile.write_text(conffile.read_text() + "log_level: debug\n")
     dpkg("--install", package("1.0.1"))
     assert current().startswith("1.0.1-")
     assert "log_level: debug" in conffile.read_text()
     machine.caption_of_next_picture()
-    broken = {"daemon": "\nasync def run(*_: object) -> None:\n    raise RuntimeError('doctored')\n"}
-    said = dpkg("--install", package("1.0.2", **broken), expected=1)
+    never = package("1.0.2", daemon="\nasync def run(*_: object) -> None:\n    await asyncio.sleep(1e6)\n")
+    said = dpkg("--install", never, expected=1, READY_WITHIN_S="4")
     assert "is not well here; what ran before runs again" in said, said
     assert current().startswith("1.0.1-")
     machine.caption_of_next_picture()
