@@ -146,7 +146,11 @@ switch() {
 
 fetch_model() {
   local configured
-  configured=$("$OPT/current/bin/edge-daemon" check-config -c "$ETC/config.yaml") || fail "$ETC/config.yaml is wrong: see above" 78
+  configured=$("$OPT/current/bin/edge-daemon" check-config -c "$ETC/config.yaml") || {
+    systemctl is-active --quiet edge-daemon.service || fail "$ETC/config.yaml cannot be used: see above" 78
+    say "the service runs with it: its secrets are known in the unit only"
+    return 0
+  }
   [[ $configured == *"not on this machine"* ]] || return 0
   configured=$(sed -n 's/^  model \([^ ]*\).*/\1/p' <<<"$configured")
   act "fetch the model $configured" "$OPT/current/bin/edge-daemon" model pull "$configured"
@@ -183,7 +187,7 @@ main() {
   fi
   fetch_model
   before=$(cat "$UNITS"/edge-daemon*.d/50-configuration.conf 2>/dev/null || true)
-  render "${render_options[@]}" >/dev/null || fail "see above" 78
+  render "${render_options[@]}" >/dev/null || say "the unit's drop-in stays as it was: see above"
   if [ -n "$start" ]; then
     if ! systemctl is-enabled --quiet edge-daemon.service || ! systemctl is-active --quiet edge-daemon.service; then
       act "enable and start the service; it is ready when the model is loaded" start_service

@@ -46,8 +46,9 @@ main() {
   if [ -z "$dry_run" ] && ! configurations_are_good "$release"; then
     fail "${release##*/} does not take the configuration; nothing was changed, $current runs on"
   fi
-  act "switch from $current to ${release##*/}" switch_to "$release" || fail "${release##*/} is not well here; $current runs again"
-  [ -n "$dry_run" ] || drop_old_releases
+  act "switch from $current to ${release##*/}" switch_to "$release" || fail "${release##*/} is not well here; $current is back"
+  [ -z "$dry_run" ] || return 0
+  drop_old_releases
   say "${release##*/} runs; deploy/upgrade.sh --back takes $current again"
 }
 
