@@ -31,6 +31,8 @@ VERSION, TAKEN_OVER = 132, 142
 SOON_DAYS = 14
 RESULT_BYTES = 16 * 1024
 """More than a result ever has."""
+ANSWER = b'{"status": "ok", "data": {}}'
+"""What is sent to try it: an answer like others, to nobody's question (configs/response.schema.json)."""
 ACCESS = "compare the broker's access list with configs/mosquitto/acl"
 OWN_NAMES = "give each machine a node and mqtt.client_id of its own; a copied card also a new /etc/machine-id"
 NAMES = {V5: "5", V311: "3.1.1"}
@@ -218,7 +220,7 @@ async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) 
 
 async def _sent(topics: Topics, link: Link, visitor: Visitor, size_bytes: int) -> Reason | None:
     """What the broker says to it; None when it hangs up, or says nothing."""
-    number = link.publish(Publication(topics.response("doctor"), b" " * size_bytes + b"{}", retain=False))
+    number = link.publish(Publication(topics.response("doctor"), b" " * size_bytes + ANSWER, retain=False))
     await visitor.wait(lambda: number in visitor.confirmations or visitor.over, STEP_S)
     return visitor.confirmations.get(number)
 

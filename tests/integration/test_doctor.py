@@ -34,6 +34,7 @@ from tests.conftest import missing
 from tests.integration.authority import Authority
 from tests.integration.hub import COMMIT, REPOSITORY, Hub
 from tests.integration.listening import LONG_S, Listener, mosquitto
+from tests.integration.promised import broken
 
 ROOT = Path(__file__).parents[2]
 NOBODY = Account("nobody", 65534, frozenset())
@@ -99,7 +100,9 @@ def test_a_broker_where_all_is_well_and_that_hears_nothing_of_it(tmp_path: Path,
     assert states(found) == ALL_WELL
     assert "MQTT 5" in found["broker.login"].what
     assert found["broker.size"].what == "a message of 100 KiB is taken"
-    assert {topic for topic, _, _ in heard(listener, 2)} == {"edge-daemon/porch-pi/response/doctor"}
+    sent = heard(listener, 2)
+    assert {topic for topic, _, _ in sent} == {"edge-daemon/porch-pi/response/doctor"}
+    assert [broken("response/doctor", payload) for _, payload, _ in sent] == ["", ""]
     later = Listener(broker.port)
     assert states(examined(tmp_path, broker.port, protocol="3.1.1")) == ALL_WELL
     assert [retained for _, _, retained in heard(later, 2)] == [False, False]
