@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edge_daemon import mqtt, suspicion
@@ -20,6 +21,8 @@ from edge_daemon.outbox import Outbox
 from edge_daemon.results import utc
 from tests.integration.listening import CAPTION, EVENT, TOPICS, Listener, connection, frozen, retained, until
 
+FLAT_BYTES = 2 << 20
+"""Of fifteen restarts of the broker and 600 results; a connection that is kept would take more."""
 ANSWER = TOPICS.of("porch", "answer/open")
 
 
@@ -185,7 +188,7 @@ async def test_a_broker_that_restarts_again_and_again_loses_nothing(
     async with connection(broker.port) as ours:
         publisher = Publisher(outbox, ours)
         await until("connected", ours.connected.is_set)
-        written = 0
+        written, rss_bytes = 0, []
         for _ in range(20):
             for _ in range(40):
                 publisher.put(written)
@@ -195,10 +198,13 @@ async def test_a_broker_that_restarts_again_and_again_loses_nothing(
             publisher.put(written)
             written += 1
             broker.start()
+            rss_bytes.append(psutil.Process().memory_info().rss)
         await until("all are confirmed", lambda: not len(outbox))
         await until("the last one is heard", lambda: f"r{written - 1}" in {event["id"] for event in listener.events()})
         await publisher.stop()
         assert not len(ours.outgoing)
+    print(f"\ngrown by {(max(rss_bytes) - rss_bytes[5]) >> 10} KiB in 15 restarts")
+    assert max(rss_bytes) - rss_bytes[5] < FLAT_BYTES, "this process, with all that the listener has heard"
     events = listener.events()
     first = list(dict.fromkeys(event["seq"] for event in events))
     assert first == list(range(1, written + 1)), "each arrives, and for the first time in order"
