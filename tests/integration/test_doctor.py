@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.broker import Broker, free_port
 from edge_daemon.doctor import broker as broker_check
 from edge_daemon.doctor.finding import Finding
+from edge_daemon.doctor.screen import in_words
 from edge_daemon.doctor.subject import Account, Subject
 from edge_daemon.models.pull import PART
 from edge_daemon.models.store import Store
@@ -445,3 +447,12 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["doctor", "--help"])
     assert "--no-caption" in capsys.readouterr().out
+
+
+def test_the_screen_of_the_readme_is_what_it_prints(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = re.search(r"```\n(✓ broker\.name.*?)```", readme, re.DOTALL)
+    assert block is not None
+    port = int(re.findall(r"127\.0\.0\.1:(\d+)", block[1])[0])
+    found = examined(tmp_path, port)
+    assert "\n".join(in_words(finding) for finding in found.values()) + "\n" == block[1]
