@@ -414,8 +414,9 @@ def test_a_torch_that_dies_and_a_configuration_that_is_wrong(board: Path) -> Non
     path = configured(board, 1883, "modle: {}\n")
     done = doctor(board, "-c", str(path), PYTHONPATH=dies)
     assert done.returncode == 78
-    assert f"✗ config {path}:6:1: modle" in " ".join(done.stdout.split())
-    assert "was ended by SIGILL" in done.stdout
+    unwrapped = " ".join(done.stdout.split())
+    assert f"✗ config {path}:6:1: modle" in unwrapped
+    assert "was ended by SIGILL" in unwrapped
     assert "✓ memory" in done.stdout, "what needs no configuration is looked at all the same"
     assert "– broker          needs a configuration" in done.stdout
 
