@@ -9,6 +9,7 @@ import pytest
 
 SOURCE = "reads files that are the same everywhere"
 HOST = "asks the kernel and its limits, which are not a Raspberry Pi's here"
+EMULATOR = "qemu knows no V4L2, and holds nobody to a limit of memory"
 PROCESSES = "starts processes, each of which takes half a minute in emulation; the kernel runs them, not the processor"
 LARGE = "2.5 GB of weights, or as long"
 LEFT_OUT = {
@@ -20,6 +21,9 @@ LEFT_OUT = {
     "tests/unit/test_attached.py": HOST,
     "tests/unit/test_book.py": HOST,
     "tests/unit/test_readings.py": HOST,
+    "tests/unit/test_doctor_state.py::test_what_is_attached": EMULATOR,
+    "tests/unit/test_picture.py::test_a_picture_that_needs_too_much_memory_is_only_a_problem": EMULATOR,
+    "tests/unit/test_v4l2.py::test_no_device_and_what_is_none": EMULATOR,
     "tests/unit/test_child.py": PROCESSES,
     "tests/unit/test_cli.py": PROCESSES,
     "tests/unit/test_command_source.py": PROCESSES,
