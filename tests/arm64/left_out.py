@@ -12,6 +12,7 @@ HOST = "asks the kernel and its limits, which are not a Raspberry Pi's here"
 EMULATOR = "qemu knows no V4L2, and holds nobody to a limit of memory"
 PROCESSES = "starts processes, each of which takes half a minute in emulation; the kernel runs them, not the processor"
 LARGE = "2.5 GB of weights, or as long"
+FILES = "reads and writes files of models, which every processor does alike"
 LEFT_OUT = {
     "tests/unit/test_arm64.py": SOURCE,
     "tests/unit/test_docs.py": SOURCE,
@@ -32,8 +33,18 @@ LEFT_OUT = {
     "tests/unit/test_model_commands.py": PROCESSES,
     "tests/unit/test_pipe.py": PROCESSES,
     "tests/model/test_bench.py": LARGE,
+    "tests/model/test_checkpoint.py": FILES,
+    "tests/model/test_container.py": FILES,
     "tests/model/test_demo_shapes.py": LARGE,
+    "tests/model/test_devices.py::test_demo_shapes": LARGE,
+    "tests/model/test_export.py": FILES,
+    "tests/model/test_importing.py": FILES,
+    "tests/model/test_moonfile.py": FILES,
     "tests/model/test_peer.py": LARGE,
+    "tests/model/test_proof.py": FILES,
+    "tests/model/test_recover.py": FILES,
+    "tests/model/test_tensor_file.py": FILES,
+    "tests/model/test_unrounded.py": FILES,
 }
 """By what the test's name begins with."""
 FIXTURES = {"half_billion": LARGE}
