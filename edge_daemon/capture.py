@@ -119,7 +119,9 @@ class Capture(ABC, Generic[Config]):
             if not isinstance(message, GrabberReady):
                 raise self.stranger(message)
             policy.ready(time.monotonic())
-            log.info("source %s: watching with %s", self.name, message.decoder)
+            # of a source that is away it was told once; it is opened again every minute, for years
+            level = logging.DEBUG if self.state.state == "offline" else logging.INFO
+            log.log(level, "source %s: watching with %s", self.name, message.decoder)
             await self.talk(child)
         finally:
             await child.stop(STOP_GRACE_S)
@@ -143,6 +145,8 @@ class Capture(ABC, Generic[Config]):
     def set_state(self, state: str) -> None:
         """online, offline, or off: nobody wants it."""
         if self.state.state != state:
+            if (self.state.state, state) == ("offline", "online"):
+                log.info("source %s: is back", self.name)
             self.state.state = state
             self._on_change()
 

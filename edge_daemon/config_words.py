@@ -54,8 +54,11 @@ class Wording:
 
     def problem(self, detail: ErrorDetails, key: Key) -> str:
         """What is wrong with the value of a key, without the value."""
-        if detail["type"] in ("missing", "union_tag_not_found"):
+        if detail["type"] == "missing":
             return "this key is required"
+        if detail["type"] == "union_tag_not_found":
+            near = difflib.get_close_matches(CHOOSING, map(str, detail["input"]), 1)
+            return "this key is required" + (f"; {near[0]!r} looks like it, misspelt" if near else "")
         if detail["type"] == "union_tag_invalid":
             known = re.findall(r"\[(.*?)\]", detail["ctx"]["expected_tags"])
             return f"there are {', '.join(known)}{hint(str(detail['input'][CHOOSING]), known)}"

@@ -112,6 +112,8 @@ def lost(line: Line, stage: Stage) -> None:
     truth = stage.show(2)
     wait_for("what it sees now", lambda: truth in said(heard))
     assert service.log().count("was ended by SIGKILL") <= 2
+    assert service.log().count("source porch: is back") == 2
+    assert service.log().count("source porch: watching with") == 1, "not each time that it is opened again"
 
 
 def switched(line: Line, stage: Stage) -> None:

@@ -259,6 +259,10 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
             "1:11: sources.1: value 1: a text is expected, in quotes if it looks like a number",
         ),
         ("sources: {porch: {path: /srv}}", "1:11: sources.porch.type: this key is required"),
+        (
+            "sources: {porch: {typ: folder, path: /srv}}",
+            "1:11: sources.porch.type: this key is required; 'typ' looks like it, misspelt",
+        ),
         ("sources: {porch: {type: folder}}", "1:11: sources.porch.path: this key is required"),
         (
             "sources:\n  porch:\n    type: foldr\n    path: /srv\n",
