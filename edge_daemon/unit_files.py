@@ -24,7 +24,8 @@ from edge_daemon.source_config import (
 STATE = Path("/var/lib/edge-daemon")
 """The unit's own state directory."""
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
-HIDDEN = (*HOMES, Path("/tmp"), Path("/var/tmp"))
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
+HIDDEN = (*HOMES, *TEMPORARY)
 """What the unit's ProtectHome and PrivateTmp hide."""
 CAMERA_PROGRAMS = ("rpicam-", "libcamera-")
 """Programs that open the camera at the board's connector begin so."""
@@ -129,8 +130,8 @@ def _of(source: SourceConfig) -> tuple[str, ...]:
 
 def _homes(settings: Config) -> Iterator[str]:
     """Of homes and of /tmp exactly what the configuration names."""
-    shown = [(key, path) for key, path in paths(settings) if _below(path, HIDDEN)]
-    if any(_below(path, HOMES) for _, path in shown):
+    shown = [(key, path) for key, path in paths(settings) if below(path, HIDDEN)]
+    if any(below(path, HOMES) for _, path in shown):
         yield "ProtectHome=tmpfs"
     for key, path in shown:
         yield f"# {key}"
@@ -144,7 +145,7 @@ def _groups(groups: Mapping[Path, str]) -> Iterator[str]:
 
 
 def _state(settings: Config) -> Iterator[str]:
-    if not _below(settings.state_dir, (STATE,)):
+    if not below(settings.state_dir, (STATE,)):
         yield "# state_dir"
         yield f"ReadWritePaths=-{_quoted(settings.state_dir)}"
 
@@ -159,7 +160,8 @@ def _network(reaches: Sequence[Reach] | None) -> Iterator[str]:
         yield f"IPAddressAllow={' '.join(reach.addresses)}"
 
 
-def _below(path: Path, places: Sequence[Path]) -> bool:
+def below(path: Path, places: Sequence[Path]) -> bool:
+    """Whether a path is one of these places, or in one."""
     return any(path.is_relative_to(place) for place in places)
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edge_daemon import attached, grabber_settings
+from edge_daemon import attached, grabber_settings, unit_files
 from edge_daemon.cgroup import text_of
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
 from edge_daemon.doctor.subject import Account, Subject, Unit
@@ -24,14 +24,11 @@ from edge_daemon.source_config import (
     V4l2Config,
 )
 
-READ, ENTER = 4, 1
 MANY = 1000
 DEVICES = Path("/dev")
 CONNECT_S = 5.0
 LIBCAMERA_S = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
-OWN_TMP = (Path("/tmp"), Path("/var/tmp"))
-HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 HIDING = ("yes", "tmpfs")
 
 
@@ -78,8 +75,8 @@ def hidden(id: str, source: SourceConfig, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
     needs: dict[str, bool] = {}
     if isinstance(source, FolderConfig):
-        needs["PrivateTmp"] = any(source.path.is_relative_to(place) for place in OWN_TMP)
-        needs["ProtectHome"] = any(source.path.is_relative_to(place) for place in HOMES)
+        needs["PrivateTmp"] = unit_files.below(source.path, unit_files.TEMPORARY)
+        needs["ProtectHome"] = unit_files.below(source.path, unit_files.HOMES)
     if isinstance(source, V4l2Config | PicameraConfig):
         needs["PrivateDevices"] = True
     for setting, is_needed in needs.items():
@@ -110,7 +107,7 @@ def folder(id: str, path: Path, subject: Subject) -> Finding:
 def closed_to(path: Path, account: Account) -> Path | None:
     """The directory on the way to a folder that keeps the service out, or the folder itself."""
     for place in (*reversed(path.parents), path):
-        if not account.may(place.stat(), READ | ENTER if place == path else ENTER):
+        if not account.may(place.stat(), os.R_OK | os.X_OK if place == path else os.X_OK):
             return place
     return None
 
@@ -123,7 +120,7 @@ def device(id: str, path: Path, subject: Subject) -> Finding:
     status = path.stat()
     if not stat.S_ISCHR(status.st_mode):
         return problem(id, f"{path} is no camera", meaning, "ls -l /dev/video*; v4l2-ctl --list-devices")
-    if not subject.account.may(status, READ | 2):
+    if not subject.account.may(status, os.R_OK | os.W_OK):
         what = f"{subject.account.name} may not use {path}"
         return problem(id, what, meaning, "SupplementaryGroups=video in a drop-in of the unit")
     others = [pid for pid in users_of(path, subject.places.proc) if pid != os.getpid()]

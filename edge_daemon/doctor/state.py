@@ -20,7 +20,6 @@ from edge_daemon.memory import MIB
 from edge_daemon.models.store import Store
 from edge_daemon.salvage import COMPANIONS, damaged_files
 
-READ, WRITE, ENTER = 4, 2, 1
 MANY = 2000
 """Files that are looked at."""
 ENTRIES_AT_ONCE = 500
@@ -58,7 +57,7 @@ def directory(place: Path, account: Account) -> Finding:
         return problem("state", f"{place} is no directory", meaning, f"sudo mv {place} {place}.old")
     status = place.stat()
     what = f"{place} belongs to {user_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
-    if not account.may(status, READ | WRITE | ENTER):
+    if not account.may(status, os.R_OK | os.W_OK | os.X_OK):
         mends = f"sudo chown {account.name} {place}; sudo chmod u+rwx {place}"
         meaning = f"The service runs as {account.name}, who cannot keep results there."
         return problem("state", what, meaning, mends, _rights(place, account, [place]))
@@ -78,9 +77,9 @@ def contents(place: Path, account: Account) -> Finding:
             continue
         if stat.S_ISLNK(status.st_mode):
             continue
-        needed = READ | WRITE | ENTER if stat.S_ISDIR(status.st_mode) else READ | WRITE
+        needed = os.R_OK | os.W_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK | os.W_OK
         if place / "models" in (path, *path.parents):  # these are only read
-            needed &= ~WRITE
+            needed &= ~os.W_OK
         if not account.may(status, needed):
             wrong.append(path)
     if not wrong:
@@ -200,7 +199,7 @@ def _mend_rights(account: Account, paths: list[Path]) -> str:
         told.append(f"{path} was {before.st_uid}:{before.st_gid} {stat.S_IMODE(before.st_mode):o}")
         _give(path, account)
         path.chmod(stat.S_IMODE(before.st_mode) | (0o700 if path.is_dir() else 0o600))
-        if not account.may(path.stat(), READ):
+        if not account.may(path.stat(), os.R_OK):
             raise UnavailableError(f"{path} cannot be given to {account.name}: run the doctor with sudo")
     return "; ".join(told)
 

@@ -50,7 +50,7 @@ class Account:
     gids: frozenset[int]
 
     def may(self, status: os.stat_result, rights: int) -> bool:
-        """Whether it may read (4), write (2) or enter (1) what has this owner, group and mode."""
+        """Whether it may do this (os.R_OK, W_OK, X_OK) with what has this owner, group and mode."""
         if self.uid == 0:
             return True
         shift = 6 if status.st_uid == self.uid else 3 if status.st_gid in self.gids else 0
