@@ -78,10 +78,11 @@ class Gate:
 
     def _is_due(self, now_s: float) -> bool:
         """Whether the interval is over. Its times are fixed, so that early frames do not make it shorter."""
-        if self._due_s is not None and now_s < self._due_s - _EARLY * self._interval_s:
+        due_s = now_s if self._due_s is None else self._due_s
+        if now_s < due_s - _EARLY * self._interval_s:
             return False
-        late = self._due_s is None or now_s > self._due_s + self._interval_s
-        self._due_s = (now_s if late or self._due_s is None else self._due_s) + self._interval_s
+        late = now_s > due_s + self._interval_s
+        self._due_s = (now_s if late else due_s) + self._interval_s
         return True
 
 
