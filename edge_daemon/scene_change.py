@@ -74,10 +74,9 @@ class Scene:
     """What a camera sees while nothing happens, and how restless each part of it is."""
 
     def __init__(self, counted: Collection[int], sensitivity: int) -> None:
-        self.known = False
-        """Whether there is something to compare with."""
         self._published: bytes = bytes(CELLS)
         self._reference: Cells = ()
+        """Empty: there is nothing to compare with."""
         self._reference_is_flat = False
         self._flat_looks = 0
         self._noise: list[float] = [_NOISE_AT_FIRST] * CELLS
@@ -100,7 +99,6 @@ class Scene:
 
     def refer(self, thumbnail: bytes) -> None:
         """Compare with this one from now on."""
-        self.known = True
         self._published, self._reference = thumbnail, list(map(float, thumbnail))
         self._reference_is_flat = _is_flat(thumbnail)
         # Under this reference nothing is left of the frame itself; of another one it is not known what is.
@@ -112,7 +110,7 @@ class Scene:
         passed_s = 0.0 if self._looked_s is None else max(0.0, now_s - self._looked_s)
         self._looked_s, self._seen = now_s, thumbnail
         flat = _is_flat(thumbnail)
-        light = None if flat or self._reference_is_flat or not self.known else _fit(self._reference, thumbnail)
+        light = None if flat or self._reference_is_flat or not self._reference else _fit(self._reference, thumbnail)
         if light is None:
             return self._without_structure(flat)
         self._flat_looks = 0
@@ -122,9 +120,9 @@ class Scene:
         """There is nothing to compare: one of the two pictures is flat, or so over- or underexposed as to be it."""
         if self._reference_is_flat and flat:
             return "unchanged"
-        if self.known and self._reference_is_flat:
+        if self._reference_is_flat:
             return "change"
-        self._flat_looks = self._flat_looks + 1 if flat or self.known else 0
+        self._flat_looks = self._flat_looks + 1 if flat or self._reference else 0
         return "light" if 0 < self._flat_looks < FLAT_LOOKS else "change"
 
     def _compare(self, thumbnail: bytes, light: Light, passed_s: float) -> Verdict:
