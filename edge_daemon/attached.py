@@ -13,8 +13,9 @@ import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 QUERYCAP, ENUM_FMT, ENUM_FRAMESIZES = 0x80685600, 0xC0405602, 0xC02C564A
 """Requests, capabilities and layouts: linux/videodev2.h; a test compares them with the compiler's."""
@@ -49,6 +50,11 @@ class VideoDevice:
     driver: str
     formats: tuple[PictureFormat, ...]
 
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return self.device
+
     def yaml(self, source: str) -> str:
         """Its source of this name, to paste: with the size that is closest to what the model sees."""
         width_px, height_px = min(
@@ -70,6 +76,13 @@ class ConnectorCamera:
     name: str
     """Of its sensor."""
     id: str
+    formats: ClassVar[tuple[PictureFormat, ...]] = ()
+    """Whatever it is asked for."""
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return f"camera {self.number} at the connector"
 
     def yaml(self, source: str) -> str:
         """Its source of this name, to paste."""
@@ -120,10 +133,10 @@ def named(cameras: Sequence[VideoDevice | ConnectorCamera]) -> dict[str, VideoDe
     """Cameras by names for their sources, each another one."""
     found: dict[str, VideoDevice | ConnectorCamera] = {}
     for camera in cameras:
-        name = re.sub(r"[^a-z0-9]+", "-", camera.name.lower())[:40].strip("-") or "camera"
-        taken = sum(known.rpartition(".")[0] == name for known in found)
-        found[f"{name}.{taken + 1}"] = camera
-    return {key.removesuffix(".1").replace(".", "-"): camera for key, camera in found.items()}
+        word = re.sub(r"[^a-z0-9]+", "-", camera.name.lower())[:40].strip("-") or "camera"
+        numbered = (f"{word}-{number}" for number in count(2))
+        found[next(name for name in chain([word], numbered) if name not in found)] = camera
+    return found
 
 
 def _ask(descriptor: int, device: str) -> VideoDevice | None:

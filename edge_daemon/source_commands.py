@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edge_daemon.child import Child
     from edge_daemon.source_config import LiveSource, SourceConfig
 
-OK, USAGE, UNAVAILABLE = 0, 2, 69
+OK, USAGE = 0, 2
 """Exit codes, as in cli.py."""
 LIBCAMERA_S = 30.0
 """A Raspberry Pi Zero takes several seconds to load picamera2."""
@@ -100,18 +100,13 @@ def _list_in_words(cameras: dict[str, VideoDevice | ConnectorCamera]) -> Iterato
         yield NOTHING
         return
     for camera in cameras.values():
-        yield f"{camera.name}: {_where(camera)}"
-        for kind in getattr(camera, "formats", ()):
+        yield f"{camera.name}: {camera.place}"
+        for kind in camera.formats:
             between = " to " if kind.stepwise else ", "
             yield f"    {kind.code} ({kind.description}): {between.join(f'{w}×{h}' for w, h in kind.sizes_px)}"
     yield "\nfor the configuration:\n\nsources:"
     for name, camera in cameras.items():
         yield camera.yaml(name).rstrip()
-
-
-def _where(camera: VideoDevice | ConnectorCamera) -> str:
-    device = getattr(camera, "device", None)
-    return f"{device}" if device else f"camera {getattr(camera, 'number', 0)} at the connector"
 
 
 def test(arguments: argparse.Namespace) -> int:

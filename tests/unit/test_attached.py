@@ -83,6 +83,11 @@ def test_the_yaml_is_a_source() -> None:
     assert read["hd-webcam-usb"] == V4l2Config(type="v4l2", device=Path("/dev/video0"), width_px=800, height_px=600)
 
 
+def test_a_camera_that_is_called_like_the_second_of_two_keeps_a_name_of_its_own() -> None:
+    cameras = [VideoDevice(f"/dev/video{n}", name, "uvcvideo", ()) for n, name in enumerate(("Cam", "Cam", "Cam 2"))]
+    assert attached.named(cameras) == dict(zip(("cam", "cam-2", "cam-2-2"), cameras, strict=True))
+
+
 def says(answer: object) -> list[str]:
     """A program that answers as picamera.py does."""
     return [sys.executable, "-c", f"print({json.dumps(answer)!r})"]
