@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_daemon.cgroup import text_of
+from edge_daemon.config import OutboxConfig
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
 from edge_daemon.memory import MIB
@@ -18,7 +19,6 @@ LEAST_MIB = 64
 """Less is a problem: the outbox could not take its share, and the rest of the system suffers, too."""
 ROOM_MIB = 192
 """For the rest of the system, beside the outbox."""
-OUTBOX_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Mount:
 def look(subject: Subject) -> Iterator[Finding]:
     """All of it."""
     place = existing(subject.state_dir)
-    outbox_mib = subject.config.outbox.max_mib if subject.config else OUTBOX_MIB
+    outbox_mib = subject.config.outbox.max_mib if subject.config else OutboxConfig().max_mib
     yield room(place, free_on_disk(place), outbox_mib)
     mount = mount_of(place.resolve(), text_of(subject.places.proc / "self/mountinfo"))
     if mount is None:

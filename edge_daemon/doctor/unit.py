@@ -23,10 +23,7 @@ CONFIG_STATUS = "78"
 
 def read(run: Path) -> Unit:
     """Of the running systemd; nothing where there is none."""
-    systemctl = shutil.which("systemctl")
-    if systemctl is None or not (run / "systemd/system").is_dir():
-        return Unit()
-    return Unit(parsed(_output([systemctl, "show", NAME, "--no-pager", f"--property={','.join(PROPERTIES)}"])))
+    return Unit(parsed(said(run, "systemctl", "show", NAME, "--no-pager", f"--property={','.join(PROPERTIES)}")))
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -41,9 +38,9 @@ def look(subject: Subject) -> Iterator[Finding]:
         yield skipped("unit", "no systemd runs here")
         return
     yield state(values)
-    if subject.unit.is_installed and (journalctl := shutil.which("journalctl")):
-        argv = [journalctl, "-u", NAME, "-q", "--no-pager", "-o", "short-iso", "-p", "warning", "-n", str(LINES)]
-        yield journal(_output(argv))
+    if subject.unit.is_installed and shutil.which("journalctl"):
+        wanted = ("-u", NAME, "-o", "short-iso", "-p", "warning", "-n", str(LINES))
+        yield journal(said(subject.places.run, "journalctl", "-q", "--no-pager", *wanted))
 
 
 def state(values: dict[str, str]) -> Finding:
@@ -93,8 +90,11 @@ def journal(text: str) -> Finding:
     )
 
 
-def _output(argv: list[str]) -> str:
-    """What a program says; nothing when it fails or hangs."""
+def said(run: Path, program: str, *arguments: str) -> str:
+    """What a program of systemd says; nothing where no systemd runs, and when it fails or hangs."""
+    if not (run / "systemd/system").is_dir():
+        return ""
+    argv = [program, *arguments]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=DEADLINE_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

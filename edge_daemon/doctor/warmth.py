@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_daemon.doctor import unit
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
 from edge_daemon.sensors import Sensors
@@ -27,7 +26,8 @@ def look(subject: Subject) -> Iterator[Finding]:
     yield temperature(reading, slow_at_c, limit_at_c)
     # the file's bits of the past mean the last two seconds (sensors.py); the command's mean since the start
     firmware = Sensors(NOWHERE).read().throttled
-    yield power(reading, firmware, _kernel_log(subject))
+    kernel_log = unit.said(subject.places.run, "journalctl", "-k", "-b", "-q", "--no-pager", "-o", "cat")
+    yield power(reading, firmware, kernel_log)
 
 
 def temperature(reading: Reading, slow_at_c: float, limit_at_c: float) -> Finding:
@@ -73,15 +73,3 @@ def power(reading: Reading, firmware: int | None, kernel_log: str) -> Finding:
 def listed(names: list[str]) -> str:
     """For people."""
     return ", ".join(IN_WORDS[name] for name in names)
-
-
-def _kernel_log(subject: Subject) -> str:
-    """Of this boot; empty where it cannot be read."""
-    journalctl = shutil.which("journalctl")
-    if journalctl is None or not (subject.places.run / "systemd/system").is_dir():
-        return ""
-    argv = [journalctl, "-k", "-b", "-q", "--no-pager", "-o", "cat"]
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
