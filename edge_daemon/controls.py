@@ -26,7 +26,7 @@ from edge_daemon.settings import Settings
 from edge_daemon.source_config import LiveSource
 from edge_daemon.switches import Switches
 from edge_daemon.token_bucket import TokenBucket
-from edge_daemon.topics import Incoming, Publication, json_bytes
+from edge_daemon.topics import JSON, Incoming, Publication, json_bytes
 
 AT_ONCE, PER_MINUTE = 60, 120.0
 """Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
@@ -117,8 +117,7 @@ class Controls:
         self._publish(usual, answer, message.correlation)
 
     def _publish(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
-        json = "application/json"
-        self._connection.publish(Publication(topic, payload, False, content_type=json, correlation=correlation))
+        self._connection.publish(Publication(topic, payload, False, content_type=JSON, correlation=correlation))
 
     def _is_ours(self, topic: str) -> bool:
         """Whether an answer there could be taken for something that we say by ourselves."""

@@ -14,7 +14,7 @@ from typing import Any
 from edge_daemon.errors import PublishDenied
 from edge_daemon.homeassistant import messages
 from edge_daemon.mqtt import Connection
-from edge_daemon.topics import ONLINE, Incoming, Publication, discovery, home_assistant_status
+from edge_daemon.topics import JSON, ONLINE, Incoming, Publication, discovery, home_assistant_status
 
 EARLIER_S = 2.0
 """The broker sends what it has kept at once after the subscription; a busy one has this long for it."""
@@ -87,9 +87,7 @@ class Discovery:
         for payload in messages(wanted, earlier if session == self._session else b""):
             if payload == self._refused:
                 return
-            sent = self._connection.publish(
-                Publication(self._topic, payload, retain=True, content_type="application/json")
-            )
+            sent = self._connection.publish(Publication(self._topic, payload, retain=True, content_type=JSON))
             await asyncio.wait([sent])
             if sent.cancelled():
                 return
