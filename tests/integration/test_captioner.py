@@ -32,6 +32,7 @@ from edge_daemon.memory import CGROUP_RESERVE_BYTES
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Request, Task
 from edge_daemon.readings import Files
+from tests.integration.paper_cgroup import PaperFiles
 from tests.integration.service import wait_for
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -284,12 +285,8 @@ async def test_a_refusal_at_the_first_start_is_final(stage: Theatre, deed: str, 
 async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: Theatre, tmp_path: Path) -> None:
     """A cgroup of paper has it; the rest is real. From the refusal on it is the watchdog that starts the worker."""
     captioner = stage.captioner(["refuse for now"], ["refuse for now"], ["ready with needs", "answer"])
-    level = tmp_path / "memory/a"
-    level.mkdir(parents=True)
-    (level / "memory.limit_in_bytes").write_text(str(4096 << 20))
-    (level / "memory.usage_in_bytes").write_text(str(3846 << 20))
-    captioner.witness.files = PaperFiles(cgroups=tmp_path)
-    watchdog = MemoryWatchdog(captioner, lambda: None, captioner.witness.files)
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3846 << 20)
+    watchdog = MemoryWatchdog(captioner, lambda: None, files)
     with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
         await captioner.ready()
     assert (stage.states, captioner.pid) == (["starting", "unloaded"], None)
@@ -303,7 +300,7 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
     assert "no model and may have 186 (the cgroup's limit of 4096 MiB" in document["reason"]
     assert len(stage.lives()) == 1, "nothing is tried in vain"
 
-    (level / "memory.usage_in_bytes").write_text(str(20 << 20))
+    files.use(20 << 20)
     now_s = 100.0
     while not captioner.is_ready:  # the second one is refused as well
         await looked(watchdog, 1, now_s)
@@ -319,12 +316,8 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
 async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: Theatre, tmp_path: Path) -> None:
     """It would be killed before it could say what it needs. Here it never says that."""
     captioner = stage.captioner(GOOD)
-    level = tmp_path / "memory/a"
-    level.mkdir(parents=True)
-    (level / "memory.limit_in_bytes").write_text(str(4096 << 20))
-    (level / "memory.usage_in_bytes").write_text(str(3896 << 20))
-    captioner.witness.files = PaperFiles(cgroups=tmp_path)
-    watchdog = MemoryWatchdog(captioner, lambda: None, captioner.witness.files)
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3896 << 20)
+    watchdog = MemoryWatchdog(captioner, lambda: None, files)
     with pytest.raises(ChildEnded, match=r"it may have 136 MiB .* its program alone takes 160"):
         await captioner.ready()
     for second in range(3):
@@ -338,7 +331,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
     with pytest.raises(ChildEnded):
         await captioner.run(REQUEST)
 
-    (level / "memory.usage_in_bytes").write_text(str(50 << 20))
+    files.use(50 << 20)
     while not captioner.is_ready:
         await looked(watchdog, 1)
         await asyncio.sleep(0.01)
@@ -637,17 +630,14 @@ async def test_the_worker_is_told_its_cap_and_nobody_asks_while_it_rests(stage: 
     """A cgroup of paper takes the memory away; the rest is real."""
     captioner = stage.captioner(["ready with needs", "answer"], ["ready with needs", "answer"])
     await captioner.ready()
-    level = tmp_path / "memory/a"
-    level.mkdir(parents=True)
-    (level / "memory.limit_in_bytes").write_text(str(300 << 20))
-    (level / "memory.usage_in_bytes").write_text(str(100 << 20))
-    watchdog = MemoryWatchdog(captioner, lambda: None, PaperFiles(cgroups=tmp_path))
+    files = PaperFiles.made(tmp_path, 300 << 20, 100 << 20)
+    watchdog = MemoryWatchdog(captioner, lambda: None, files)
     await looked(watchdog, 3)
     assert watchdog.state.stage.name == "OK"
     held_bytes = captioner.witness.files.read(captioner.pid).worker_bytes
     assert held_bytes is not None
     room_bytes = (60 << 20) - held_bytes  # with this it may have 60 MiB, and needs 100 at least
-    (level / "memory.usage_in_bytes").write_text(str((300 << 20) - CGROUP_RESERVE_BYTES - room_bytes))
+    files.use((300 << 20) - CGROUP_RESERVE_BYTES - room_bytes)
     await looked(watchdog, 1, 10.0)
     wait_for("a cap", lambda: stage.caps() == [[148, 0]])
     await looked(watchdog, 3, 11.0)
@@ -655,21 +645,13 @@ async def test_the_worker_is_told_its_cap_and_nobody_asks_while_it_rests(stage: 
     assert watchdog.state.stage.name == "PAUSED"
     with pytest.raises(ChildEnded):
         await captioner.run(REQUEST)
-    (level / "memory.usage_in_bytes").write_text(str(100 << 20))
+    files.use(100 << 20)
     await looked(watchdog, 30, 20.0)
     assert watchdog.state.stage.name == "OK"
     await captioner.run(REQUEST)
     assert stage.caps()[-1] == [256, 0]
     assert len(stage.lives()) == 1
     await captioner.stop(60)
-
-
-class PaperFiles(Files):
-    """In a cgroup of this test's own."""
-
-    @property
-    def membership(self) -> str:
-        return "4:memory:/a"
 
 
 class OffFiles(Files):

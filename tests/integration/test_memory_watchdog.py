@@ -23,6 +23,7 @@ from edge_daemon.messages import Request, Task
 from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig
 from edge_daemon.readings import Files
 from edge_daemon.stages import Stage
+from tests.integration.paper_cgroup import PaperFiles
 from tests.integration.service import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -127,24 +128,13 @@ async def test_a_cap_holds_in_the_middle_of_a_caption_and_the_buffer_really_shri
     await captioner.stop(60)
 
 
-class PaperFiles(Files):
-    """In a cgroup of this test's own."""
-
-    @property
-    def membership(self) -> str:
-        return "4:memory:/a"
-
-
 async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_memory_is(
     watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real worker refuses and says what it needs; what others take stands on paper."""
     monkeypatch.setattr(stages, "CALM_S", 0.2)
-    captioner, level = watched.captioner, tmp_path / "memory/a"
-    level.mkdir(parents=True)
-    (level / "memory.limit_in_bytes").write_text(str(4096 * MIB))
-    (level / "memory.usage_in_bytes").write_text(str(3832 * MIB))
-    files = captioner.witness.files = PaperFiles(cgroups=tmp_path)
+    captioner = watched.captioner
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 * MIB, 3832 * MIB)
     watchdog = MemoryWatchdog(captioner, lambda: None, files)
     with pytest.raises(ChildEnded, match=r"MiB of memory are missing.*the cgroup's limit of 4096 MiB"):
         await captioner.ready()
@@ -154,7 +144,7 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
     while watchdog.state.stage != Stage.UNLOADED:
         await asyncio.sleep(0.01)
     assert captioner.state.state == "unloaded"
-    (level / "memory.usage_in_bytes").write_text(str(0))
+    files.use(0)
     await captioner.allowed.wait()
     results = await captioner.run(watched.request())
     assert results.tasks[0].text
