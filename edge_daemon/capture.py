@@ -12,7 +12,8 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -111,24 +112,14 @@ class Capture(ABC, Generic[Config]):
 
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
-        child = await Child.start(f"grabber {self.name}", grabber_settings.argv(self.config))
-        try:
-            await child.send(Open(json.dumps(grabber_settings.settings(self.config))), SILENCE_S)
-            message = await child.receive(SILENCE_S)
+        argv, told = grabber_settings.argv(self.config), grabber_settings.settings(self.config)
+        async with grabber(f"grabber {self.name}", argv, told) as (child, decoder):
             self.beat()
-            if not isinstance(message, GrabberReady):
-                raise self.stranger(message)
             policy.ready(time.monotonic())
             # of a source that is away it was told once; it is opened again every minute, for years
             level = logging.DEBUG if self.state.state == "offline" else logging.INFO
-            log.log(level, "source %s: watching with %s", self.name, message.decoder)
+            log.log(level, "source %s: watching with %s", self.name, decoder)
             await self.talk(child)
-        finally:
-            await child.stop(STOP_GRACE_S)
-
-    def stranger(self, message: object) -> ChildDied:
-        """The error for what a grabber must not say."""
-        return ChildDied(f"the grabber {self.name} sent {type(message).__name__}, and was ended")
 
     def tell(self, where: str, reason: str) -> None:
         """Say what is wrong; in the log, and in health."""
@@ -152,6 +143,27 @@ class Capture(ABC, Generic[Config]):
 
 
 AnyCapture = Capture[Any]
+
+
+@asynccontextmanager
+async def grabber(
+    name: str, argv: Sequence[str], settings: dict[str, Any], descriptors: Sequence[int] = ()
+) -> AsyncIterator[tuple[Child, str]]:
+    """A grabber that is ready, and what it reads pictures with. Raises ChildError."""
+    child = await Child.start(name, argv, descriptors=descriptors)
+    try:
+        await child.send(Open(json.dumps(settings)), SILENCE_S)
+        message = await child.receive(SILENCE_S)
+        if not isinstance(message, GrabberReady):
+            raise stranger(child, message)
+        yield child, message.decoder
+    finally:
+        await child.stop(STOP_GRACE_S)
+
+
+def stranger(child: Child, message: object) -> ChildDied:
+    """The error for what a grabber must not say."""
+    return ChildDied(f"the {child.name} sent {type(message).__name__}, and was ended")
 
 
 def check(frame: Frame) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from edge_daemon import snapshot
 from edge_daemon.broken_files import BrokenFiles
-from edge_daemon.capture import SILENCE_S, Capture, check
+from edge_daemon.capture import SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildError
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Problem, Wanted
@@ -83,7 +83,7 @@ class FolderCapture(Capture[FolderConfig]):
                 self.report(reason, file)
                 await child.send(Next(), SILENCE_S)
             case _:
-                raise self.stranger(message)
+                raise stranger(child, message)
 
     def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
         """Blame the picture that was being opened, when it is the second grabber's death.

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from datetime import datetime
 
-from edge_daemon.capture import SILENCE_S, Capture, check
+from edge_daemon.capture import SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildError, PictureError, SourceLost
 from edge_daemon.gate import Gate
@@ -108,7 +108,7 @@ class LiveCapture(Capture[LiveConfig]):
                 case Idle():
                     pass
                 case _:
-                    raise self.stranger(message)
+                    raise stranger(child, message)
 
     async def _until_due(self) -> None:
         """Wait for the time of the next look, or until somebody asks."""

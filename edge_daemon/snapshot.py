@@ -6,16 +6,15 @@ handed over as a file in memory: nothing is written to a disk.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 
 from edge_daemon import grabber_settings
-from edge_daemon.capture import SILENCE_S, STOP_GRACE_S, check
+from edge_daemon.capture import SILENCE_S, check, grabber, stranger
 from edge_daemon.child import Child
-from edge_daemon.errors import ChildDied, ChildError, PictureError
+from edge_daemon.errors import ChildError, PictureError
 from edge_daemon.grabber_settings import MAX_SIDE_PX
-from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.source_config import FolderConfig
 
 
@@ -32,23 +31,18 @@ async def of_bytes(payload: bytes) -> Frame:
         return await _take(options, 0.0, [file.fileno()])
 
 
-async def _take(options: dict[str, object], decode_timeout_s: float, descriptors: Sequence[int] = ()) -> Frame:
+async def _take(told: dict[str, object], decode_timeout_s: float, descriptors: Sequence[int] = ()) -> Frame:
     try:
-        child = await Child.start("grabber of one picture", grabber_settings.argv(), descriptors=descriptors)
-        try:
-            await child.send(Open(json.dumps(options)), SILENCE_S)
-            return await _converse(child, SILENCE_S + decode_timeout_s)
-        finally:
-            await child.stop(STOP_GRACE_S)
+        async with grabber("grabber of one picture", grabber_settings.argv(), told, descriptors) as (child, _):
+            await child.send(Next(), SILENCE_S)
+            return await _frame(child, SILENCE_S + decode_timeout_s)
     except ChildError as error:
         raise PictureError(f"reading the picture: {error}") from error
 
 
-async def _converse(child: Child, patience_s: float) -> Frame:
+async def _frame(child: Child, patience_s: float) -> Frame:
     while True:
         match await child.receive(patience_s):
-            case GrabberReady():
-                await child.send(Next(), SILENCE_S)
             case Idle():
                 pass
             case Frame() as frame:
@@ -57,4 +51,4 @@ async def _converse(child: Child, patience_s: float) -> Frame:
             case Problem(reason, file):
                 raise PictureError(f"{file.name}: {reason}" if file else reason)
             case other:
-                raise ChildDied(f"the {child.name} sent {type(other).__name__}, and was ended")
+                raise stranger(child, other)

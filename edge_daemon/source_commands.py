@@ -11,20 +11,18 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_daemon import subcommand
-from edge_daemon.errors import ChildDied, EdgeDaemonError, UnavailableError
-from edge_daemon.messages import Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.errors import EdgeDaemonError, UnavailableError
+from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from edge_daemon.attached import ConnectorCamera, VideoDevice
     from edge_daemon.child import Child
     from edge_daemon.source_config import LiveSource, SourceConfig
@@ -33,10 +31,7 @@ OK, USAGE = 0, 2
 """Exit codes, as in cli.py."""
 LIBCAMERA_S = 30.0
 """A Raspberry Pi Zero takes several seconds to load picamera2."""
-SILENCE_S = 60.0
-"""A grabber that says nothing for so long is stuck."""
 FOLDER_S = 60.0
-STOP_GRACE_S = 2.0
 QUALITY = 90
 NOTHING = """\
 no camera is attached that this user can see
@@ -130,13 +125,20 @@ def test(arguments: argparse.Namespace) -> int:
 
 async def _try(name: str, source: SourceConfig) -> tuple[Frame, dict[str, Any]]:
     """A picture of a source, by the grabber that the daemon would start, and what there is to say of it."""
-    from edge_daemon.source_config import LiveSource
+    from edge_daemon import grabber_settings
+    from edge_daemon.capture import SILENCE_S, grabber
+    from edge_daemon.source_config import FolderConfig, LiveSource
 
     live = source if isinstance(source, LiveSource) else None
     limit_s = FOLDER_S if live is None else live.open_timeout_s + live.read_timeout_s + SILENCE_S
     began_s = time.monotonic()
     _progress(f"starting the grabber of {name}")
-    async with _grabber(name, source) as (child, decoder):
+    told = (
+        grabber_settings.of_current_picture(source)
+        if isinstance(source, FolderConfig)
+        else grabber_settings.settings(source)
+    )
+    async with grabber(f"grabber {name}", grabber_settings.argv(source), told) as (child, decoder):
         ready_s = time.monotonic() - began_s
         _progress(f"{decoder}: waiting for a picture, {limit_s:.0f} s at most")
         frame = await _picture(child, name, limit_s)
@@ -157,31 +159,9 @@ async def _try(name: str, source: SourceConfig) -> tuple[Frame, dict[str, Any]]:
     return frame, said
 
 
-@asynccontextmanager
-async def _grabber(name: str, source: SourceConfig) -> AsyncIterator[tuple[Child, str]]:
-    """A grabber that is ready, and what it reads pictures with."""
-    from edge_daemon import grabber_settings
-    from edge_daemon.child import Child
-    from edge_daemon.source_config import FolderConfig
-
-    if isinstance(source, FolderConfig):
-        told = grabber_settings.of_current_picture(source)
-    else:
-        told = grabber_settings.settings(source)
-    child = await Child.start(f"grabber {name}", grabber_settings.argv(source))
-    try:
-        await child.send(Open(json.dumps(told)), SILENCE_S)
-        message = await child.receive(SILENCE_S)
-        if not isinstance(message, GrabberReady):
-            raise ChildDied(f"the grabber {name} sent {type(message).__name__}, and was ended")
-        yield child, message.decoder
-    finally:
-        await child.stop(STOP_GRACE_S)
-
-
 async def _picture(child: Child, name: str, limit_s: float) -> Frame:
     """The next picture. Raises UnavailableError with the reason why there is none, or ChildError."""
-    from edge_daemon.capture import check
+    from edge_daemon.capture import SILENCE_S, check, stranger
 
     try:
         async with asyncio.timeout(limit_s):
@@ -197,7 +177,7 @@ async def _picture(child: Child, name: str, limit_s: float) -> Frame:
         case Problem(reason, file):
             where = f"{file.name}: " if file else ""
             raise UnavailableError(f"source {name}: {where}{reason}")
-    raise ChildDied(f"the grabber {name} sent {type(message).__name__}, and was ended")
+    raise stranger(child, message)
 
 
 async def _gate(child: Child, name: str, source: LiveSource, frame: Frame, limit_s: float) -> dict[str, Any]:
