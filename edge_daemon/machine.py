@@ -22,6 +22,7 @@ def machine_id() -> str:
     return ""
 
 
-def digits(node: str) -> str:
-    """Tell apart nodes of the same name on different machines."""
-    return hmac.new(KEY, f"{machine_id()}/{node}".encode(), hashlib.sha256).hexdigest()[:DIGITS]
+def client_id(node: str) -> str:
+    """The name of a node at its broker: other than that of a node of the same name on another machine."""
+    keyed = hmac.new(KEY, f"{machine_id()}/{node}".encode(), hashlib.sha256).hexdigest()
+    return f"edge-daemon-{node}-{keyed[:DIGITS]}"

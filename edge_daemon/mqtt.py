@@ -75,7 +75,7 @@ class Connection:
     @property
     def client_id(self) -> str:
         """Our name at the broker."""
-        return self.config.client_id or f"edge-daemon-{self.topics.node}-{machine.digits(self.topics.node)}"
+        return self.config.client_id or machine.client_id(self.topics.node)
 
     @property
     def protocol(self) -> str:

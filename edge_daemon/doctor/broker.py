@@ -110,7 +110,7 @@ def encryption(config: MqttConfig) -> Finding:
 async def talk(config: Config, service_pid: int | None, alone_s: float) -> list[Finding]:
     """Everything after the connection."""
     topics = Topics(config.mqtt.base_topic, config.node)
-    own = config.mqtt.client_id or f"edge-daemon-{topics.node}-{machine.digits(topics.node)}"
+    own = config.mqtt.client_id or machine.client_id(topics.node)
     guest = service_pid is not None
     client_id = f"{own}-doctor" if guest else own
     wanted = {"5": (V5,), "3.1.1": (V311,)}.get(config.mqtt.protocol, (V5, V311))
