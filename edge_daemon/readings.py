@@ -116,8 +116,12 @@ def pressure_of(text: str) -> Pressure | None:
     return Pressure(float(found["some"]), float(found["full"])) if len(found) == 2 else None
 
 
+def board_model(proc: Path = Path("/proc")) -> str:
+    """What a device tree calls this board, such as Raspberry Pi 5 Model B Rev 1.0; empty on a PC."""
+    return text_of(proc / "device-tree/model").strip("\0\n ")
+
+
 def board(proc: Path = Path("/proc")) -> str:
     """What a device tree calls this board, else the processor's name."""
-    model = text_of(proc / "device-tree/model").strip("\0\n ")
     cpu = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text_of(proc / "cpuinfo"), re.MULTILINE)
-    return model or (cpu[1].strip() if cpu else "an unknown board")
+    return board_model(proc) or (cpu[1].strip() if cpu else "an unknown board")

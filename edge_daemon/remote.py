@@ -8,10 +8,9 @@ broker ──► controls ──► inquiries ──► slots ──► caption 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from edge_daemon import __version__, homeassistant, machine
+from edge_daemon import __version__, homeassistant, machine, readings
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import AnyCapture
 from edge_daemon.config import Config
@@ -27,9 +26,6 @@ from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
 from edge_daemon.source_config import LiveSource
 from edge_daemon.switches import Switches
-
-BOARD = Path("/proc/device-tree/model")
-"""A Raspberry Pi says here which one it is."""
 
 
 class Remote:
@@ -53,7 +49,7 @@ class Remote:
         self._topics = connection.topics
         device_id = homeassistant.device_id(machine.machine_id(), running.node, str(running.state_dir))
         live = frozenset(name for name, source in running.sources.items() if isinstance(source, LiveSource))
-        self._facts = Facts(device_id, __version__, _board(), live)
+        self._facts = Facts(device_id, __version__, readings.board_model(), live)
         self._leftovers = Leftovers(connection, running.state_dir / "retained.json", self._retained)
         prefix = running.homeassistant.prefix
         self.discovery = Discovery(connection, prefix, device_id, self._describe, self._leftovers.take_off)
@@ -82,11 +78,3 @@ class Remote:
             return None
         sources = {name: capture.config for name, capture in self._captures.items()}
         return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
-
-
-def _board() -> str:
-    """Such as Raspberry Pi 5 Model B Rev 1.0; empty on a PC."""
-    try:
-        return BOARD.read_text(errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
