@@ -28,7 +28,6 @@ root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 
 broker="" broker_user="" broker_password_file="" model="" pictures="" packages=yes start=yes picamera="" yes="" torch=""
 render_options=()
-usage() { sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; }
 while [ $# -gt 0 ]; do
   case $1 in
     --broker | --broker-user | --broker-password-file | --model | --pictures | --allow | --wheelhouse | --torch)
@@ -70,7 +69,7 @@ check_words() {
   [ -z "$broker_password_file" ] || [ -r "$broker_password_file" ] || fail "--broker-password-file: $broker_password_file cannot be read" 2
   [ -z "$broker_password_file" ] || [ -n "$broker_user" ] || fail "--broker-password-file needs --broker-user" 2
   [[ $broker_user != *[\"\\]* ]] || fail '--broker-user: a name without " and \ is expected' 2
-  ! dpkg-query -W -f '${Status}' edge-daemon 2>/dev/null | grep -q ' installed' ||
+  ! debian_has edge-daemon ||
     fail "the Debian package edge-daemon is installed here: use apt, or remove it first (apt-get remove edge-daemon)"
 }
 
@@ -79,7 +78,7 @@ install_packages() {
   case $broker in localhost | localhost:* | 127.0.0.1*) [ -e "$ETC/config.yaml" ] || wanted+=(mosquitto) ;; esac
   [ -z "$picamera" ] || wanted+=(python3-picamera2)
   for package in "${wanted[@]}"; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
+    debian_has "$package" || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   act "install Debian packages: ${missing[*]}" apt_install "${missing[@]}"

@@ -34,7 +34,12 @@ act() {
   "$@"
 }
 
+# usage: the comment that a script begins with.
+usage() { sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; }
+
 need_root() { [ "$(id -u)" = 0 ] || [ -n "$dry_run" ] || fail "this changes the system: run it with sudo" 77; }
+
+debian_has() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q ' installed'; }
 
 # --- is this a machine for it? -----------------------------------------------------------------------------------
 
@@ -114,6 +119,14 @@ release_of() {
   echo "$OPT/$version-${content:0:8}"
 }
 
+# our_wheel ROOT VENV WORK DIRECTORY: from a copy in WORK, as a build leaves its traces in the directory of its source.
+our_wheel() {
+  local root=$1 venv=$2 source=$3/source out=$4
+  mkdir "$source" || return
+  cp -r "$root/edge_daemon" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$source/" || return
+  pip_in "$venv" wheel --no-deps --wheel-dir "$out" "$source"
+}
+
 # make_release ROOT DIR: the virtual environment, whole or not at all.
 make_release() {
   local root=$1 dir=$2 free_mib
@@ -140,9 +153,7 @@ fill_release() {
   work=$dir/work
   mkdir "$work" || return
   if [ -z "$wheel" ]; then
-    cp -r "$root/edge_daemon" "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$work/" || return
-    rm -rf -- "$work"/*.egg-info
-    pip_in "$dir" wheel --no-deps --wheel-dir "$work" "$work" || return
+    our_wheel "$root" "$dir" "$work" "$work" || return
     wheel=$(echo "$work"/edge_daemon-*.whl)
   fi
   pip_in "$dir" install --constraint "$root/deploy/constraints.txt" "edge-daemon[models,cameras] @ file://$wheel" || return

@@ -16,12 +16,12 @@ for option in "$@"; do
   case $option in
     --purge) purge=yes ;;
     --dry-run) dry_run=yes ;;
-    --help | -h) sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 0 ;;
+    --help | -h) usage; exit 0 ;;
     *) fail "unknown option $option; --help tells those there are" 2 ;;
   esac
 done
 need_root
-! dpkg-query -W -f '${Status}' edge-daemon 2>/dev/null | grep -q ' installed' ||
+! debian_has edge-daemon ||
   fail "edge-daemon came as a Debian package: sudo apt-get remove edge-daemon (or purge)"
 act "stop the service; remove $OPT, the units and the command edge-daemon" remove_program
 if [ -n "$purge" ]; then

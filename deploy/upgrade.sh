@@ -22,7 +22,7 @@ while [ $# -gt 0 ]; do
     --ready-within) READY_WITHIN_S=$2; shift ;;
     --back) back=yes ;;
     --dry-run) dry_run=yes ;;
-    --help | -h) sed -n '2,/^set -euo/p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 0 ;;
+    --help | -h) usage; exit 0 ;;
     *) fail "unknown option $1; --help tells those there are" 2 ;;
   esac
   shift
