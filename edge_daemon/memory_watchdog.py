@@ -18,7 +18,7 @@ from edge_daemon.errors import ChildEnded
 from edge_daemon.growth import Growth
 from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Budget
 from edge_daemon.messages import Results
-from edge_daemon.readings import Files, Reading
+from edge_daemon.readings import Reading
 from edge_daemon.results import utc
 from edge_daemon.stages import IN_WORDS, Plan, Stage, Stages, View
 
@@ -50,11 +50,11 @@ class MemoryState:
 class MemoryWatchdog:
     """Of one captioner."""
 
-    def __init__(self, captioner: Captioner, on_change: Callable[[], None], files: Files | None = None) -> None:
-        """Reads where `files` says."""
+    def __init__(self, captioner: Captioner, on_change: Callable[[], None]) -> None:
+        """Reads where the captioner does."""
         self.state = MemoryState()
         self.growth = Growth()
-        self._files = files or Files()
+        self._files = captioner.witness.files
         self._captioner = captioner
         self._on_change = on_change
         self._stages = Stages()

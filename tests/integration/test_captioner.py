@@ -286,7 +286,7 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
     """A cgroup of paper has it; the rest is real. From the refusal on it is the watchdog that starts the worker."""
     captioner = stage.captioner(["refuse for now"], ["refuse for now"], ["ready with needs", "answer"])
     files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3846 << 20)
-    watchdog = MemoryWatchdog(captioner, lambda: None, files)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
     with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
         await captioner.ready()
     assert (stage.states, captioner.pid) == (["starting", "unloaded"], None)
@@ -317,7 +317,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
     """It would be killed before it could say what it needs. Here it never says that."""
     captioner = stage.captioner(GOOD)
     files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3896 << 20)
-    watchdog = MemoryWatchdog(captioner, lambda: None, files)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
     with pytest.raises(ChildEnded, match=r"it may have 136 MiB .* its program alone takes 160"):
         await captioner.ready()
     for second in range(3):
@@ -630,8 +630,8 @@ async def test_the_worker_is_told_its_cap_and_nobody_asks_while_it_rests(stage: 
     """A cgroup of paper takes the memory away; the rest is real."""
     captioner = stage.captioner(["ready with needs", "answer"], ["ready with needs", "answer"])
     await captioner.ready()
-    files = PaperFiles.made(tmp_path, 300 << 20, 100 << 20)
-    watchdog = MemoryWatchdog(captioner, lambda: None, files)
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 300 << 20, 100 << 20)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
     await looked(watchdog, 3)
     assert watchdog.state.stage.name == "OK"
     held_bytes = captioner.witness.files.read(captioner.pid).worker_bytes
@@ -669,7 +669,8 @@ async def test_that_limits_have_no_effect_is_said_once(
     captioner = stage.captioner(["ready with needs", "answer"])
     await captioner.ready()
     beats: list[int] = []
-    watchdog = MemoryWatchdog(captioner, lambda: None, OffFiles(cgroups=tmp_path))
+    captioner.witness.files = OffFiles(cgroups=tmp_path)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
     watching = asyncio.create_task(watchdog.run(lambda: beats.append(1)))
     while len(beats) < 3:
         await asyncio.sleep(0.01)

@@ -135,7 +135,7 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
     monkeypatch.setattr(stages, "CALM_S", 0.2)
     captioner = watched.captioner
     files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 * MIB, 3832 * MIB)
-    watchdog = MemoryWatchdog(captioner, lambda: None, files)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
     with pytest.raises(ChildEnded, match=r"MiB of memory are missing.*the cgroup's limit of 4096 MiB"):
         await captioner.ready()
     watching = asyncio.create_task(watchdog.run(lambda: None))
