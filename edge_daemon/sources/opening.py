@@ -21,11 +21,6 @@ def memory_in_words() -> str:
     return f"decoding it needs more memory than {has}; a smaller picture (most cameras have a second stream) needs less"
 
 
-def seconds_in_words(seconds: float) -> str:
-    """As in the configuration: 10 s, 2.5 s."""
-    return f"{seconds:g} s"
-
-
 def in_words(error: Exception) -> str:
     """What no kind of camera has words of its own for; never the error's own text, which has the address in it."""
     if isinstance(error, MemoryError):

@@ -18,7 +18,7 @@ import av
 from av.container import InputContainer
 
 from edge_daemon.sources.newest import Decode
-from edge_daemon.sources.opening import QUICKLY, in_words, number_of, seconds_in_words
+from edge_daemon.sources.opening import QUICKLY, in_words, number_of
 
 _SWITCHED_ON = "the camera's stream is switched on"
 _ANSWERS = (av.error.HTTPClientError, av.error.HTTPServerError)
@@ -77,11 +77,11 @@ class Stream:
 
     def silent(self, what: str, after_s: float) -> str:
         """The words for a deadline that passed."""
-        seconds = seconds_in_words(after_s)
         if what == "read":
-            return f"nothing came from {self._place} for {seconds} (read_timeout_s)"
+            return f"nothing came from {self._place} for {after_s:g} s (read_timeout_s)"
         return (
-            f"{self._place} did not answer within {seconds} (open_timeout_s): is the camera on, and the address right?"
+            f"{self._place} did not answer within {after_s:g} s (open_timeout_s): "
+            "is the camera on, and the address right?"
         )
 
     def why(self, error: Exception | None) -> str:

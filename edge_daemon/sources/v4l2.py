@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,7 @@ from typing import Literal
 import av
 from av.container import InputContainer
 
-from edge_daemon.sources.opening import in_words, number_of, seconds_in_words
+from edge_daemon.sources.opening import in_words, number_of
 
 _DEMUXER = "v4l2"
 
@@ -55,10 +54,9 @@ class Device:
 
     def silent(self, what: str, after_s: float) -> str:
         """The words for a deadline that passed."""
-        seconds = seconds_in_words(after_s)
         if what == "read":
-            return f"no picture came from {self._options.device} for {seconds} (read_timeout_s)"
-        return f"{self._options.device} could not be opened within {seconds} (open_timeout_s)"
+            return f"no picture came from {self._options.device} for {after_s:g} s (read_timeout_s)"
+        return f"{self._options.device} could not be opened within {after_s:g} s (open_timeout_s)"
 
     def why(self, error: Exception | None) -> str:
         """Why it cannot be opened or read."""
@@ -97,15 +95,11 @@ def owner_of(device: str, processes: Path = Path("/proc")) -> str:
             continue
         try:
             links = [os.stat(link) for link in (process / "fd").iterdir()]
-            if any(stat.S_IFMT(link.st_mode) == stat.S_IFMT(wanted.st_mode) and _same(link, wanted) for link in links):
+            if any(os.path.samestat(link, wanted) for link in links):
                 return f" by {(process / 'comm').read_text().strip()} (process {process.name})"
         except OSError:
             continue
     return " by another program (only root can see by which)" if os.geteuid() else ""
-
-
-def _same(one: os.stat_result, other: os.stat_result) -> bool:
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _group(device: str) -> str:
