@@ -103,9 +103,7 @@ def test_what_waited_longest_is_not_the_one_that_comes(board: Board) -> None:
     grabber = board.grabber()
     first = grabber.frame()
     time.sleep(0.5)  # 25 frames
-    asked_s = time.time()
     assert grabber.frame().captured_at_s > first.captured_at_s + 0.3
-    assert time.time() >= asked_s
 
 
 @pytest.mark.parametrize("stored", ["BGR888", "RGB888", "XBGR8888", "XRGB8888"])
