@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, mode
 from edge_daemon import device_classes
 from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.gate_config import GateConfig
+from edge_daemon.repeats import Repetition
 from edge_daemon.sections import AbsolutePath, Name, Section
 
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, 86_400.0
@@ -148,7 +149,7 @@ class LiveSource(AnySource):
     max_age_s: Annotated[float, Field(ge=1, le=LONGEST_INTERVAL_S)] = 120.0
     """A frame that has waited longer for its turn is no longer worth a caption."""
     gate: GateConfig = GateConfig()
-    repeats: Literal["publish", "mark", "suppress"] = "mark"
+    repeats: Repetition = "mark"
     """What becomes of a caption with the words of the one before: published, published with `unchanged: true`, or
     not published."""
     open_timeout_s: Annotated[float, Field(ge=1, le=300)] = 15.0

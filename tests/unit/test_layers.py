@@ -104,7 +104,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
         {"config_words", "errors", "mqtt_config", "sections", "source_config", "thermal", "yaml_file"},
         {"pydantic"},
     ),
-    "source_config": ({"answers", "device_classes", "gate_config", "sections"}, {"pydantic"}),
+    "source_config": ({"answers", "device_classes", "gate_config", "repeats", "sections"}, {"pydantic"}),
     "gate_config": ({"areas", "schedule", "sections"}, {"pydantic"}),
     "grabber_settings": ({"source_config"}, {"pydantic"}),
     "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
