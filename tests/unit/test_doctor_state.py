@@ -362,8 +362,12 @@ def test_usb_cameras(tmp_path: Path) -> None:
     assert "is not there" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
     (tmp_path / "video0").write_text("")
     assert "is no camera" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
-    device = Path("/dev/tty")  # a character device that everybody has, and that others have open
-    assert source(tmp_path, type="v4l2", device=device).state in ("ok", "problem")
+    device = Path("/dev/full")  # a character device that everybody may use, and nobody does
+    assert source(tmp_path, type="v4l2", device=device).what == "camera /dev/full, group root"
+    with device.open() as held, subprocess.Popen(["sleep", "60"], stdin=held) as other:
+        found = source(tmp_path, type="v4l2", device=device)
+        other.kill()
+    assert (found.state, f"is in use by sleep ({other.pid})" in found.what) == ("problem", True)
 
 
 def test_who_has_a_camera(tmp_path: Path) -> None:
