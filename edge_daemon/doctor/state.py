@@ -119,7 +119,7 @@ def outbox(path: Path, account: Account) -> Finding:
     kept = f"; kept aside as damaged: {', '.join(aside)}" if aside else ""
     if not path.exists():
         return ok("outbox", f"is not there yet{kept}")
-    size_mib = sum(Path(f"{path}{c}").stat().st_size for c in COMPANIONS if Path(f"{path}{c}").exists()) / MIB
+    size_mib = sum(file.stat().st_size for file in _files(path)) / MIB
     holder = lock_holder(path)
     if holder is not None:
         return ok("outbox", f"in use by process {holder}, {size_mib:.1f} MiB on disk{kept}")
@@ -136,12 +136,16 @@ def outbox(path: Path, account: Account) -> Finding:
     return ok("outbox", f"{count} results wait for the broker, {size_mib:.1f} MiB on disk{kept}")
 
 
+def _files(path: Path) -> list[Path]:
+    """A database and its log, if they are there."""
+    return [file for companion in COMPANIONS if (file := Path(f"{path}{companion}")).exists()]
+
+
 def _count(path: Path) -> tuple[int, int]:
     """Results, and how many of them are damaged. Raises sqlite3.Error, OSError."""
     with tempfile.TemporaryDirectory(prefix="edge-daemon-") as scratch:
-        for companion in COMPANIONS:
-            if Path(f"{path}{companion}").exists():
-                shutil.copyfile(f"{path}{companion}", Path(scratch) / f"{path.name}{companion}")
+        for file in _files(path):
+            shutil.copyfile(file, Path(scratch) / file.name)
         book = Book(Path(scratch) / path.name)
         try:
             damaged, last = 0, 0
@@ -229,8 +233,7 @@ def _renew(path: Path, account: Account) -> str:
         raise UnavailableError(f"{path}: {error}") from error
     count = book.count
     book.close()
-    for companion in COMPANIONS:
-        if Path(f"{path}{companion}").exists():
-            _give(Path(f"{path}{companion}"), account)
+    for file in _files(path):
+        _give(file, account)
     aside = ", ".join(sorted(set(damaged_files(path)) - before))
     return f"{count} results were taken over; the damaged file is {aside}"
