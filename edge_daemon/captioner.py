@@ -88,8 +88,7 @@ class Captioner:
         """Why the worker is to end, or is ending, on purpose."""
         self._answered = False
         """Whether any worker has ever answered."""
-        limit_mib = config.memory_limit_mib
-        self._allowance = Allowance(None if limit_mib == "auto" else limit_mib * MIB)
+        self._allowance = Allowance(config.memory_limit_bytes)
         self._refused_needs: memory.Needs | None = None
         """What the worker takes that found too little memory, while there was none that found enough."""
         self.waits_for = ""

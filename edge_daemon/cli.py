@@ -186,14 +186,13 @@ def find_model(path: Path, settings: Config) -> tuple[Path, str]:
         if settings.model.name != variant.FAMILY:
             return models.directory_of(settings.model.name, settings.state_dir), ""
         model = settings.model
-        limit_mib = None if model.memory_limit_mib == "auto" else model.memory_limit_mib
-        return _variant(model.variant, settings.state_dir, limit_mib, model.precision)
+        return _variant(model.variant, settings.state_dir, model.memory_limit_bytes, model.precision)
     except (ConfigError, UnavailableError) as error:
         raise ConfigError(f"{path}: model.name: {error}") from error
 
 
 def _variant(
-    wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_mib: int | None, precision: str
+    wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_bytes: int | None, precision: str
 ) -> tuple[Path, str]:
     """The directory of a moondream of the store, by the memory that there is now, and why this one."""
     from edge_daemon import memory, models, needs, variant
@@ -201,8 +200,7 @@ def _variant(
     present = models.installed(state_dir)
     directories = {name: models.directory_of(name, state_dir) for name in variant.STORED.values() if name in present}
     needed = {name: needs.installed(directory, precision) for name, directory in directories.items()}
-    limits = memory.read_limits(None if limit_mib is None else limit_mib * memory.MIB)
-    chosen = variant.choose(wanted, needed, memory.budget(limits))
+    chosen = variant.choose(wanted, needed, memory.budget(memory.read_limits(limit_bytes)))
     return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
 
 
@@ -248,8 +246,8 @@ def _memory_in_words(directory: Path, settings: Config) -> str:
     from edge_daemon.models.inventory import memory_of
 
     model = settings.model
-    limits = memory.read_limits(None if model.memory_limit_mib == "auto" else model.memory_limit_mib * memory.MIB)
-    verdict = memory_of(directory, memory.budget(limits), model.precision, model.kv_precision)
+    budget = memory.budget(memory.read_limits(model.memory_limit_bytes))
+    verdict = memory_of(directory, budget, model.precision, model.kv_precision)
     return f"{'fits' if verdict['fits'] else 'DOES NOT FIT'}: {verdict['why']}"
 
 

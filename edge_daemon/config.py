@@ -87,6 +87,11 @@ class ModelConfig(Section):
     stop_grace_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a caption in flight may take to finish when the service stops."""
 
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """What the worker may have at most; None: nobody says so."""
+        return None if self.memory_limit_mib == "auto" else self.memory_limit_mib * MIB
+
     @model_validator(mode="after")
     def _variant_needs_its_family(self) -> Self:
         if self.variant != "auto" and self.name != "moondream":

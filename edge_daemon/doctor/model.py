@@ -156,9 +156,8 @@ def fits(directory: Path, subject: Subject) -> Finding:
 
 def _budget(subject: Subject) -> memory.Budget:
     assert subject.config is not None
-    limit = subject.config.model.memory_limit_mib
     reading = subject.places.memory.read(None)
-    return memory.budget(memory.limits_of(reading, None if limit == "auto" else limit * MIB))
+    return memory.budget(memory.limits_of(reading, subject.config.model.memory_limit_bytes))
 
 
 def caption(subject: Subject) -> Iterator[Finding]:
