@@ -333,10 +333,10 @@ def in_words(number: int, error: BaseException) -> str:
     return f"camera {number} failed: {text}"
 
 
-def owners(processes: Path = Path("/proc"), prefixes: tuple[str, ...] = ("/dev/media", "/dev/video")) -> str:
+def owners(prefixes: tuple[str, ...] = ("/dev/media", "/dev/video")) -> str:
     """Who has camera devices open, other than us."""
     found = {}
-    for process in processes.glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
         try:

@@ -84,13 +84,13 @@ class Device:
         return f"{options.width_px}×{options.height_px}{fps}, format {options.format}"
 
 
-def owner_of(device: str, processes: Path = Path("/proc")) -> str:
+def owner_of(device: str) -> str:
     """Who has it open, as the end of a sentence; empty when that cannot be seen: other users' processes are closed."""
     try:
         wanted = os.stat(device)
     except OSError:
         return ""
-    for process in processes.iterdir():
+    for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         try:
