@@ -90,12 +90,10 @@ class Memory:
         return MEMORY_BYTES - int(self._usage.read_text())
 
     def oom_kills(self) -> int:
-        """How often the kernel has killed in here."""
-        for name in ("memory.oom_control", "memory.events"):
-            with suppress(OSError):
-                counts = dict(line.split() for line in (self._path / name).read_text().splitlines())
-                return int(counts.get("oom_kill", 0))
-        return 0
+        """How often the kernel has killed in here. Raises OSError or KeyError where it does not tell."""
+        old = self._path / "memory.oom_control"
+        told = (old if old.exists() else self._path / "memory.events").read_text()
+        return int(dict(line.split() for line in told.splitlines())["oom_kill"])
 
     def remove(self) -> None:
         """When all its processes have gone."""
