@@ -195,9 +195,7 @@ main() {
     fi
   fi
   [ "$changes" -gt 0 ] || say "nothing had to be changed"
-  if [ -n "$start" ] && "$OPT/current/bin/edge-daemon" doctor --help >/dev/null 2>&1; then
-    "$OPT/current/bin/edge-daemon" doctor || true
-  fi
+  [ -z "$start" ] || "$OPT/current/bin/edge-daemon" doctor || true
   say "pictures in, words out: mosquitto_sub -v -t 'edge-daemon/#'    state: systemctl status edge-daemon"
 }
 
