@@ -74,7 +74,7 @@ def one(id: str, source: SourceConfig, subject: Subject) -> Finding:
 def hidden(id: str, source: SourceConfig, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
     needs: dict[str, bool] = {}
-    if isinstance(source, FolderConfig):
+    if isinstance(source, FolderConfig) and not unit.shows(source.path):
         needs["PrivateTmp"] = unit_files.below(source.path, unit_files.TEMPORARY)
         needs["ProtectHome"] = unit_files.below(source.path, unit_files.HOMES)
     if isinstance(source, V4l2Config | PicameraConfig):

@@ -74,6 +74,11 @@ class Unit:
         """Whether the state directory is made by systemd for a user that exists only while the service runs."""
         return self.values.get("DynamicUser") == "yes"
 
+    def shows(self, path: Path) -> bool:
+        """Whether a path is bound into what it sees, by `systemd render` or by hand."""
+        bound = self.values.get("BindReadOnlyPaths", "")  # SOURCE:DESTINATION:rbind …, unquoted
+        return any(f":{place}:" in bound for place in (path, *path.parents))
+
     @property
     def pid(self) -> int | None:
         """Of the daemon, while it runs."""

@@ -427,6 +427,7 @@ def test_a_unit_that_gave_up_on_its_configuration_says_so() -> None:
 
 def test_the_journal() -> None:
     assert unit.journal("-- No entries --\n").state == "ok"
+    assert unit.journal("").state == "skipped", "who may not read it sees nothing"
     found = unit.journal("\n".join(f"line {number}" for number in range(9)))
     assert (found.state, found.what) == (
         "warning",

@@ -346,6 +346,14 @@ def test_what_the_unit_hides(tmp_path: Path, setting: str, values: dict[str, Any
     assert setting not in source(tmp_path, unit=Unit({setting: "no"}), **values).what
 
 
+def test_what_the_unit_was_told_to_show(tmp_path: Path) -> None:
+    """As systemctl 252 prints what `systemd render` writes."""
+    values = {"ProtectHome": "tmpfs", "BindReadOnlyPaths": "-/home/me/a b:/home/me/a b:rbind -/srv/x:/srv/x:rbind"}
+    shown, other = Path("/home/me/a b/deep"), Path("/home/me/a")
+    assert "ProtectHome" not in source(tmp_path, unit=Unit(values), type="folder", path=shown).what
+    assert "ProtectHome" in source(tmp_path, unit=Unit(values), type="folder", path=other).what
+
+
 def test_the_directory_of_a_dynamic_user(tmp_path: Path, place: Path) -> None:
     """That user does not exist while the service is stopped: its files seem to be nobody's."""
     examined = replace(subject(tmp_path, None, STRANGER), unit=Unit({"LoadState": "loaded", "DynamicUser": "yes"}))
