@@ -1,6 +1,6 @@
-"""Attention in bfloat16, on processors that multiply such numbers themselves: in half the time of torch's float32.
+"""Attention in bfloat16, where the processor multiplies such numbers faster than float32 (trials.py).
 
-It is used beside int8 only, whose errors are larger. Torch's own kernels gain nothing from bfloat16 here, so it is
+It is used beside int8 only, whose errors are larger. Torch's own kernels gain nothing from bfloat16, so it is
 written as two products with a softmax between them (tests/bench/README.md).
 Shapes: B batch, S positions in this call, L positions in all, H heads, E head width.
 """

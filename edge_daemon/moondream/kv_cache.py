@@ -24,11 +24,13 @@ class KVCache:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         read_dtype: torch.dtype | None = None,
+        single_as_kept: bool = False,
     ) -> None:
         """Allocate `positions` positions, on the CPU if nothing else is said.
 
         `update` returns what is kept in `dtype` in `read_dtype`, if that is another: in float16, read in float32, the
-        cache takes half the memory, and a token some more time (tests/bench).
+        cache takes half the memory, and a token some more time (tests/bench). With `single_as_kept` it does so for
+        several new positions only, and returns `dtype` for one.
 
         Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
         """
@@ -36,6 +38,7 @@ class KVCache:
         """Positions that may be written, whatever the buffer holds; set from any thread, and here by nobody again."""
         self._config = config
         self._dtype, self._read_dtype, self._device = dtype, read_dtype, device
+        self._widened_from = 2 if single_as_kept else 1
         self.resize(positions)
 
     def resize(self, positions: int) -> None:
@@ -94,7 +97,7 @@ class KVCache:
         keys, values = self._kv[layer]
         keys[:, self.length : end] = k[0]
         values[:, self.length : end] = v[0]
-        if self._wide is not None:
+        if self._wide is not None and k.shape[2] >= self._widened_from:
             keys, values = self._wide
             self._wide[:, :, :end] = self._kv[layer, :, :, :end]
         self._deepest = max(self._deepest, end)

@@ -29,6 +29,7 @@ from edge_daemon.moondream.region import coord_of, size_of
 from edge_daemon.moondream.tails import Tails, groups, order_of
 from edge_daemon.moondream.tokenizer import Tokenizer
 from edge_daemon.moondream.torch_parts import TorchParts
+from edge_daemon.moondream.trials import float16_pays
 
 MAX_OBJECTS = 50
 """Upstream's and the moondream client's limit."""
@@ -95,7 +96,8 @@ class Moondream:
         self.parts = open_parts(directory, self.config, device, dtype, int8)
         positions = self.config.text.max_context if kv_positions is None else kv_positions
         kept = kv_dtype or (torch.float16 if int8 else self.parts.dtype)
-        self.cache = KVCache(self.config, positions, self.parts.device, kept, self.parts.dtype)
+        as_kept = int8 and kept == torch.float16 and float16_pays()
+        self.cache = KVCache(self.config, positions, self.parts.device, kept, self.parts.dtype, as_kept)
         self._image: Tensor | None = None
 
     @cached_property

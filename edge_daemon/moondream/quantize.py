@@ -142,7 +142,7 @@ def narrow() -> bool:
 
 
 def has_bfloat16(cpuinfo: str) -> bool:
-    """Whether the processor multiplies bfloat16 itself, twice as fast as float32; elsewhere torch emulates it.
+    """Whether the processor multiplies bfloat16 itself; elsewhere torch emulates it.
 
     Of aarch64 nothing was measured, and no Raspberry Pi has it.
     """

@@ -67,7 +67,8 @@ class TextBlock(nn.Module):
         y = self.ln(x)
         q, k, v = self.attn.heads(y, turn, cache, layer)
         x, y, q = x[:, -rows:], y[:, -rows:], q[:, :, -rows:]
-        z: Tensor = x + self.attn.join(attention(q, k, v)) + self.mlp(y)
+        attended = attention(q.to(k.dtype), k, v).to(q.dtype)  # a cache may hand out what it keeps
+        z: Tensor = x + self.attn.join(attended) + self.mlp(y)
         return z
 
 

@@ -15,6 +15,7 @@ from edge_daemon.moondream.linear import Linear, PackedLinear, replace
 from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, use_engine
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
+from edge_daemon.moondream.trials import narrow_pays
 from edge_daemon.moondream.vision import Vision
 from edge_daemon.moondream.weights import BOS_KV, Weights, forget
 
@@ -33,7 +34,7 @@ class TorchParts:
         """
         self.config, self.device, self.dtype = config, device, dtype
         self.int8 = int8
-        self._narrow = int8 and multiplies_bfloat16()
+        self._narrow = int8 and multiplies_bfloat16() and narrow_pays()
         if int8:
             use_engine()
         self.weights = Weights(directory, device, dtype)

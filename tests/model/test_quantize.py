@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,12 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
-from edge_daemon.moondream import generate, quantize, torch_parts
+from edge_daemon.moondream import generate, quantize, torch_parts, trials
+from edge_daemon.moondream import model as moondream_model
 from edge_daemon.moondream.attention import ROWS, narrow
 from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
+from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, full_range, has_bfloat16, levels_of, use_engine
@@ -175,17 +178,18 @@ def test_bfloat16_is_for_processors_that_multiply_it() -> None:
     assert not has_bfloat16("Features\t: fp asimd bf16")
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("native", "pays"), [(True, True), (True, False), (False, True)])
 def test_bfloat16_is_for_int8_and_for_layers_that_are_not_kept(
-    native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    native: bool, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: pays)
     tiny = tiny_config()
     config = replace(tiny, vision=replace(tiny.vision, layers=8))
     write_tensors(tmp_path, config, random_tensors(config, 0))
     for int8 in (False, True):
         vision, text, _ = modules_of(Moondream(tmp_path, int8=int8))
-        wanted = int8 and native
+        wanted = int8 and native and pays
         assert text.narrow is wanted
         assert [block.attn.narrow for block in vision.blocks] == 6 * [False] + 2 * [wanted]
         with torch.inference_mode():
@@ -201,6 +205,7 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
     tiny: Callable[..., Path], noise: PictureFactory, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = {}
+    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: True)
     for int8, native in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda native=native: native)
         model = Moondream(tiny(mask=mask), int8=int8)
@@ -214,11 +219,65 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
 @pytest.mark.parametrize("native", [True, False])
 def test_with_and_without_bfloat16_the_same_is_said(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: native)
     picture, said = draw(random_scene(random.Random(3)), (512, 384)), []
     for model in (Moondream(MODEL_DIR), Moondream(MODEL_DIR, int8=True)):
         model.encode(picture)
         said.append(model.caption("normal", Sampling(max_tokens=64)).text)
     assert said[0] == said[1]
+
+
+# -- keys and values in float16, as they are or widened
+
+
+def test_one_position_is_answered_from_the_cache_as_it_is_kept_where_that_is_faster(
+    half_billion: Path, noise: PictureFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[tuple[bool, bool], set[torch.dtype]] = {}
+    logits: dict[bool, Tensor] = {}
+    update = KVCache.update
+
+    def noted(cache: KVCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        handed = update(cache, layer, k, v)
+        read[as_kept, k.shape[2] > 1] = {part.dtype for part in handed}
+        return handed
+
+    monkeypatch.setattr(KVCache, "update", noted)
+    for as_kept in (True, False):
+        monkeypatch.setattr(moondream_model, "float16_pays", lambda as_kept=as_kept: as_kept)
+        model = Moondream(half_billion, 800, int8=True)
+        with torch.inference_mode():
+            model.encode(noise(512, 384))
+            model._prompt([198, 198, 16438, 8305, 25])
+            logits[as_kept] = generate.prefill(model.text, model.cache, [317]).logits
+    assert read == {
+        (True, True): {torch.float32},
+        (True, False): {torch.float16},
+        (False, True): {torch.float32},
+        (False, False): {torch.float32},
+    }
+    assert 0 < relative(logits[True], logits[False]) < 0.05, "some activation is rounded to another level"
+
+
+def test_float32_reads_a_float16_cache_in_float32(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moondream_model, "float16_pays", lambda: True)
+    cache = Moondream(tiny(), kv_dtype=torch.float16).cache
+    one = torch.ones(1, cache._config.text.heads, 1, cache._config.text.head_dim)
+    assert cache.update(0, one, one)[0].dtype == torch.float32
+
+
+# -- which way is taken
+
+
+@pytest.mark.parametrize(("way_s", "other_s", "pays"), [(0.01, 0.1, True), (0.1, 0.01, False), (0.05, 0.05, False)])
+def test_a_way_is_taken_where_it_is_clearly_the_faster_one(way_s: float, other_s: float, pays: bool) -> None:
+    assert trials._pays(lambda: time.sleep(way_s), lambda: time.sleep(other_s)) is pays
+
+
+def test_what_was_tried_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trials.narrow_pays(), trials.float16_pays()
+    monkeypatch.setattr(trials, "_taken_s", None)
+    assert (trials.narrow_pays(), trials.float16_pays()) == found
 
 
 # -- what is said

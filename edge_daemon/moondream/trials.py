@@ -1,0 +1,58 @@
+"""Which of two ways to attend is the faster one here: tried, as the names of a processor's instructions do not tell.
+
+Of two that say avx512_bf16, one multiplies bfloat16 at twice the rate of float32 (Zen 4), the other at half of it
+(Sapphire Rapids without AMX). The results live as long as the process, so that all of its captions are made alike.
+Shapes: B batch, H heads, S queries, L positions, E head width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from edge_daemon.moondream.attention import narrow
+
+QUERIES = (1, 8, 512, 64)
+"""B, H, S and E of a picture's attention to itself; 3 to 6 ms each time."""
+KEPT = (2, 1, 16, 768, 64)
+"""Keys and values, B, H, L and E of a layer's KV cache; 0.2 to 0.5 ms each time."""
+ROUNDS = 4
+"""Of both ways, in turn; the best of each counts."""
+MUST_TAKE = 0.85
+"""Of the other's time, so that noise does not decide for the less exact way."""
+
+
+@cache
+@torch.inference_mode()
+def narrow_pays() -> bool:
+    """Whether many queries are answered faster in bfloat16 than in float32, with the threads that torch has."""
+    x, queries = torch.rand(QUERIES), QUERIES[2]
+    attend = narrow(queries, 0, queries)
+    return _pays(lambda: attend(x, x, x), lambda: F.scaled_dot_product_attention(x, x, x))
+
+
+@cache
+@torch.inference_mode()
+def float16_pays() -> bool:
+    """Whether one query is answered faster from keys and values in float16 as they are, than widened to float32."""
+    kept, wide = torch.rand(KEPT, dtype=torch.float16), torch.empty(KEPT)
+    query = torch.rand(*KEPT[1:3], 1, KEPT[4])
+    return _pays(
+        lambda: F.scaled_dot_product_attention(query.half(), *kept).float(),
+        lambda: F.scaled_dot_product_attention(query, *wide.copy_(kept)),
+    )
+
+
+def _pays(way: Callable[[], object], other: Callable[[], object]) -> bool:
+    seconds = [(_taken_s(way), _taken_s(other)) for _ in range(ROUNDS)]
+    return min(one for one, _ in seconds) < MUST_TAKE * min(both[1] for both in seconds)
+
+
+def _taken_s(way: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    way()
+    return time.perf_counter() - start_s
