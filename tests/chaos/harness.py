@@ -130,7 +130,7 @@ class Run:
         state = self.directory / "state"
         for folder in (*folders.values(), state):
             folder.mkdir()
-        stock = await asyncio.to_thread(Stock.make, self.directory / "stock", self._dice.getrandbits(32))
+        stock = await asyncio.to_thread(Stock.make, self.directory / "stock")
         broker = KeptBroker(self.directory / "broker")
         await asyncio.to_thread(broker.start)
         closing.callback(broker.stop)
