@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from edge_daemon.sections import HOST_PATTERN, PATH_PATTERN, TOPIC_PATTERN, AbsolutePath, Name, Section
+from edge_daemon.sections import HOST_PATTERN, PATH_PATTERN, TOPIC_PATTERN, Name, Section, absolute
 
 PORT, TLS_PORT = 1883, 8883
 """As registered for mqtt and secure-mqtt."""
@@ -19,10 +20,10 @@ class TlsConfig(Section):
     """How the connection to the broker is encrypted, and who has to prove what."""
 
     enabled: bool = False
-    ca_file: AbsolutePath | None = None
+    ca_file: Annotated[Path, absolute("/etc/edge-daemon/ca.crt")] | None = None
     """Who has to have signed the broker's certificate; None: one of those whom the system trusts."""
-    cert_file: AbsolutePath | None = None
-    key_file: AbsolutePath | None = None
+    cert_file: Annotated[Path, absolute("/etc/edge-daemon/client.crt")] | None = None
+    key_file: Annotated[Path, absolute("/etc/edge-daemon/client.key")] | None = None
     """None: the key is in cert_file as well."""
     min_version: Literal["1.2", "1.3"] = "1.2"
     verify: bool = True

@@ -22,13 +22,15 @@ PATTERNS_IN_WORDS = {
 }
 
 
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute():
-        raise ValueError("an absolute path is expected, such as /etc/edge-daemon/ca.crt")
-    return path
+def absolute(example: str) -> AfterValidator:
+    """Of paths: only absolute ones are good; an error says what one looks like."""
 
+    def checked(path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError(f"an absolute path is expected, such as {example}")
+        return path
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+    return AfterValidator(checked)
 
 
 class Section(BaseModel):

@@ -13,7 +13,7 @@ from edge_daemon import device_classes
 from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.repeats import Repetition
-from edge_daemon.sections import AbsolutePath, Name, Section
+from edge_daemon.sections import Name, Section, absolute
 
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, 86_400.0
 
@@ -112,7 +112,7 @@ class FolderConfig(AnySource):
     """Pictures that appear in a folder; each is captioned once."""
 
     type: Literal["folder"]
-    path: Path
+    path: Annotated[Path, absolute("/srv/pictures")]
     pattern: Annotated[str, Field(min_length=1)] | None = None
     """Which pictures: a name such as `*.jpg`, or a path below the folder such as `porch/*`; None is all."""
     recursive: bool = True
@@ -127,13 +127,6 @@ class FolderConfig(AnySource):
     """The most that the process that decodes pictures may allocate."""
     decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
     """Processor time for one picture; longer is stuck."""
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        if not path.is_absolute():
-            raise ValueError("an absolute path is expected, such as /srv/pictures")
-        return path
 
     @property
     def place(self) -> str:
@@ -197,7 +190,7 @@ class V4l2Config(LiveSource):
     """A USB camera, or another one that the kernel knows as a video device."""
 
     type: Literal["v4l2"]
-    device: AbsolutePath = Path("/dev/video0")
+    device: Annotated[Path, absolute("/dev/video0")] = Path("/dev/video0")
     width_px: Annotated[int, Field(ge=16, le=16384)] = 640
     height_px: Annotated[int, Field(ge=16, le=16384)] = 480
     fps: Annotated[float, Field(gt=0, le=240)] | None = None
@@ -229,7 +222,7 @@ class PicameraConfig(LiveSource):
     type: Literal["picamera"]
     camera: Annotated[int, Field(ge=0, le=63)] = 0
     """Its number, as `rpicam-hello --list-cameras` has it."""
-    python: AbsolutePath = Path("/usr/bin/python3")
+    python: Annotated[Path, absolute("/usr/bin/python3")] = Path("/usr/bin/python3")
     """The interpreter that has picamera2 and libcamera."""
     width_px: Annotated[int, Field(ge=64, le=16384)] = 1024
     height_px: Annotated[int, Field(ge=64, le=16384)] = 768
@@ -245,7 +238,7 @@ class PicameraConfig(LiveSource):
     gain: Annotated[float, Field(gt=0)] | None = None
     exposure_value: Annotated[float, Field(ge=-8, le=8)] | None = None
     hdr: bool | None = None
-    tuning_file: AbsolutePath | None = None
+    tuning_file: Annotated[Path, absolute("/usr/share/libcamera/ipa/rpi/vc4/imx219.json")] | None = None
 
     @model_validator(mode="after")
     def _lens(self) -> Self:

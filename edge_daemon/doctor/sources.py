@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 from edge_daemon import attached, grabber_settings, unit_files
 from edge_daemon.cgroup import text_of
+from edge_daemon.config import Config
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
 from edge_daemon.doctor.subject import Account, Subject, Unit
+from edge_daemon.doctor.unit import HIDES, concealed, hiding
 from edge_daemon.source_config import (
     CommandConfig,
     FolderConfig,
@@ -29,7 +31,6 @@ DEVICES = Path("/dev")
 CONNECT_S = 5.0
 LIBCAMERA_S = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
-HIDING = ("yes", "tmpfs")
 
 
 def look(subject: Subject) -> Iterator[Finding]:
@@ -44,7 +45,7 @@ def look(subject: Subject) -> Iterator[Finding]:
             yield skipped(id, "enabled is false")
             continue
         try:
-            yield hidden(id, source, subject.unit) or one(id, source, subject)
+            yield hidden(name, subject.config, subject.unit) or one(id, source, subject)
         except PermissionError as error:
             yield skipped(id, f"{error.filename}: {error.strerror}; run the doctor with sudo")
 
@@ -71,20 +72,14 @@ def one(id: str, source: SourceConfig, subject: Subject) -> Finding:
             return program(id, source.command[0])
 
 
-def hidden(id: str, source: SourceConfig, unit: Unit) -> Finding | None:
+def hidden(name: str, config: Config, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
-    needs: dict[str, bool] = {}
-    if isinstance(source, FolderConfig) and not unit.shows(source.path):
-        needs["PrivateTmp"] = unit_files.below(source.path, unit_files.TEMPORARY)
-        needs["ProtectHome"] = unit_files.below(source.path, unit_files.HOMES)
-    if isinstance(source, V4l2Config | PicameraConfig):
-        needs["PrivateDevices"] = True
-    for setting, is_needed in needs.items():
-        if is_needed and unit.values.get(setting) in HIDING:
-            what = f"{source.place} is hidden from the service by {setting}= of its unit"
-            meaning = "The unit sees nothing that it does not need; what this configuration needs it has to be told."
-            return problem(id, what, meaning, "sudo edge-daemon systemd render --write")
-    return None
+    id, source = f"source.{name}", config.sources[name]
+    own = (path for key, path in unit_files.paths(config) if key.startswith(f"sources.{name}."))
+    found = next((concealed(id, str(path), setting) for path in own if (setting := hiding(unit, path))), None)
+    if found is None and isinstance(source, V4l2Config | PicameraConfig) and unit.values.get("PrivateDevices") in HIDES:
+        return concealed(id, source.place, "PrivateDevices")
+    return found
 
 
 def folder(id: str, path: Path, subject: Subject) -> Finding:

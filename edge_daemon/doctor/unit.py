@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_daemon import unit_files
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject, Unit
 
@@ -19,6 +20,8 @@ PROPERTIES = (
 DEADLINE_S = 10.0
 LINES = 5
 CONFIG_STATUS = "78"
+HIDES = ("yes", "tmpfs")
+"""Values of PrivateTmp=, ProtectHome= and PrivateDevices=."""
 
 
 def read(run: Path) -> Unit:
@@ -32,15 +35,35 @@ def parsed(text: str) -> dict[str, str]:
 
 
 def look(subject: Subject) -> Iterator[Finding]:
-    """State, and the last lines of the journal."""
+    """State, what it hides from the service of what is no source's, and the last lines of the journal."""
     values = subject.unit.values
     if not values:
         yield skipped("unit", "no systemd runs here")
         return
     yield state(values)
+    for key, path in unit_files.paths(subject.config) if subject.config else ():
+        if not key.startswith("sources.") and (setting := hiding(subject.unit, path)):
+            yield concealed(f"unit.{key}", f"{key}, {path},", setting)
     if subject.unit.is_installed and shutil.which("journalctl"):
         wanted = ("-u", NAME, "-o", "short-iso", "-p", "warning", "-n", str(LINES))
         yield journal(said(subject.places.run, "journalctl", "--no-pager", *wanted))
+
+
+def hiding(unit: Unit, path: Path) -> str:
+    """The unit's setting that keeps a path from the service; empty when it sees it."""
+    if unit.shows(path):
+        return ""
+    for setting, places in (("PrivateTmp", unit_files.TEMPORARY), ("ProtectHome", unit_files.HOMES)):
+        if unit.values.get(setting) in HIDES and unit_files.below(path, places):
+            return setting
+    return ""
+
+
+def concealed(id: str, what: str, setting: str) -> Finding:
+    """What is there, and not for the service."""
+    meaning = "The unit sees nothing that it does not need; what this configuration needs it has to be told."
+    told = "sudo edge-daemon systemd render --write"
+    return problem(id, f"{what} is hidden from the service by {setting}= of its unit", meaning, told)
 
 
 def state(values: dict[str, str]) -> Finding:

@@ -274,6 +274,10 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
             "4:5: sources.porch.path: value 'srv': an absolute path is expected, such as /srv/pictures",
         ),
         (
+            "sources:\n  porch:\n    type: v4l2\n    device: video0\n",
+            "4:5: sources.porch.device: value 'video0': an absolute path is expected, such as /dev/video0",
+        ),
+        (
             "sources:\n  porch:\n    type: folder\n    path: 5\n",
             "4:5: sources.porch.path: value 5: a path is expected",
         ),

@@ -15,6 +15,7 @@ import pytest
 
 from edge_daemon import cli, subcommand
 from edge_daemon.clock import Clock
+from edge_daemon.config import Config
 from edge_daemon.doctor import board, capacity, command, disk, packages, processor, screen, unit, warmth
 from edge_daemon.doctor.checkup import Check, examine
 from edge_daemon.doctor.finding import Finding, exit_code, ok, problem, skipped, warning
@@ -433,6 +434,23 @@ def test_the_journal() -> None:
         "warning",
         "the last warnings of edge-daemon:\nline 4\nline 5\nline 6\nline 7\nline 8",
     )
+
+
+def test_what_the_unit_hides_of_model_and_tls(subject: Subject) -> None:
+    asked = {
+        "model": {"name": "/home/me/model"},
+        "mqtt": {"host": "pi", "tls": {"enabled": True, "ca_file": "/tmp/ca.crt"}},
+        "sources": {"porch": {"type": "folder", "path": "/home/me/pictures"}},
+    }
+    values = {"LoadState": "loaded", "ActiveState": "active", "PrivateTmp": "yes", "ProtectHome": "tmpfs"}
+    examined = replace(subject, config=Config.model_validate(asked), unit=Unit(values))
+    found = {f.id: f.what for f in unit.look(examined) if f.state == "problem"}
+    assert found == {
+        "unit.model.name": "model.name, /home/me/model, is hidden from the service by ProtectHome= of its unit",
+        "unit.mqtt.tls.ca_file": "mqtt.tls.ca_file, /tmp/ca.crt, is hidden from the service by PrivateTmp= of its unit",
+    }
+    seen = replace(examined, unit=Unit(values | {"ProtectHome": "read-only", "PrivateTmp": "no"}))
+    assert [f for f in unit.look(seen) if f.state == "problem"] == []
 
 
 def test_no_systemd(subject: Subject) -> None:

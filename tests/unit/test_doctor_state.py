@@ -337,6 +337,8 @@ def test_a_folder_has_to_be_listed_and_entered(mode: int, is_open: bool) -> None
     [
         ("PrivateTmp", {"type": "folder", "path": Path("/tmp")}),
         ("ProtectHome", {"type": "folder", "path": Path("/home/me/pictures")}),
+        ("ProtectHome", {"type": "stream", "url": "/home/me/film.mp4"}),
+        ("PrivateTmp", {"type": "picamera", "tuning_file": Path("/tmp/imx708.json")}),
         ("PrivateDevices", {"type": "v4l2"}),
     ],
 )
