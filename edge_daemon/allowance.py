@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_daemon.memory import Budget, Needs, budget, limits_of, most_bytes
+from edge_daemon.memory import MIB, Budget, Needs, budget, limits_of, most_bytes
 from edge_daemon.readings import Reading
 from edge_daemon.supervisor import GOOD_TIME_S
 
 OOM_LESS = 0.9
 """Of what a worker had when the kernel killed it, the next one may have so much."""
+SPREAD_BYTES = 8 * MIB
+"""More than the program of one worker differs from that of the next: a MiB was seen, and it was missing for minutes."""
 
 
 @dataclass
@@ -37,5 +39,5 @@ class Allowance:
 
     def killed(self, worker_bytes: int, needs: Needs, now_s: float) -> None:
         """One was killed for want of memory: for a while the next ones have less, but what the smallest takes."""
-        limit_bytes = max(int(OOM_LESS * worker_bytes), needs.least_bytes)
+        limit_bytes = max(int(OOM_LESS * worker_bytes), needs.least_bytes + SPREAD_BYTES)
         self._less, self._less_since_s = Budget(limit_bytes, "the kernel killed a worker that had more"), now_s

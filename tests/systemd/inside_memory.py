@@ -27,6 +27,7 @@ from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionCo
 from edge_daemon.moondream.footprint import footprint
 from edge_daemon.needs import needs_of
 from edge_daemon.stages import IN_WORDS
+from tests.endless import never_end
 from tests.integration.service import subscribed, wait_for
 from tests.systemd import inside_service
 from tests.systemd.inside_service import (
@@ -253,6 +254,7 @@ def make_model() -> Path:
         templates=Templates(caption={"short": [2, 3, 4]}),
     )
     write_random(MADE, config)
+    never_end(MADE)
     words = {f"word{index}": index for index in range(1024)}
     Tokenizer(WordLevel(words, unk_token="word0")).save(str(MADE / "tokenizer.json"))
     for file in MADE.iterdir():

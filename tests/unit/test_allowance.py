@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from edge_daemon import memory
 from edge_daemon.allowance import OOM_LESS, Allowance
 from edge_daemon.cgroup import Level
 from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES, Needs
@@ -27,7 +30,9 @@ def test_after_a_kill_it_is_less_for_a_while() -> None:
 def test_but_not_less_than_the_smallest_takes() -> None:
     allowance = Allowance(None)
     allowance.killed(460 * MIB, NEEDS, 10.0)
-    assert allowance.budget(WELL, 11.0).limit_bytes == NEEDS.least_bytes == 458 * MIB
+    after = allowance.budget(WELL, 11.0)
+    assert (after.limit_bytes, NEEDS.least_bytes) == (466 * MIB, 458 * MIB)
+    memory.fit(after, replace(NEEDS, runtime_bytes=NEEDS.runtime_bytes + MIB))  # the program of the next one is larger
 
 
 def test_what_others_have_may_come_back() -> None:
