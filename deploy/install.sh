@@ -168,6 +168,7 @@ main() {
   ask pictures "Folder to watch" /srv/pictures
   check_words
   machine_is_fit
+  systemd_runs || { start=""; say "no systemd runs here, as in a chroot: nothing is started; sudo systemctl enable edge-daemon"; }
   [ -z "$packages" ] || install_packages
   release=$(release_of "$root")
   [ -e "$release/$DONE" ] ||

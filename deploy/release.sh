@@ -223,6 +223,11 @@ configurations_are_good() {
 
 # --- switching ---------------------------------------------------------------------------------------------------
 
+# Where an image for a board is made, in a chroot, no systemd runs: it reads the units when it starts.
+systemd_runs() { [ -d /run/systemd/system ]; }
+
+reload_units() { ! systemd_runs || systemctl daemon-reload; }
+
 # activate DIR: `current` means it, in one step, and the units are its own. What was current is `previous`.
 activate() {
   local dir=$1 unit before
@@ -236,11 +241,12 @@ activate() {
     [ -z "${UNITS_ARE_PACKAGED:-}" ] || break
     cmp -s "$dir/systemd/$unit" "$UNITS/$unit" || install -m 644 "$dir/systemd/$unit" "$UNITS/$unit"
   done
-  systemctl daemon-reload
+  reload_units
 }
 
 # units_that_are STATES: of ours.
 units_that_are() {
+  systemd_runs || return 0
   systemctl list-units --plain --no-legend "--state=$1" 'edge-daemon.service' 'edge-daemon@*.service' | awk '{print $1}'
 }
 
@@ -331,7 +337,7 @@ render() {
       read -ra options < <(sed -n '1s/.* -c [^ ]* \(.*\)--write$/\1/p' "$drop_in")
     "$OPT/current/bin/edge-daemon" systemd render -c "$file" --write "${options[@]}" || return 1
   done
-  systemctl daemon-reload
+  reload_units
 }
 
 # All that is ours but data and configuration. Drop-ins that the owner made are configuration.

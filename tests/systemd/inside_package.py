@@ -25,6 +25,18 @@ def dpkg(*arguments: str, expected: int = 0, **settings: str) -> str:
     return said_by("dpkg", *arguments, expected=expected, DEBIAN_FRONTEND="noninteractive", **settings)
 
 
+def package_in_an_image(machine: Machine) -> None:
+    """As in the chroot in which an image for a board is made: no systemd runs while it is installed."""
+    hiding = 'mount -t tmpfs tmpfs /run/systemd && exec dpkg --install "$1"'
+    said_by("unshare", "--mount", "sh", "-c", hiding, "sh", package("1.0.0"), DEBIAN_FRONTEND="noninteractive")
+    run("systemctl", "daemon-reload")  # the board starts
+    assert (show("ActiveState"), run("systemctl", "is-enabled", UNIT).strip()) == ("inactive", "enabled")
+    run("systemctl", "start", UNIT)
+    machine.caption_of_next_picture()
+    dpkg("--purge", "edge-daemon")
+    assert not leftovers(), leftovers()
+
+
 def package_installed(machine: Machine) -> None:
     dpkg("--install", package("1.0.0"))
     assert show("ActiveState") == "active"
@@ -62,7 +74,11 @@ def package_purged(_: Machine) -> None:
     assert not leftovers(), leftovers()
 
 
-PROOFS = (*inside_install.PROOFS, package_installed, package_upgraded, package_removed, package_purged)
+PROOFS = (
+    *inside_install.PROOFS,
+    package_in_an_image,
+    *(package_installed, package_upgraded, package_removed, package_purged),
+)
 
 
 def main(made: str) -> int:
