@@ -26,7 +26,7 @@ ROTARY_THETA = 10000.0
 
 
 Turn = Callable[[Tensor], Tensor]
-"""Gives queries or keys (…, H, S, E) their positions."""
+"""Gives queries or keys (…, H, S, E) their positions; may do so in place."""
 
 
 class TextAttention(nn.Module):
@@ -37,6 +37,14 @@ class TextAttention(nn.Module):
         self.config = config
         self.qkv = Linear(config.dim, 3 * config.dim)
         self.proj = Linear(config.dim, config.dim)
+
+    def forward(
+        self, y: Tensor, turn: Turn, attention: Attention, cache: KVCache | None, layer: int, rows: int = 0
+    ) -> Tensor:
+        """(B, S, T) → (B, S, T), or of so many last positions. Queries, keys and values are gone when it returns."""
+        q, k, v = self.heads(y, turn, cache, layer)
+        q = q[:, :, -rows:]
+        return self.join(attention(q.to(k.dtype), k, v).to(q.dtype))  # a cache may hand out what it keeps
 
     def heads(self, y: Tensor, turn: Turn, cache: KVCache | None, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, T) → queries (B, H, S, E), keys and values (B, H, L, E); these also go to a cache if there is one."""
@@ -65,10 +73,8 @@ class TextBlock(nn.Module):
     ) -> Tensor:
         """(B, S, T) → (B, S, T), or, unless `rows` is 0, of so many last positions; all give their keys and values."""
         y = self.ln(x)
-        q, k, v = self.attn.heads(y, turn, cache, layer)
-        x, y, q = x[:, -rows:], y[:, -rows:], q[:, :, -rows:]
-        attended = attention(q.to(k.dtype), k, v).to(q.dtype)  # a cache may hand out what it keeps
-        z: Tensor = x + self.attn.join(attended) + self.mlp(y)
+        attended = self.attn(y, turn, attention, cache, layer, rows)
+        z: Tensor = x[:, -rows:] + attended + self.mlp(y[:, -rows:])
         return z
 
 
@@ -208,13 +214,15 @@ def rotary_table(positions: Tensor, rotary_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate the first dimensions of each head, (B, H, S, E) → the same shape.
+    """Rotate the first dimensions of each head, (B, H, S, E), in place, and return them.
 
     Pairs are (i, i + rotary_dim/2) and stay where they are. Upstream stores the same pairs interleaved;
     the two cancel out in q·k and differ only in a stored KV cache, which the import converts.
     """
-    cos, sin = rotary
+    cos, sin = rotary  # in float32: positions beyond 256 have no name of their own in bfloat16
     half = cos.shape[-1]
-    real, imag, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = torch.cat([real * cos - imag * sin, real * sin + imag * cos, rest], dim=-1)
-    return rotated.to(x.dtype)  # the table is float32: positions beyond 256 have no name of their own in bfloat16
+    real, imag = x[..., :half], x[..., half : 2 * half]
+    turned = real * cos - imag * sin
+    imag.copy_(real * sin + imag * cos)
+    real.copy_(turned)
+    return x
