@@ -182,7 +182,7 @@ main() {
   [ "$(readlink /usr/local/bin/edge-daemon || true)" = "$OPT/current/bin/edge-daemon" ] ||
     act "put the command edge-daemon into /usr/local/bin" ln -sfn "$OPT/current/bin/edge-daemon" /usr/local/bin/edge-daemon
   if [ -n "$dry_run" ]; then
-    act "render the unit's drop-in, fetch the model if it is not here, start the service, run doctor" true
+    act "render the unit's drop-in, fetch the model if it is not here${start:+, start the service, run doctor}" true
     return 0
   fi
   fetch_model
