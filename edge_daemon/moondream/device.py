@@ -56,7 +56,7 @@ class Machine:
     native: frozenset[str]
     """The short float types that the CPU itself computes with."""
     int8: bool = True
-    """Whether this torch has int8 layers for the CPU (quantize.py)."""
+    """Whether there are int8 layers for this CPU (quantize.py)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _int8(device: WantedDevice, machine: Machine) -> Choice:
         )
     if not machine.int8:
         raise UnavailableError(
-            "precision int8: torch has no int8 layers for this processor; set precision to auto or float32"
+            "precision int8: there are no int8 layers for this processor; set precision to auto or float32"
         )
     why = "cpu was asked for" if device == "cpu" else "int8 runs on the CPU"
     return Choice("cpu", "int8", f"{why}; int8 was asked for")
@@ -143,7 +143,7 @@ def _fitting(device: Device, machine: Machine, room: Callable[[], Room] | None) 
     if there.float32_bytes <= there.budget_bytes:
         return "float32", f"{numbers}: float32"
     if not machine.int8:
-        return "float32", f"{numbers}: too little, but torch has no int8 layers for this processor: float32"
+        return "float32", f"{numbers}: too little, but there are no int8 layers for this processor: float32"
     return "int8", f"{numbers}: int8, which needs {there.int8_bytes / MIB:.0f} MiB"
 
 
@@ -179,7 +179,7 @@ def this_machine() -> Machine:
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     native = native_precisions(quantize.cpuinfo_here())
-    int8 = quantize.engine_here() is not None
+    int8 = not quantize.missing()
     return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, int8)
 
 

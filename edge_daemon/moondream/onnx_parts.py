@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_daemon.errors import ModelError, UnavailableError
+from edge_daemon.moondream import onnx_session
 from edge_daemon.moondream.config import ModelConfig, RegionConfig
 from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV, precision_of
 from edge_daemon.moondream.kv_cache import KVCache
@@ -29,8 +30,6 @@ Dims = tuple[int | str, ...]
 """A shape; a word stands for a length that is free, and the same one wherever the word is."""
 TYPES = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 """Element types that an interface may have."""
-QUIET = 3
-"""ONNX Runtime's severity from which on it writes to stderr: errors."""
 
 
 class Graph:
@@ -65,7 +64,7 @@ class Graph:
         wanted = [name for name in self._outputs if name] or None
         try:
             results = [torch.from_numpy(array) for array in self._session.run(wanted, arrays)]
-        except _errors() as error:
+        except onnx_session.errors() as error:
             raise ModelError(f"{self.path}: ONNX Runtime cannot run it: {error}") from error
         for (name, dims), result in zip(self._outputs.items(), results, strict=True):
             shape = tuple(lengths.get(d, d) if isinstance(d, str) else d for d in dims)
@@ -188,11 +187,7 @@ class OnnxParts:
 
 
 def _session(path: Path, optimized: bool) -> Any:
-    """An ONNX Runtime session on the CPU, with as many threads as torch has.
-
-    Without the arena: what a large picture needed once is given back. Without spinning: a thread that waits for the
-    next run burns the core that torch, the grabber or the daemon may need, and on a small board its heat.
-    """
+    """An ONNX Runtime session on the CPU, in as little memory as it takes."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     try:
@@ -201,28 +196,14 @@ def _session(path: Path, optimized: bool) -> Any:
         raise UnavailableError(
             f"{path.name} is run by ONNX Runtime, which is not here: pip install 'edge-daemon[models]' ({error})"
         ) from error
-    options = onnxruntime.SessionOptions()
+    options = onnx_session.options()
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = QUIET
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _errors() as error:
+    except onnx_session.errors() as error:
         raise ModelError(f"{path}: not a graph that ONNX Runtime can run: {error}") from error
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """All that ONNX Runtime raises: its classes have no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as raised  # type: ignore[import-untyped]  # as above
-
-    return (
-        *(raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.InvalidProtobuf, raised.NoModel),
-        *(raised.NoSuchFile, raised.NotFound, raised.NotImplemented, raised.RuntimeException),
-    )
 
 
 def _problems(kind: str, wanted: Mapping[str, Dims], found: Mapping[str, Any]) -> list[str]:

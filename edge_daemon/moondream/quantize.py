@@ -1,7 +1,8 @@
 """Linear layers in int8: weights in 8 bits, activations quantized on the fly, products in integers.
 
-One way for each architecture, chosen on evidence (tests/bench/README.md): FBGEMM on x86-64, QNNPACK on aarch64. Both
-take weights with zero points and hold them once. Shapes: … any leading ones, R rows, K inputs, N outputs.
+One way for each architecture, chosen on evidence (tests/bench/README.md): torch's FBGEMM on x86-64, ONNX Runtime's
+kernels on aarch64 (mlas.py). Both take weights with zero points and hold them once. Shapes: … any leading ones, R rows,
+K inputs, N outputs.
 
 What is lost, and where:
 
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,8 +36,8 @@ LOSSLESS = 1e-3
 """Of a level: what the float32 of a published int8 weight is off."""
 CPUINFO = Path("/proc/cpuinfo")
 SAMPLE_ROWS, BLOCK_ROWS = 8, 256
-ENGINES = {"x86_64": "fbgemm", "aarch64": "qnnpack"}
-"""Names of torch.backends.quantized.supported_engines, by platform.machine()."""
+Product = Callable[[Tensor], Tensor]
+"""(…, K) → (…, N), float32 in and out."""
 
 
 @dataclass(frozen=True)
@@ -95,50 +98,66 @@ def _rounded(weight: Tensor, grid: tuple[Tensor, Tensor]) -> Levels:
     return Levels(levels, scales, zeros.long(), off)
 
 
+def by_fbgemm(found: Levels, bias: Tensor) -> Product:
+    """The product by torch."""
+    torch.backends.quantized.engine = "fbgemm"
+    with warnings.catch_warnings():  # torch says that quantized tensors will go one day; our torch is pinned
+        warnings.simplefilter("ignore", UserWarning)
+        if len(found.scales) == 1:
+            scale, zero = float(found.scales), int(found.zeros)
+            weight = torch._make_per_tensor_quantized_tensor(found.levels, scale, zero)
+        else:
+            weight = torch._make_per_channel_quantized_tensor(found.levels, found.scales, found.zeros, 0)
+        packed = torch.ops.quantized.linear_prepack(weight, bias)
+    narrowed = narrow()
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, narrowed)
+
+
+def by_mlas(found: Levels, bias: Tensor) -> Product:
+    """The product by ONNX Runtime."""
+    from edge_daemon.moondream import mlas  # late: a PC has no need of its libraries
+
+    signed = mlas.signed(found.levels, platform.machine(), cpuinfo_here())
+    return mlas.product(found.levels, found.scales, found.zeros, bias, signed)
+
+
+KERNELS: dict[str, Callable[[Levels, Tensor], Product]] = {"x86_64": by_fbgemm, "aarch64": by_mlas}
+"""By platform.machine()."""
+
+
 class Int8Linear(nn.Module):
     """(…, K) → (…, N), float32 in and out."""
 
     def __init__(self, linear: Linear) -> None:
+        """Raises ValueError for weights that are no numbers."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         found = levels_of(linear.weight)
         self.lossless = found.off <= LOSSLESS
-        self._narrow = narrow()
-        with warnings.catch_warnings():  # torch says that quantized tensors will go one day; our torch is pinned
-            warnings.simplefilter("ignore", UserWarning)
-            if len(found.scales) == 1:
-                scale, zero = float(found.scales), int(found.zeros)
-                weight = torch._make_per_tensor_quantized_tensor(found.levels, scale, zero)
-            else:
-                weight = torch._make_per_channel_quantized_tensor(found.levels, found.scales, found.zeros, 0)
-            self._packed = torch.ops.quantized.linear_prepack(weight, linear.bias)
-        if torch.backends.quantized.engine == "qnnpack":  # packs when it is first used, and keeps the original as well
-            self(torch.zeros(1, self.in_features))
-            weight.untyped_storage().resize_(0)
+        self._product = KERNELS[platform.machine()](found, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, self._narrow)
-        return y
+        return self._product(x)
 
     def gelu(self, x: Tensor) -> Tensor:
         """The layer, and a GELU behind it."""
         return F.gelu(self(x)) if platform.machine() == "x86_64" else gelu(self(x))
 
 
-def full_range(machine: str, cpuinfo: str) -> bool:
-    """Whether activations may take all 8 bits, by platform.machine() and the text of /proc/cpuinfo.
+def full_range(cpuinfo: str) -> bool:
+    """Whether FBGEMM may take all 8 bits of activations, by the text of /proc/cpuinfo.
 
-    On x86 without AVX512-VNNI, FBGEMM adds pairs of products in 16 bits, which overflow unless one factor has 7 bits
-    (torch calls it reduce_range).
+    Without AVX512-VNNI it adds pairs of products in 16 bits, which overflow unless one factor has 7 bits (torch calls
+    it reduce_range).
     """
-    return machine != "x86_64" or "avx512_vnni" in cpuinfo.split()
+    return "avx512_vnni" in cpuinfo.split()
 
 
 @cache
 def narrow() -> bool:
     """Whether activations take 7 bits here; asked by every layer."""
-    return not full_range(platform.machine(), cpuinfo_here())
+    return not full_range(cpuinfo_here())
 
 
 def has_bfloat16(cpuinfo: str) -> bool:
@@ -159,15 +178,19 @@ def cpuinfo_here() -> str:
     return CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else ""
 
 
-def engine_here() -> str | None:
-    """The engine of this architecture, where this torch has it."""
-    engine = ENGINES.get(platform.machine())
-    return engine if engine in torch.backends.quantized.supported_engines else None
+def missing() -> str:
+    """Why there are no int8 products here, or nothing when there are."""
+    machine = platform.machine()
+    if machine not in KERNELS:
+        return f"there are no kernels for {machine}: use float32"
+    if KERNELS[machine] is by_fbgemm and "fbgemm" not in torch.backends.quantized.supported_engines:
+        return "this torch has no kernels for it: use float32"
+    if KERNELS[machine] is by_mlas and not (find_spec("onnx") and find_spec("onnxruntime")):
+        return "its kernels are ONNX Runtime's here: pip install 'edge-daemon[models]', or use float32"
+    return ""
 
 
-def use_engine() -> None:
-    """Let torch pack for the kernels of this architecture. Raises UnavailableError where it has none."""
-    engine = engine_here()
-    if engine is None:
-        raise UnavailableError(f"precision int8: this torch has no int8 kernels for {platform.machine()}: use float32")
-    torch.backends.quantized.engine = engine
+def require_kernels() -> None:
+    """Raise UnavailableError where there are no int8 products."""
+    if why := missing():
+        raise UnavailableError(f"precision int8: {why}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 from edge_daemon.moondream.config import KEPT, ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
-from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, use_engine
+from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, require_kernels
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.trials import narrow_pays
@@ -36,7 +36,7 @@ class TorchParts:
         self.int8 = int8
         self._narrow = int8 and multiplies_bfloat16() and narrow_pays()
         if int8:
-            use_engine()
+            require_kernels()
         self.weights = Weights(directory, device, dtype)
         self.weights.refuse_others(frozenset({"vision", "text"} | ({"region"} if config.region else set())))
 

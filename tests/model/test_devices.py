@@ -15,6 +15,7 @@ from PIL import Image
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
+from edge_daemon.moondream import quantize
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.device import (
     Choice,
@@ -32,7 +33,7 @@ from edge_daemon.moondream.device import (
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import KvPrecision, open_chosen
-from edge_daemon.moondream.quantize import ENGINES, cpuinfo_here
+from edge_daemon.moondream.quantize import cpuinfo_here
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,7 +217,7 @@ def test_float32_where_it_fits_else_int8(machine: Machine, mib: float, precision
 def test_float32_where_there_is_no_int8() -> None:
     choice = choose("cpu", "auto", replace(NOTHING, int8=False), holding(1700))
     assert choice.precision == "float32"
-    assert choice.reason.endswith("too little, but torch has no int8 layers for this processor: float32")
+    assert choice.reason.endswith("too little, but there are no int8 layers for this processor: float32")
 
 
 def test_an_accelerator_does_not_ask_for_the_boards_memory() -> None:
@@ -249,9 +250,27 @@ def test_int8_where_torch_has_none_is_refused() -> None:
         choose("auto", "int8", replace(NOTHING, int8=False))
 
 
-def test_this_machine_has_int8_where_torch_has_its_engine() -> None:
-    engine = ENGINES.get(platform.machine())
-    assert this_machine().int8 == (engine in torch.backends.quantized.supported_engines)
+@pytest.mark.parametrize(
+    ("machine", "library", "there"),
+    [
+        ("x86_64", "onnxruntime", True),
+        ("aarch64", "torch", True),
+        ("aarch64", "onnxruntime", False),
+        ("ppc", "", False),
+    ],
+)
+def test_int8_is_there_with_its_library(
+    machine: str, library: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PC takes torch's kernels, a small board those of ONNX Runtime."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(quantize, "find_spec", lambda name: None if name == library else name)
+    if machine == "x86_64" and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch was built for another processor")
+    assert this_machine().int8 is there
+    assert (quantize.missing() == "") is there
+    if library == "onnxruntime" and not there:
+        assert quantize.missing().endswith("pip install 'edge-daemon[models]', or use float32")
 
 
 @pytest.mark.parametrize(

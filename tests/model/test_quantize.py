@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
-from edge_daemon.moondream import generate, quantize, torch_parts, trials
+from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
 from edge_daemon.moondream.attention import ROWS, narrow
 from edge_daemon.moondream.config import KEPT
@@ -34,7 +36,7 @@ from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.quantize import LOSSLESS, Int8Linear, Levels, full_range, has_bfloat16, levels_of, use_engine
+from edge_daemon.moondream.quantize import KERNELS, LOSSLESS, Int8Linear, Levels, full_range, has_bfloat16, levels_of
 from edge_daemon.moondream.vision import VisionAttention
 from tests.model.checkpoints import modules_of, random_tensors, tiny_config, write_tensors
 
@@ -88,17 +90,66 @@ def test_constant_weights_are_no_trouble(weight: Tensor) -> None:
     assert torch.allclose(floats_of(levels_of(weight)), weight, rtol=1e-4)
 
 
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="FBGEMM is for x86-64")
+WAYS = [pytest.param(quantize.by_fbgemm, marks=X86, id="fbgemm"), pytest.param(quantize.by_mlas, id="mlas")]
+
+
+@X86
 def test_activations_have_seven_bits_where_eight_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert full_range("x86_64", "flags\t\t: fpu avx2 avx512_vnni")
-    assert not full_range("x86_64", "flags\t\t: fpu avx2 avx_vnni")
-    assert full_range("aarch64", "Features\t: fp asimd")
+    assert full_range("flags\t\t: fpu avx2 avx512_vnni")
+    assert not full_range("flags\t\t: fpu avx2 avx_vnni")
     monkeypatch.setattr(quantize, "narrow", lambda: True)
-    use_engine()
     layer = Linear(720, 300).requires_grad_(False)
     x = torch.randn(5, 720, generator=torch.Generator().manual_seed(1))
     off = relative(Int8Linear(layer)(x), layer(x))
     monkeypatch.setattr(quantize, "narrow", lambda: False)
     assert relative(Int8Linear(layer)(x), layer(x)) < off < 0.03, "a bit less is a little worse"
+
+
+PI_4, PI_5 = "Features\t: fp asimd evtstrm crc32 cpuid", "Features\t: fp asimd aes atomics asimddp"
+
+
+def test_weights_lose_their_sign_where_pairs_of_products_would_wrap() -> None:
+    one, two = torch.full((3, 8), 127, dtype=torch.int8), torch.full((3, 8), -127, dtype=torch.int8)
+    one[:, 4] = two[1, 2:4] = -128
+    for levels, safe in ((one, True), (two, False)):
+        assert mlas.signed(levels, "aarch64", PI_5)
+        assert mlas.signed(levels, "aarch64", PI_4) is safe
+        assert mlas.signed(levels, "x86_64", "flags\t\t: fpu avx2 avx512_vnni")
+        assert not mlas.signed(levels, "x86_64", "flags\t\t: fpu avx2")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_products_of_the_runtime_are_exact(rows: int, per_channel: bool, signed: bool) -> None:
+    """The worst that there is: activations at their lowest level beside weights at −128, all in a row."""
+    if signed and not mlas.DOT_PRODUCTS & set(quantize.cpuinfo_here().split()):
+        pytest.skip("this processor has no dot product")
+    generator = torch.Generator().manual_seed(rows)
+    channels = 40 if per_channel else 1
+    levels = torch.randint(-128, 128, (40, 333), generator=generator).to(torch.int8)
+    levels[:20] = -128
+    scales = torch.rand(channels, generator=generator, dtype=torch.float64)
+    zeros, bias = torch.randint(-128, 128, (channels,), generator=generator), torch.randn(40, generator=generator)
+    multiply = mlas.product(levels, scales, zeros, bias, signed)
+    x = torch.randint(0, 256, (2, rows, 333), generator=generator).float() - 100
+    x[..., :200], x[..., 200] = -100, 155  # all of its 256 levels: x is not rounded
+    exact = x.double() @ ((levels - zeros[:, None]) * scales[:, None]).T + bias
+    assert multiply(x).dtype == torch.float32
+    assert torch.allclose(multiply(x).double(), exact, rtol=1e-5, atol=1e-2)
+
+
+def test_a_wrapping_pair_is_no_theory() -> None:
+    """On a Cortex-A72 the signed kernel is wrong, which is why it is not asked."""
+    if platform.machine() != "aarch64" or mlas.DOT_PRODUCTS & set(quantize.cpuinfo_here().split()):
+        pytest.skip("for a processor of the Raspberry Pi 4")
+    levels, one = torch.full((8, 64), -128, dtype=torch.int8), torch.ones(1)
+    x = torch.full((1, 64), -128.0)
+    x[0, ::5] = 127
+    wrong, right = (mlas.product(levels, one, 0 * one, torch.zeros(8), signed)(x) for signed in (True, False))
+    assert torch.allclose(right, -128 * x.sum().expand(1, 8))
+    assert not torch.allclose(wrong, right, rtol=0.1)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -110,12 +161,13 @@ def test_a_damaged_matrix_is_named(tmp_path: Path, wrong: float) -> None:
         Moondream(tmp_path, int8=True).load()
 
 
-def test_a_layer_computes_what_its_levels_say() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_computes_what_its_levels_say(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KERNELS, platform.machine(), way)
     generator = torch.Generator().manual_seed(0)
     layer = Linear(720, 2690)
     torch.nn.init.normal_(layer.weight, generator=generator)
     layer.requires_grad_(False)
-    use_engine()
     found, packed = levels_of(layer.weight), Int8Linear(layer)
     for rows in (1, 2, 300):
         x = torch.randn(rows, 720, generator=generator)
@@ -367,7 +419,7 @@ except UnavailableError as error:
 
 def test_a_processor_without_kernels_is_told() -> None:
     done = subprocess.run([sys.executable, "-c", UNAVAILABLE, MODEL_DIR], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == "precision int8: this torch has no int8 kernels for riscv64: use float32"
+    assert json.loads(done.stdout) == "precision int8: there are no kernels for riscv64: use float32"
 
 
 def test_a_float16_cache_is_half_as_large_and_says_nearly_the_same(half_billion: Path, noise: PictureFactory) -> None:

@@ -137,7 +137,7 @@ IMPORTERS: dict[str, set[str]] = {
     "yaml": {"yaml_file"},
     "pydantic": {"config", "gate_config", "grabber_settings", "mqtt_config", "sections", "source_config"},
     "torch": {"moondream", "worker", "demo", "models", "bench"},
-    "onnx": {"models"},
+    "onnx": {"models", "moondream"},
     "onnxruntime": {"models", "moondream"},
     "huggingface_hub": {"models"},
     "transformers": {"models"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,7 +70,8 @@ def test_float32_is_four_bytes_a_weight_but_for_the_word_embeddings(config: Mode
 
 
 @SHAPES
-def test_int8_is_a_byte_a_weight_but_for_what_is_kept(config: ModelConfig) -> None:
+def test_int8_is_a_byte_a_weight_but_for_what_is_kept(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     full, short = (footprint_of(tensors_of(config), config, precision) for precision in ("float32", "int8"))
     assert full.text_bytes / 4 < short.text_bytes < full.text_bytes / 3
     assert full.vision_bytes / 4 < short.vision_bytes
@@ -116,11 +118,13 @@ def test_what_has_to_be_converted_is_there_as_a_whole(tmp_path: Path) -> None:
     assert footprint(tmp_path, DEMO).weights_bytes == 280
 
 
-def test_the_half_billion_keeps_its_promise() -> None:
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_half_billion_keeps_its_promise(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak of everything together: at most 2.7 and 1.2 GB; of the daemon 60 MiB, of the worker 240 before any weight.
 
     Work space is an upper estimate, which is left out here.
     """
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     for precision, most_bytes in (("float32", 2.7e9), ("int8", 1.2e9)):
         taken = footprint_of(tensors_of(HALF_BILLION), HALF_BILLION, precision)
         lean = replace(taken, vision_activation_bytes=0, text_activation_bytes=0)
@@ -143,6 +147,6 @@ def test_the_room_is_counted_with_the_cache_of_a_full_caption() -> None:
     assert (there.budget_bytes, there.budget_reason) == (1700 * MIB, "a test")
     exact = needs.needs_of(footprint(MODEL_DIR, DEMO), DEMO, 1000)
     assert there.float32_bytes == exact.at(82 + 256)
-    assert there.int8_bytes < there.float32_bytes
+    assert platform.machine() == "aarch64" or there.int8_bytes < there.float32_bytes
     shorter = needs.room(MODEL_DIR, DEMO, budget, runtime_bytes=1000, kv="float16")
     assert there.float32_bytes - shorter.float32_bytes == (82 + 256) * 1024, "of 4 KiB a position"
