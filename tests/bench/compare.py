@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from torch import Tensor
 from edge_daemon.bench import machine
 from edge_daemon.bench.command import scratch
 from edge_daemon.bench.random_model import SHAPES, write_random
+from edge_daemon.captioner import ENVIRONMENT
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import quantized
 from edge_daemon.models.tensor_file import TensorFile
@@ -40,6 +42,7 @@ from edge_daemon.moondream.config import load_config
 ROOT = Path(__file__).parents[2]
 PEER_PYTHON = ROOT / ".venv-peer" / "bin" / "python"
 """Made by tests/model/test_peer.py."""
+OURS = "tests.bench.ours"
 SIZE_PX = (512, 384)
 DAEMON_BYTES = 45 << 20
 """Our other process, which has no part in a caption; the peer has none."""
@@ -53,10 +56,13 @@ class Side:
     """One open process, which captions when it is asked."""
 
     def __init__(self, name: str, command: list[str | Path]) -> None:
-        """`command` is a Python, a module and its arguments."""
+        """`command` is a Python, a module and its arguments; our own has what the daemon gives its worker."""
         self.name = name
         argv = [command[0], "-m", *command[1:]]
-        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        given = {**ENVIRONMENT, **os.environ} if command[1] == OURS else None
+        self._process = subprocess.Popen(
+            argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given
+        )
         self.ready = self._read()
 
     def __enter__(self) -> Self:
@@ -123,8 +129,8 @@ def compare(directory: Path, moonfile: Path, pictures: int, tokens: int) -> dict
     with ExitStack() as stack:
         opened = {
             "peer": (PEER_PYTHON, "tests.bench.peer", moonfile),
-            "float32": (sys.executable, "tests.bench.ours", directory, "float32"),
-            "int8": (sys.executable, "tests.bench.ours", directory, "int8"),
+            "float32": (sys.executable, OURS, directory, "float32"),
+            "int8": (sys.executable, OURS, directory, "int8"),
             "plain": (sys.executable, "tests.bench.plain", directory),
         }
         sides = [stack.enter_context(Side(name, [*command])) for name, command in opened.items()]
