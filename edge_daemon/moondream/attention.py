@@ -1,7 +1,9 @@
-"""Attention in bfloat16, where the processor multiplies such numbers faster than float32 (trials.py).
+"""Attention of many positions at once in two ways that torch does not have, for processors on which they are faster.
 
-It is used beside int8 only, whose errors are larger. Torch's own kernels gain nothing from bfloat16, so it is
-written as two products with a softmax between them (tests/bench/README.md).
+`by_head` is as exact as torch's own and multiplies with oneDNN, where torch takes MKL or OpenBLAS, whose products are
+slow with so few columns. `narrow` computes in bfloat16, beside int8 only, whose errors are larger; torch's own kernels
+gain nothing from it. Which one is taken is tried (trials.py). Both are two products with a softmax between them, some
+queries at a time (tests/bench/README.md).
 Shapes: B batch, S positions in this call, L positions in all, H heads, E head width.
 """
 
@@ -9,17 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from edge_daemon.moondream.linear import multiplied
+
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (B, H, S, E), keys and values (B, H, L, E) → (B, H, S, E); knows who may see whom."""
 
-ROWS = 256
-"""Queries at a time: the scores of 16 heads for 730 keys are 6 MB then, and those that nobody may see are not
-computed. Measured: between 180 and 256 it is fastest, all at once take half as long again."""
+Way = Callable[[int, int, int], Attention]
+"""Attention of so many new positions, float32 in and out, behind so many earlier ones, of which so many of the first
+see each other: position i sees position j when j ≤ i, or when both are among those."""
+
+ROWS, ROWS_OF_HEAD = 256, 384
+"""Queries at a time: the scores of 16 heads for 730 keys are 6 MB then, those of one head in float32 1 MB, and those
+that nobody may see are not computed. Measured: `narrow` is fastest between 180 and 256, `by_head` from 384 on (256: 2
+to 20 % more), all at once take half and a fifth as long again."""
 
 
 class Rows(NamedTuple):
@@ -33,22 +43,26 @@ class Rows(NamedTuple):
 
 
 def narrow(new: int, past: int, prefix: int) -> Attention:
-    """Attention of `new` positions to `past` earlier ones and themselves, float32 in and out.
-
-    Position i sees position j when j ≤ i, or when both are among the first `prefix`.
-    """
-    starts = range(0, new, ROWS)
-    return partial(_attend, blocks=[_rows(first, min(first + ROWS, new), past, prefix) for first in starts])
+    """The `Way` in bfloat16."""
+    return partial(_attend, blocks=_blocks(new, past, prefix, ROWS, torch.bfloat16))
 
 
-def _rows(first: int, end: int, past: int, prefix: int) -> Rows:
+def by_head(new: int, past: int, prefix: int) -> Attention:
+    """The `Way` in float32."""
+    return partial(_attend_by_head, blocks=_blocks(new, past, prefix, ROWS_OF_HEAD, torch.float32))
+
+
+def _blocks(new: int, past: int, prefix: int, rows: int, dtype: torch.dtype) -> list[Rows]:
+    return [_rows(first, min(first + rows, new), past, prefix, dtype) for first in range(0, new, rows)]
+
+
+def _rows(first: int, end: int, past: int, prefix: int, dtype: torch.dtype) -> Rows:
     last_seen = torch.arange(past + first, past + end).clamp_(min=prefix - 1)
     seen = int(last_seen[-1]) + 1
     if int(last_seen[0]) + 1 == seen:
         return Rows(slice(first, end), seen, None)
     unseen = torch.arange(seen) > last_seen[:, None]
-    hidden = torch.zeros(unseen.shape, dtype=torch.bfloat16).masked_fill_(unseen, float("-inf"))
-    return Rows(slice(first, end), seen, hidden)
+    return Rows(slice(first, end), seen, torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf")))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> Tensor:
@@ -60,6 +74,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> Tensor:
         scores = torch.baddbmm(mask, q[:, own], k[:, :seen].mT, beta=weight, alpha=width**-0.5)
         rows = torch.bmm(scores.softmax(dim=-1), v[:, :seen])
         attended[:, own] = rows.view(batch, heads, -1, width).transpose(1, 2)
+    return attended.transpose(1, 2)
+
+
+def _attend_by_head(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> Tensor:
+    batch, heads, new, width = q.shape
+    attended = torch.empty(batch, new, heads, width)
+    for item, head in product(range(batch), range(heads)):
+        queries, keys = q[item, head] * width**-0.5, k[item, head].contiguous()
+        values = v[item, head].mT.contiguous()
+        for own, seen, hidden in blocks:
+            scores = multiplied(queries[own], keys[:seen])
+            if hidden is not None:
+                scores += hidden
+            attended[item, own, head] = multiplied(scores.softmax(dim=-1), values[:, :seen].contiguous())
     return attended.transpose(1, 2)
 
 

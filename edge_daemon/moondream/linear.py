@@ -52,6 +52,12 @@ class PackedLinear(nn.Module):
         return y
 
 
+def multiplied(x: Tensor, weight: Tensor) -> Tensor:
+    """(R, K) · weight (N, K)ᵀ → (R, N), float32 on the CPU, by oneDNN."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return y
+
+
 def gelu(x: Tensor) -> Tensor:
     """tanh-GELU by way of a sigmoid, x·σ(√(8/π)·(x + 0.044715·x³)): the same function.
 

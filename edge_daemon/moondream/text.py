@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_daemon.moondream.attention import Attention, narrow
+from edge_daemon.moondream.attention import Attention, Way
 from edge_daemon.moondream.config import TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear
@@ -23,7 +23,8 @@ from edge_daemon.moondream.vision import LAYER_NORM_EPS, Mlp
 
 ROTARY_THETA = 10000.0
 """Base of the rotary frequencies (RoFormer, arXiv 2104.09864; upstream torch/rope.py)."""
-
+MANY = 256
+"""Positions from which on other ways of attention than torch's own may be faster: a picture, and no question."""
 
 Turn = Callable[[Tensor], Tensor]
 """Gives queries or keys (…, H, S, E) their positions; may do so in place."""
@@ -81,14 +82,14 @@ class TextBlock(nn.Module):
 class Text(nn.Module):
     """Embedding table, blocks and head, with upstream's names."""
 
-    def __init__(self, config: TextConfig, prefix: int = 0, narrow: bool = False) -> None:
+    def __init__(self, config: TextConfig, prefix: int = 0, way: Way | None = None) -> None:
         """The first `prefix` positions see each other, both ways; all others see what is behind them.
 
-        `narrow`: with attention in bfloat16, but for single positions.
+        `way` of attention of MANY positions and more; None is torch's own.
         """
         super().__init__()
         self.config = config
-        self.prefix, self.narrow = prefix, narrow
+        self.prefix, self.way = prefix, way
         self.wte = nn.Parameter(torch.empty(config.vocab, config.dim))
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.layers))
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
@@ -149,8 +150,8 @@ class Text(nn.Module):
         return hidden
 
     def _attention(self, new: int, past: int) -> Attention:
-        if self.narrow and new > 1:
-            return narrow(new, past, self.prefix)
+        if self.way is not None and new >= MANY:
+            return self.way(new, past, self.prefix)
         return partial(attend, past=past, prefix=self.prefix)
 
     def logits(self, hidden: Tensor) -> Tensor:

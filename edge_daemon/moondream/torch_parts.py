@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
+from edge_daemon.moondream.attention import by_head, narrow
 from edge_daemon.moondream.config import KEPT, ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
 from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, require_kernels
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
-from edge_daemon.moondream.trials import narrow_pays
+from edge_daemon.moondream.trials import by_head_pays, narrow_pays
 from edge_daemon.moondream.vision import Vision
 from edge_daemon.moondream.weights import BOS_KV, Weights, forget
 
@@ -34,7 +35,9 @@ class TorchParts:
         """
         self.config, self.device, self.dtype = config, device, dtype
         self.int8 = int8
-        self._narrow = int8 and multiplies_bfloat16() and narrow_pays()
+        single = device.type == "cpu" and dtype == torch.float32
+        self._exact = by_head if single and by_head_pays() else None
+        self._way = narrow if int8 and multiplies_bfloat16() and narrow_pays() else self._exact
         if int8:
             require_kernels()
         self.weights = Weights(directory, device, dtype)
@@ -47,7 +50,8 @@ class TorchParts:
 
     def vision(self) -> Vision:
         """Vision encoder and projection."""
-        return self._part("vision", lambda: Vision(self.config.vision, self.config.text.dim, self._narrow), KEPT)
+        vision, width = self.config.vision, self.config.text.dim
+        return self._part("vision", lambda: Vision(vision, width, self._way, self._exact), KEPT)
 
     def text(self) -> Text:
         """The decoder, and a look at the stored BOS if there shall be one."""
@@ -55,7 +59,7 @@ class TorchParts:
         stored = {BOS_KV: (text.layers, 2, text.heads, 1, text.head_dim)}
         extra = stored if self.config.bos_state == "stored" else None
         prefix = self.config.prefix_positions if self.config.mask == "prefix" else 0
-        return self._part("text", lambda: Text(text, prefix, self._narrow), extra=extra)
+        return self._part("text", lambda: Text(text, prefix, self._way), extra=extra)
 
     def _part(
         self,

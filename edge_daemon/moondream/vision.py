@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_daemon.moondream.attention import narrow
+from edge_daemon.moondream.attention import Way
 from edge_daemon.moondream.config import KEPT, VisionConfig
 from edge_daemon.moondream.linear import Linear
 
@@ -42,9 +42,10 @@ class Mlp(nn.Module):
 class VisionAttention(nn.Module):
     """Full self-attention over the patches of one crop."""
 
-    def __init__(self, dim: int, heads: int, narrow: bool) -> None:
+    def __init__(self, dim: int, heads: int, way: Way | None) -> None:
+        """`way` of attention; None is torch's own."""
         super().__init__()
-        self.heads, self.narrow = heads, narrow
+        self.heads, self.way = heads, way
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -52,7 +53,7 @@ class VisionAttention(nn.Module):
         """(N, P, D) → (N, P, D)."""
         n, p, d = x.shape
         q, k, v = self.qkv(x).view(n, p, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        attention = narrow(p, 0, p) if self.narrow else F.scaled_dot_product_attention
+        attention = F.scaled_dot_product_attention if self.way is None else self.way(p, 0, p)
         y: Tensor = self.proj(attention(q, k, v).transpose(1, 2).reshape(n, p, d))
         return y
 
@@ -60,10 +61,10 @@ class VisionAttention(nn.Module):
 class VisionBlock(nn.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig, narrow: bool) -> None:
+    def __init__(self, config: VisionConfig, way: Way | None) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
-        self.attn = VisionAttention(config.dim, config.heads, narrow)
+        self.attn = VisionAttention(config.dim, config.heads, way)
         self.ln2 = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(config.dim, config.ff_dim, config.dim)
 
@@ -77,14 +78,16 @@ class VisionBlock(nn.Module):
 class Vision(nn.Module):
     """Encoder plus projection, with upstream's names."""
 
-    def __init__(self, config: VisionConfig, text_dim: int, narrow: bool = False) -> None:
-        """`narrow`: with attention in bfloat16, but where the layers are kept from int8 as well."""
+    def __init__(
+        self, config: VisionConfig, text_dim: int, way: Way | None = None, kept_way: Way | None = None
+    ) -> None:
+        """Ways of attention; `kept_way` where the layers are kept from int8 as well. None is torch's own."""
         super().__init__()
         self.config = config
         self.patch_emb = Linear(3 * config.patch_px**2, config.dim)
         self.pos_emb = nn.Parameter(torch.empty(1, config.patches, config.dim))
         self.blocks = nn.ModuleList(
-            VisionBlock(config, narrow and not f"blocks.{layer}.attn".startswith(KEPT))
+            VisionBlock(config, kept_way if f"blocks.{layer}.attn".startswith(KEPT) else way)
             for layer in range(config.layers)
         )
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)

@@ -30,7 +30,8 @@ from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
-from edge_daemon.moondream.attention import ROWS, narrow
+from edge_daemon.moondream import text as text_module
+from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, narrow
 from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
@@ -190,9 +191,10 @@ def test_layers_without_a_fused_gelu_say_the_same(monkeypatch: pytest.MonkeyPatc
     assert torch.allclose(PackedLinear(layer).gelu(x), layer.gelu(x), atol=1e-5)
 
 
-# -- attention in bfloat16
+# -- ways of attention
 
 
+@pytest.mark.parametrize(("way", "worst"), [(narrow, WORST_ROW), (by_head, 1e-5)])
 @pytest.mark.parametrize(
     ("new", "past", "prefix", "batch"),
     [
@@ -205,16 +207,18 @@ def test_layers_without_a_fused_gelu_say_the_same(monkeypatch: pytest.MonkeyPatc
         (9, 4, 8, 1),
     ],
 )
-def test_bfloat16_attention_sees_what_the_mask_says(new: int, past: int, prefix: int, batch: int) -> None:
+def test_every_way_of_attention_sees_what_the_mask_says(
+    new: int, past: int, prefix: int, batch: int, way: Way, worst: float
+) -> None:
     """Of the whole of a crop, of a text, of a prefix and what is behind it, of a text behind a long one."""
     generator = torch.Generator().manual_seed(new)
     q = torch.randn(batch, 3, new, 24, generator=generator)
     k, v = torch.randn(2, batch, 3, past + new, 24, generator=generator)
     i, j = torch.arange(past, past + new)[:, None], torch.arange(past + new)
     seen = (j <= i) | ((i < prefix) & (j < prefix))
-    ours = narrow(new, past, prefix)(q, k, v)
+    ours = way(new, past, prefix)(q, k, v)
     assert ours.dtype == torch.float32
-    assert worst_row(ours, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)) < WORST_ROW
+    assert worst_row(ours, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)) < worst
     for wrong in (seen ^ (j == i), seen ^ (j == 0)):  # what one key more or less does to every row
         wrong[:, 1] = True
         assert worst_row(ours, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=wrong)) > WORST_ROW
@@ -230,25 +234,28 @@ def test_bfloat16_is_for_processors_that_multiply_it() -> None:
     assert not has_bfloat16("Features\t: fp asimd bf16")
 
 
+@pytest.mark.parametrize("by_head_too", [True, False])
 @pytest.mark.parametrize(("native", "pays"), [(True, True), (True, False), (False, True)])
 def test_bfloat16_is_for_int8_and_for_layers_that_are_not_kept(
-    native: bool, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    native: bool, pays: bool, by_head_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
     monkeypatch.setattr(torch_parts, "narrow_pays", lambda: pays)
+    monkeypatch.setattr(torch_parts, "by_head_pays", lambda: by_head_too)
     tiny = tiny_config()
     config = replace(tiny, vision=replace(tiny.vision, layers=8))
     write_tensors(tmp_path, config, random_tensors(config, 0))
     for int8 in (False, True):
         vision, text, _ = modules_of(Moondream(tmp_path, int8=int8))
-        wanted = int8 and native and pays
-        assert text.narrow is wanted
-        assert [block.attn.narrow for block in vision.blocks] == 6 * [False] + 2 * [wanted]
+        wanted = narrow if int8 and native and pays else by_head if by_head_too else None
+        assert text.way is wanted
+        attentions = [m for m in vision.modules() if isinstance(m, VisionAttention)]
+        assert [m.way for m in attentions] == 6 * [by_head if by_head_too else None] + 2 * [wanted]
         with torch.inference_mode():
             crops = torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
             ours = vision.encode(crops)
-            for attention in [m for m in vision.modules() if isinstance(m, VisionAttention)]:
-                attention.narrow = False
+            for attention in attentions:
+                attention.way = None
             assert relative(ours, vision.encode(crops)) < 0.02
 
 
@@ -257,6 +264,7 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
     tiny: Callable[..., Path], noise: PictureFactory, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = {}
+    monkeypatch.setattr(text_module, "MANY", 2)
     monkeypatch.setattr(torch_parts, "narrow_pays", lambda: True)
     for int8, native in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda native=native: native)
@@ -266,6 +274,43 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
             logits[int8, native] = model._prompt([9, 20, 21]).logits
     assert torch.equal(logits[False, True], logits[False, False]), "float32 stays float32"
     assert 0 < relative(logits[True, True], logits[True, False]) < 0.05
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+def test_a_picture_is_attended_to_head_by_head_as_by_torch(
+    tiny: Callable[..., Path], noise: PictureFactory, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_module, "MANY", 2)
+    logits = []
+    for pays in (True, False):
+        monkeypatch.setattr(torch_parts, "by_head_pays", lambda pays=pays: pays)
+        model = Moondream(tiny(mask=mask))
+        vision, text, _ = modules_of(model)
+        attentions = [m for m in vision.modules() if isinstance(m, VisionAttention)]
+        assert {text.way, *(attention.way for attention in attentions)} == {by_head if pays else None}
+        model.encode(noise(30, 30))
+        with torch.inference_mode():
+            logits.append(model._prompt([9, 20, 21]).logits)
+    assert relative(*logits) < 1e-5
+    assert not torch.equal(*logits), "these were two ways"
+
+
+def test_only_many_positions_are_attended_to_head_by_head(
+    half_billion: Path, noise: PictureFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_parts, "by_head_pays", lambda: True)
+    model, asked = Moondream(half_billion, 800), []
+
+    def noted(new: int, past: int, prefix: int) -> Attention:
+        asked.append(new)
+        return by_head(new, past, prefix)
+
+    monkeypatch.setattr(model.text, "way", noted)
+    with torch.inference_mode():
+        model.encode(noise(512, 384))
+        for prompt in ([198, 198, 16438, 8305, 25], [198, 198, 24334, 1159, 25]):
+            model._prompt(prompt)
+    assert asked == [734], "the picture and its first prompt, not the second one"
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -327,9 +372,9 @@ def test_a_way_is_taken_where_it_is_clearly_the_faster_one(way_s: float, other_s
 
 
 def test_what_was_tried_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = trials.narrow_pays(), trials.float16_pays()
+    found = trials.narrow_pays(), trials.by_head_pays(), trials.float16_pays()
     monkeypatch.setattr(trials, "_taken_s", None)
-    assert (trials.narrow_pays(), trials.float16_pays()) == found
+    assert (trials.narrow_pays(), trials.by_head_pays(), trials.float16_pays()) == found
 
 
 # -- what is said
