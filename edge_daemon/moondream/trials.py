@@ -25,8 +25,8 @@ ROUNDS = 10
 """Of both ways, in turn; the best of each counts. The first calls prepare: with 4 rounds, two of ten starts on a Zen 5
 took the way that is half as fast. 80 ms in all, where bfloat16 is tried 150."""
 KEPT_BYTES = 24 << 20
-"""After a block of this size was freed, glibc keeps smaller ones instead of taking every page anew from the kernel: so it
-is when captions are made, and in a new process it is not. What takes more memory took twice the time in a trial."""
+"""After a block of this size was freed, glibc keeps smaller ones instead of taking every page anew from the kernel: so
+it is when captions are made, and in a new process it is not. What takes more memory took twice the time in a trial."""
 MUST_TAKE = 0.85
 """Of the other's time, so that noise does not decide for the less exact way."""
 
