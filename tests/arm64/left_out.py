@@ -12,6 +12,7 @@ HOST = "asks the kernel and its limits, which are not a Raspberry Pi's here"
 EMULATOR = "qemu knows no V4L2, and holds nobody to a limit of memory"
 PROCESSES = "starts processes, each of which takes half a minute in emulation; the kernel runs them, not the processor"
 LARGE = "2.5 GB of weights, or as long"
+PICTURES = "150 pictures twice; tests/arm64/proof.py has eight"
 FILES = "reads and writes files of models, which every processor does alike"
 LEFT_OUT = {
     "tests/unit/test_arm64.py": SOURCE,
@@ -42,6 +43,7 @@ LEFT_OUT = {
     "tests/model/test_moonfile.py": FILES,
     "tests/model/test_peer.py": LARGE,
     "tests/model/test_proof.py": FILES,
+    "tests/model/test_quantize.py::test_the_demo_says_the_same_in_int8": PICTURES,
     "tests/model/test_recover.py": FILES,
     "tests/model/test_tensor_file.py": FILES,
     "tests/model/test_unrounded.py": FILES,
