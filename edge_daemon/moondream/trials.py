@@ -24,7 +24,7 @@ KEPT = (2, 1, 16, 768, 64)
 ROUNDS = 10
 """Of both ways, in turn; the best of each counts. The first calls prepare: with 4 rounds, two of ten starts on a Zen 5
 took the way that is half as fast. 80 ms in all, where bfloat16 is tried 150."""
-KEPT_BYTES = 24 << 20
+FREED_BYTES = 24 << 20
 """After a block of this size was freed, glibc keeps smaller ones instead of taking every page anew from the kernel: so
 it is when captions are made, and in a new process it is not. What takes more memory took twice the time in a trial."""
 MUST_TAKE = 0.85
@@ -64,7 +64,7 @@ def float16_pays() -> bool:
 
 
 def _pays(way: Callable[[], object], other: Callable[[], object]) -> bool:
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)  # gone at once
+    torch.empty(FREED_BYTES, dtype=torch.uint8)  # gone at once
     seconds = [(_taken_s(way), _taken_s(other)) for _ in range(ROUNDS)]
     give_back()
     return min(one for one, _ in seconds) < MUST_TAKE * min(both[1] for both in seconds)
