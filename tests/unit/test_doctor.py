@@ -194,7 +194,8 @@ def test_every_pin_of_ours_is_understood() -> None:
     here, extras = packages.pins(requires, "x86_64")
     assert (on_arm["torch"], here["torch"]) == ("2.9.1", "2.13.0")
     assert extras["onnxruntime"]
-    assert len(on_arm) == len(here)
+    assert on_arm.keys() - here.keys() == {"onnx", "onnxruntime"}, "for int8"
+    assert here.keys() <= on_arm.keys()
 
 
 @pytest.mark.parametrize(
