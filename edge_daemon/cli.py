@@ -33,7 +33,8 @@ try it:     edge-daemon demo"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run the command."""
+    """Parse and run the command; what we start has our environment."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime notes what it is used for, to tell its makers
     return perform(parser().parse_args(argv))
 
 

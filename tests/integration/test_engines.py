@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.broker import Broker
@@ -220,3 +222,14 @@ def test_a_worker_loads_only_what_its_engine_needs(graphs: Path, engine: str) ->
     assert {"torch", "tokenizers"} <= loaded
     assert not {"transformers", "huggingface_hub", "onnx", "pyvips", "paho"} & loaded
     assert ("onnxruntime" in loaded) == (engine == "onnx")
+
+
+def test_the_runtime_keeps_what_it_is_used_for_to_itself(graphs: Path, tmp_path: Path) -> None:
+    """ONNX Runtime keeps a device's number and a database of events for its makers in the user's cache."""
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48)).save(picture)
+    home = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    home.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-m", "edge_daemon", "caption", "--model", str(graphs), str(picture)]
+    subprocess.run(command, env=home, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["picture.png"]

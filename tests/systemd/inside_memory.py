@@ -220,7 +220,8 @@ def killed_by_the_kernel(machine: Machine) -> None:
     wait_for("it is ready", lambda: (h := machine.heard.last_health()) and h["worker"]["state"] == "ready")
     daemon.suspend()
     while not inside_service.gone(worker):
-        taker.take(16)
+        taker.take(8)
+        time.sleep(0.05)  # what the kernel has killed needs a moment to be gone, or the taker is next
     taker.take(0)
     daemon.resume()
     captioned(machine)

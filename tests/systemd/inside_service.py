@@ -215,7 +215,8 @@ def daemon_frozen(machine: Machine) -> None:
     daemon, since = main_process(), machine.now()
     daemon.suspend()
     machine.comes_back(since)
-    assert f"{ENDED} watchdog killed ABRT" in journal()
+    # ABRT is sent; SEGV where Python's faulthandler stumbles while it writes down what other threads were doing
+    assert re.search(f"{re.escape(ENDED)} watchdog killed (ABRT|SEGV)", journal())
     assert gone(daemon)
 
 
