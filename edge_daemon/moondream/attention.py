@@ -28,8 +28,10 @@ see each other: position i sees position j when j ≤ i, or when both are among 
 
 ROWS, ROWS_OF_HEAD = 256, 384
 """Queries at a time: the scores of 16 heads for 730 keys are 6 MB then, those of one head in float32 1 MB, and those
-that nobody may see are not computed. Measured: `narrow` is fastest between 180 and 256, `by_head` from 384 on (256: 2
-to 20 % more), all at once take half and a fifth as long again."""
+that nobody may see are not computed. Measured: `narrow` is fastest between 180 and 256, all at once take half as long
+again; `by_head` is fastest with 384 (256: up to 23 % more; all at once 21 % where half is unseen)."""
+MANY = 256
+"""Positions from which on these ways may be the faster ones: a picture of the 0.5B, and no question."""
 
 
 class Rows(NamedTuple):

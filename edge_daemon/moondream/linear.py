@@ -41,8 +41,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
-        return y
+        return multiplied(x, self._weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
         """The layer, and a tanh-GELU behind it."""
@@ -52,9 +51,9 @@ class PackedLinear(nn.Module):
         return y
 
 
-def multiplied(x: Tensor, weight: Tensor) -> Tensor:
-    """(R, K) · weight (N, K)ᵀ → (R, N), float32 on the CPU, by oneDNN."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def multiplied(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, K) · weight (N, K)ᵀ + bias (N) → (…, N), float32 on the CPU, by oneDNN."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
 

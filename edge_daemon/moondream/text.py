@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_daemon.moondream import attention as ways
 from edge_daemon.moondream.attention import Attention, Way
 from edge_daemon.moondream.config import TextConfig
 from edge_daemon.moondream.kv_cache import KVCache
@@ -23,8 +24,6 @@ from edge_daemon.moondream.vision import LAYER_NORM_EPS, Mlp
 
 ROTARY_THETA = 10000.0
 """Base of the rotary frequencies (RoFormer, arXiv 2104.09864; upstream torch/rope.py)."""
-MANY = 256
-"""Positions from which on other ways of attention than torch's own may be faster: a picture, and no question."""
 
 Turn = Callable[[Tensor], Tensor]
 """Gives queries or keys (…, H, S, E) their positions; may do so in place."""
@@ -150,7 +149,7 @@ class Text(nn.Module):
         return hidden
 
     def _attention(self, new: int, past: int) -> Attention:
-        if self.way is not None and new >= MANY:
+        if self.way is not None and new >= ways.MANY:
             return self.way(new, past, self.prefix)
         return partial(attend, past=past, prefix=self.prefix)
 

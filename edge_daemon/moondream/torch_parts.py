@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
+from edge_daemon.moondream import attention
 from edge_daemon.moondream.attention import by_head, narrow
 from edge_daemon.moondream.config import KEPT, ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
@@ -35,9 +36,9 @@ class TorchParts:
         """
         self.config, self.device, self.dtype = config, device, dtype
         self.int8 = int8
-        single = device.type == "cpu" and dtype == torch.float32
-        self._exact = by_head if single and by_head_pays() else None
-        self._way = narrow if int8 and multiplies_bfloat16() and narrow_pays() else self._exact
+        many = device.type == "cpu" and dtype == torch.float32 and config.prefix_positions >= attention.MANY
+        self._exact = by_head if many and by_head_pays() else None
+        self._way = narrow if many and int8 and multiplies_bfloat16() and narrow_pays() else self._exact
         if int8:
             require_kernels()
         self.weights = Weights(directory, device, dtype)

@@ -28,9 +28,9 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
+from edge_daemon.moondream import attention as attention_module
 from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
-from edge_daemon.moondream import text as text_module
 from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, narrow
 from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
@@ -254,6 +254,7 @@ def test_bfloat16_is_for_int8_and_for_layers_that_are_not_kept(
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
     monkeypatch.setattr(torch_parts, "narrow_pays", lambda: pays)
     monkeypatch.setattr(torch_parts, "by_head_pays", lambda: by_head_too)
+    monkeypatch.setattr(attention_module, "MANY", 2)
     tiny = tiny_config()
     config = replace(tiny, vision=replace(tiny.vision, layers=8))
     write_tensors(tmp_path, config, random_tensors(config, 0))
@@ -276,7 +277,7 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
     tiny: Callable[..., Path], noise: PictureFactory, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = {}
-    monkeypatch.setattr(text_module, "MANY", 2)
+    monkeypatch.setattr(attention_module, "MANY", 2)
     monkeypatch.setattr(torch_parts, "narrow_pays", lambda: True)
     for int8, native in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda native=native: native)
@@ -292,7 +293,7 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
 def test_a_picture_is_attended_to_head_by_head_as_by_torch(
     tiny: Callable[..., Path], noise: PictureFactory, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_module, "MANY", 2)
+    monkeypatch.setattr(attention_module, "MANY", 2)
     logits = []
     for pays in (True, False):
         monkeypatch.setattr(torch_parts, "by_head_pays", lambda pays=pays: pays)
@@ -329,6 +330,7 @@ def test_only_many_positions_are_attended_to_head_by_head(
 def test_with_and_without_bfloat16_the_same_is_said(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
     monkeypatch.setattr(torch_parts, "narrow_pays", lambda: native)
+    monkeypatch.setattr(attention_module, "MANY", 2)
     picture, said = draw(random_scene(random.Random(3)), (512, 384)), []
     for model in (Moondream(MODEL_DIR), Moondream(MODEL_DIR, int8=True)):
         model.encode(picture)

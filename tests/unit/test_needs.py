@@ -141,12 +141,13 @@ def test_the_region_head_is_not_counted_for_who_captions() -> None:
     assert found.vision_bytes + found.text_bytes == taken.weights_bytes - taken.region_bytes
 
 
-def test_the_room_is_counted_with_the_cache_of_a_full_caption() -> None:
+def test_the_room_is_counted_with_the_cache_of_a_full_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")  # on a small board the kernels take more than is saved
     budget = Budget(1700 * MIB, "a test")
     there = needs.room(MODEL_DIR, DEMO, budget, runtime_bytes=1000)
     assert (there.budget_bytes, there.budget_reason) == (1700 * MIB, "a test")
     exact = needs.needs_of(footprint(MODEL_DIR, DEMO), DEMO, 1000)
     assert there.float32_bytes == exact.at(82 + 256)
-    assert platform.machine() == "aarch64" or there.int8_bytes < there.float32_bytes
+    assert there.int8_bytes < there.float32_bytes
     shorter = needs.room(MODEL_DIR, DEMO, budget, runtime_bytes=1000, kv="float16")
     assert there.float32_bytes - shorter.float32_bytes == (82 + 256) * 1024, "of 4 KiB a position"
