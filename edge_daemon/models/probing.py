@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,20 +12,13 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 
 from edge_daemon.models.folding import Array, Graph
-
-LOGS_ERRORS = 3
-"""ONNX Runtime's severity: its warnings about foreign graphs are no news."""
+from edge_daemon.moondream import onnx_session
 
 
 def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     """A graph, ready to run on the CPU in as little memory as it takes."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOGS_ERRORS
-    options.enable_cpu_mem_arena = False
-    # a number of threads, because otherwise it pins them to cores, and complains where it may not use all of them
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, onnx_session.options(), providers=["CPUExecutionProvider"])
 
 
 def run(graph: Graph, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:

@@ -40,8 +40,10 @@ class Rows(NamedTuple):
     own: slice
     seen: int
     """So many of the first keys are seen by one of them at least."""
-    hidden: Tensor | None
-    """(rows, seen), −∞ where a key is not seen and 0 elsewhere; None where all are seen by all."""
+    shared: int
+    """And so many of them by all."""
+    hidden: Tensor
+    """(rows, seen - shared), −∞ where a key is not seen and 0 elsewhere."""
 
 
 def narrow(new: int, past: int, prefix: int) -> Attention:
@@ -60,20 +62,19 @@ def _blocks(new: int, past: int, prefix: int, rows: int, dtype: torch.dtype) -> 
 
 def _rows(first: int, end: int, past: int, prefix: int, dtype: torch.dtype) -> Rows:
     last_seen = torch.arange(past + first, past + end).clamp_(min=prefix - 1)
-    seen = int(last_seen[-1]) + 1
-    if int(last_seen[0]) + 1 == seen:
-        return Rows(slice(first, end), seen, None)
-    unseen = torch.arange(seen) > last_seen[:, None]
-    return Rows(slice(first, end), seen, torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf")))
+    shared, seen = int(last_seen[0]) + 1, int(last_seen[-1]) + 1
+    unseen = torch.arange(shared, seen) > last_seen[:, None]
+    hidden = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf"))
+    return Rows(slice(first, end), seen, shared, hidden)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> Tensor:
     batch, heads, new, width = q.shape
     q, k, v = (_narrowed(x) for x in (q, k, v))
     attended = torch.empty(batch, new, heads, width)  # in the order in which the heads are joined
-    for own, seen, hidden in blocks:
-        mask, weight = (q.new_zeros(1), 0) if hidden is None else (hidden, 1)
-        scores = torch.baddbmm(mask, q[:, own], k[:, :seen].mT, beta=weight, alpha=width**-0.5)
+    for own, seen, shared, hidden in blocks:
+        scores = torch.baddbmm(q.new_zeros(1), q[:, own], k[:, :seen].mT, beta=0, alpha=width**-0.5)
+        scores[:, :, shared:] += hidden
         rows = torch.bmm(scores.softmax(dim=-1), v[:, :seen])
         attended[:, own] = rows.view(batch, heads, -1, width).transpose(1, 2)
     return attended.transpose(1, 2)
@@ -85,10 +86,9 @@ def _attend_by_head(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> 
     for item, head in product(range(batch), range(heads)):
         queries, keys = q[item, head] * width**-0.5, k[item, head].contiguous()
         values = v[item, head].mT.contiguous()
-        for own, seen, hidden in blocks:
+        for own, seen, shared, hidden in blocks:
             scores = multiplied(queries[own], keys[:seen])
-            if hidden is not None:
-                scores += hidden
+            scores[:, shared:] += hidden
             attended[item, own, head] = multiplied(scores.softmax(dim=-1), values[:, :seen].contiguous())
     return attended.transpose(1, 2)
 

@@ -25,8 +25,11 @@ Engine = Literal["torch", "onnx"]
 MOST_CROPS = {"template": 4, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""
 
-KEPT = ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)))
-"""Layers of the vision encoder that stay in float32 where all others are computed in int8 (quantize.py says why)."""
+FINE = {
+    "vision": ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)), "proj_mlp"),
+    "text": ("blocks.0.attn", "blocks.1.attn"),
+}
+"""Beginnings of the names of layers whose activations take 16 bits in int8: errors count most there (quantize.py)."""
 OVERLAP_MARGIN = 4
 """Patches of margin on each side of a tile of the overlap scheme."""
 FORMAT = 1

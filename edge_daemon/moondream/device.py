@@ -55,8 +55,8 @@ class Machine:
     mps: bool
     native: frozenset[str]
     """The short float types that the CPU itself computes with."""
-    int8: bool = True
-    """Whether there are int8 layers for this CPU (quantize.py)."""
+    no_int8: str = ""
+    """Why int8 is not to be had on this CPU, or nothing where it is (quantize.missing)."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,8 @@ def _int8(device: WantedDevice, machine: Machine) -> Choice:
             f"precision int8: runs on the CPU only, and device {device} was asked for; "
             f"set device to auto or cpu, or precision to auto"
         )
-    if not machine.int8:
-        raise UnavailableError(
-            "precision int8: there are no int8 layers for this processor; set precision to auto or float32"
-        )
+    if machine.no_int8:
+        raise UnavailableError(f"precision int8: {machine.no_int8}; set precision to auto or float32")
     why = "cpu was asked for" if device == "cpu" else "int8 runs on the CPU"
     return Choice("cpu", "int8", f"{why}; int8 was asked for")
 
@@ -142,8 +140,8 @@ def _fitting(device: Device, machine: Machine, room: Callable[[], Room] | None) 
     )
     if there.float32_bytes <= there.budget_bytes:
         return "float32", f"{numbers}: float32"
-    if not machine.int8:
-        return "float32", f"{numbers}: too little, but there are no int8 layers for this processor: float32"
+    if machine.no_int8:
+        return "float32", f"{numbers}: too little, but no int8, as {machine.no_int8}: float32"
     return "int8", f"{numbers}: int8, which needs {there.int8_bytes / MIB:.0f} MiB"
 
 
@@ -179,8 +177,7 @@ def this_machine() -> Machine:
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     native = native_precisions(quantize.cpuinfo_here())
-    int8 = not quantize.missing()
-    return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, int8)
+    return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, quantize.missing())
 
 
 def decide(

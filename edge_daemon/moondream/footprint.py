@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon.errors import ModelError
-from edge_daemon.moondream.config import KEPT, MOST_CROPS, ModelConfig
+from edge_daemon.moondream.config import MOST_CROPS, ModelConfig
 
 WEIGHTS = "model.safetensors"
 GRAPHS = "graphs"
@@ -163,10 +163,8 @@ def _resident_bytes(name: str, tensor: Stored, config: ModelConfig, precision: s
     linear = len(tensor.shape) == 2 and layer.endswith(".weight") and part != "region"
     if not linear or precision not in PADDED:
         return float_bytes
-    kept = part == "vision" and layer.startswith(KEPT)
-    packed_in = "float32" if kept else precision
-    factor = PADDED[packed_in][any(side % SIDE for side in tensor.shape)]
-    if packed_in == "int8":
+    factor = PADDED[precision][any(side % SIDE for side in tensor.shape)]
+    if precision == "int8":
         session_bytes = SESSION_BYTES.get(platform.machine(), 0)
         return int(tensor.values * factor) + CHANNEL_BYTES * tensor.shape[0] + session_bytes
     return int(float_bytes * factor)

@@ -9,8 +9,9 @@ What is lost, and where:
 * Weights that were published in int8 (a moonfile's, imported to floats) are recognised and taken back as they were:
   nothing is lost. Others are rounded, each output channel with its own scale: at most half of 1/255 of its range.
 * Activations are rounded to 256 levels between the smallest and the largest of the call.
-* What the first layers of the vision encoder lose is amplified by all that follow, so `config.KEPT` stay in
-  float32.
+* That counts most in the first layers and in the projection of a picture. In those, `config.FINE`, what the rounding
+  left is rounded and multiplied as well: as good as 16 bits, for twice the products. Faster than float32, and it takes
+  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), so are the layers around attention.
 * On x86-64 the GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of
   a level of the activation that is quantized next, and three times as fast.
 """
@@ -24,18 +25,22 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_daemon.errors import UnavailableError
+from edge_daemon.moondream.config import FINE
 from edge_daemon.moondream.linear import Linear, gelu
 
 LOSSLESS = 1e-3
 """Of a level: what the float32 of a published int8 weight is off."""
 CPUINFO = Path("/proc/cpuinfo")
 SAMPLE_ROWS, BLOCK_ROWS = 8, 256
+FINER = 255
+"""Levels in one level."""
 Product = Callable[[Tensor], Tensor]
 """(…, K) → (…, N), float32 in and out."""
 
@@ -98,6 +103,15 @@ def _rounded(weight: Tensor, grid: tuple[Tensor, Tensor]) -> Levels:
     return Levels(levels, scales, zeros.long(), off)
 
 
+class Kernel(NamedTuple):
+    """How an architecture multiplies in 8 bits."""
+
+    product: Callable[[Levels, Tensor], Product]
+    """By weights and with a bias (N)."""
+    rounded: Callable[[Tensor], Tensor]
+    """Activations as such a product takes them, of the same shape."""
+
+
 def by_fbgemm(found: Levels, bias: Tensor) -> Product:
     """The product by torch."""
     torch.backends.quantized.engine = "fbgemm"
@@ -113,6 +127,12 @@ def by_fbgemm(found: Levels, bias: Tensor) -> Product:
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, narrowed)
 
 
+def as_fbgemm_rounds(x: Tensor) -> Tensor:
+    """The activations of a call, on its 256 levels."""
+    levels: Tensor = torch.quantize_per_tensor_dynamic(x, torch.quint8, narrow())
+    return levels.dequantize()
+
+
 def by_mlas(found: Levels, bias: Tensor) -> Product:
     """The product by ONNX Runtime."""
     from edge_daemon.moondream import mlas  # late: a PC has no need of its libraries
@@ -121,12 +141,21 @@ def by_mlas(found: Levels, bias: Tensor) -> Product:
     return mlas.product(found.levels, found.scales, found.zeros, bias, signed)
 
 
-KERNELS: dict[str, Callable[[Levels, Tensor], Product]] = {"x86_64": by_fbgemm, "aarch64": by_mlas}
+def as_mlas_rounds(x: Tensor) -> Tensor:
+    """The same, with levels as ONNX's DynamicQuantizeLinear lays them: from the smallest to the largest, and over 0."""
+    scales, zeros = _asymmetric(*(end[None] for end in x.aminmax()))
+    return torch.fake_quantize_per_tensor_affine(x, float(scales), int(zeros), -128, 127)
+
+
+KERNELS = {"x86_64": Kernel(by_fbgemm, as_fbgemm_rounds), "aarch64": Kernel(by_mlas, as_mlas_rounds)}
 """By platform.machine()."""
 
 
 class Int8Linear(nn.Module):
     """(…, K) → (…, N), float32 in and out."""
+
+    bias_share = 1.0
+    """Of the bias that a single product adds."""
 
     def __init__(self, linear: Linear) -> None:
         """Raises ValueError for weights that are no numbers."""
@@ -134,7 +163,7 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         found = levels_of(linear.weight)
         self.lossless = found.off <= LOSSLESS
-        self._product = KERNELS[platform.machine()](found, linear.bias)
+        self._product = KERNELS[platform.machine()].product(found, linear.bias * self.bias_share)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)."""
@@ -143,6 +172,24 @@ class Int8Linear(nn.Module):
     def gelu(self, x: Tensor) -> Tensor:
         """The layer, and a GELU behind it."""
         return F.gelu(self(x)) if platform.machine() == "x86_64" else gelu(self(x))
+
+
+class FineLinear(Int8Linear):
+    """The same with activations in 16 bits: what the rounding of a first product left goes through a second one."""
+
+    bias_share = FINER / (FINER + 1)
+    """The other product adds the rest of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) → (…, N)."""
+        rest = (x - KERNELS[platform.machine()].rounded(x)).mul_(FINER)  # as large as x: kernels have a smallest scale
+        return self._product(x).add_(self._product(rest), alpha=1 / FINER)
+
+
+def in_int8(linear: Linear, part: Literal["vision", "text"], name: str) -> Int8Linear:
+    """A layer by its place in the model. Raises ValueError for weights that are no numbers."""
+    fine = name.startswith(FINE[part]) or (narrow() and ".attn." in name)
+    return FineLinear(linear) if fine else Int8Linear(linear)
 
 
 def full_range(cpuinfo: str) -> bool:
@@ -182,15 +229,15 @@ def missing() -> str:
     """Why there are no int8 products here, or nothing when there are."""
     machine = platform.machine()
     if machine not in KERNELS:
-        return f"there are no kernels for {machine}: use float32"
-    if KERNELS[machine] is by_fbgemm and "fbgemm" not in torch.backends.quantized.supported_engines:
-        return "this torch has no kernels for it: use float32"
-    if KERNELS[machine] is by_mlas and not (find_spec("onnx") and find_spec("onnxruntime")):
-        return "its kernels are ONNX Runtime's here: pip install 'edge-daemon[models]', or use float32"
+        return f"there are no kernels for {machine}"
+    if KERNELS[machine].product is by_fbgemm and "fbgemm" not in torch.backends.quantized.supported_engines:
+        return "this torch has no kernels for it"
+    if KERNELS[machine].product is by_mlas and not (find_spec("onnx") and find_spec("onnxruntime")):
+        return "its kernels here are ONNX Runtime's, which is not installed (pip install 'edge-daemon[models]')"
     return ""
 
 
 def require_kernels() -> None:
     """Raise UnavailableError where there are no int8 products."""
     if why := missing():
-        raise UnavailableError(f"precision int8: {why}")
+        raise UnavailableError(f"precision int8: {why}; use float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 from edge_daemon.moondream import attention
 from edge_daemon.moondream.attention import by_head, narrow
-from edge_daemon.moondream.config import KEPT, ModelConfig
+from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
-from edge_daemon.moondream.quantize import Int8Linear, multiplies_bfloat16, require_kernels
+from edge_daemon.moondream.quantize import in_int8, multiplies_bfloat16, require_kernels
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.trials import by_head_pays, narrow_pays
@@ -52,7 +52,7 @@ class TorchParts:
     def vision(self) -> Vision:
         """Vision encoder and projection."""
         vision, width = self.config.vision, self.config.text.dim
-        return self._part("vision", lambda: Vision(vision, width, self._way, self._exact), KEPT)
+        return self._part("vision", lambda: Vision(vision, width, self._way, self._exact))
 
     def text(self) -> Text:
         """The decoder, and a look at the stored BOS if there shall be one."""
@@ -64,12 +64,11 @@ class TorchParts:
 
     def _part(
         self,
-        prefix: str,
+        prefix: Literal["vision", "text"],
         build: Callable[[], M],
-        kept: tuple[str, ...] = (),
         extra: Mapping[str, tuple[int, ...]] | None = None,
     ) -> M:
-        """With the linear layers that are fastest here; of int8, those whose names begin with `kept` in float32.
+        """With the linear layers that are fastest here, or those of int8.
 
         One layer at a time, so that nothing large is there twice, whatever the file holds it in.
         """
@@ -81,7 +80,7 @@ class TorchParts:
             stored = layer.weight
             layer.to(self.dtype)
             try:
-                built = Int8Linear(layer) if self.int8 and not name.startswith(kept) else PackedLinear(layer)
+                built = in_int8(layer, prefix, name) if self.int8 else PackedLinear(layer)
             except ValueError as error:
                 raise ModelError(
                     f"{self.weights.path}: {prefix}.{name}.weight {error}: is the file damaged?"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_daemon.moondream.attention import Way
-from edge_daemon.moondream.config import KEPT, VisionConfig
+from edge_daemon.moondream.config import FINE, VisionConfig
 from edge_daemon.moondream.linear import Linear
 
 LAYER_NORM_EPS = 1e-5
@@ -79,15 +79,15 @@ class Vision(nn.Module):
     """Encoder plus projection, with upstream's names."""
 
     def __init__(
-        self, config: VisionConfig, text_dim: int, way: Way | None = None, kept_way: Way | None = None
+        self, config: VisionConfig, text_dim: int, way: Way | None = None, fine_way: Way | None = None
     ) -> None:
-        """Ways of attention; `kept_way` where the layers are kept from int8 as well. None is torch's own."""
+        """Ways of attention; `fine_way` where the layers are FINE in int8. None is torch's own."""
         super().__init__()
         self.config = config
         self.patch_emb = Linear(3 * config.patch_px**2, config.dim)
         self.pos_emb = nn.Parameter(torch.empty(1, config.patches, config.dim))
         self.blocks = nn.ModuleList(
-            VisionBlock(config, kept_way if f"blocks.{layer}.attn".startswith(KEPT) else way)
+            VisionBlock(config, fine_way if f"blocks.{layer}.attn".startswith(FINE["vision"]) else way)
             for layer in range(config.layers)
         )
         self.post_ln = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)

@@ -32,7 +32,6 @@ from edge_daemon.moondream import attention as attention_module
 from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
 from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, narrow
-from edge_daemon.moondream.config import KEPT
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
@@ -40,6 +39,7 @@ from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.quantize import (
     KERNELS,
     LOSSLESS,
+    FineLinear,
     Int8Linear,
     Levels,
     full_range,
@@ -101,7 +101,7 @@ def test_constant_weights_are_no_trouble(weight: Tensor) -> None:
 
 
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="FBGEMM is for x86-64")
-WAYS = [pytest.param(quantize.by_fbgemm, marks=X86, id="fbgemm"), pytest.param(quantize.by_mlas, id="mlas")]
+WAYS = [pytest.param(KERNELS["x86_64"], marks=X86, id="fbgemm"), pytest.param(KERNELS["aarch64"], id="mlas")]
 
 
 @X86
@@ -188,6 +188,46 @@ def test_a_layer_computes_what_its_levels_say(way: Any, monkeypatch: pytest.Monk
         assert float((packed(x) - wanted).norm() / wanted.norm()) < 0.015
         wanted = torch.nn.functional.gelu(wanted, approximate="tanh")
         assert float((packed.gelu(x) - wanted).norm() / wanted.norm()) < 0.015
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as they are": lambda x: x,
+    "with an outlier": lambda x: torch.cat([x[..., :-1], x[..., -1:] + 300], dim=-1),
+    "all above 0": lambda x: x.abs() + 5,
+    "all below 0": lambda x: -x.abs() - 5,
+    "tiny": lambda x: x * 1e-4,
+    "huge": lambda x: x * 1e6,
+    "all the same": torch.ones_like,
+    "nothing": torch.zeros_like,
+}
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+@pytest.mark.parametrize("way", WAYS)
+def test_fine_layers_round_to_sixteen_bits(way: Any, activations: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KERNELS, platform.machine(), way)
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(720, 270).requires_grad_(False)
+    fine, coarse = FineLinear(layer), Int8Linear(layer)
+    weights = floats_of(levels_of(layer.weight)).double()
+    for rows in (1, 2, 300):
+        x = ACTIVATIONS[activations](torch.randn(rows, 720, generator=generator))
+        exact = torch.nn.functional.linear(x.double(), weights, layer.bias.double())
+        spread = float((x.amax() - x.amin()) / 255 * weights.norm(dim=1).mean())
+        off, coarsely_off = (float((one(x) - exact).abs().mean()) for one in (fine, coarse))
+        assert off < max(spread / 100, 1e-6 * float(exact.abs().max()))
+        assert coarsely_off > 20 * off or torch.equal(x, x[:1, :1].expand_as(x))
+
+
+@X86
+def test_fine_layers_are_fine_with_seven_bits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "narrow", lambda: True)
+    layer = Linear(720, 270).requires_grad_(False)
+    x = torch.randn(300, 720, generator=torch.Generator().manual_seed(1))
+    assert (
+        relative(FineLinear(layer)(x), torch.nn.functional.linear(x, floats_of(levels_of(layer.weight)), layer.bias))
+        < 5e-4
+    )
 
 
 def test_the_gelu_of_small_boards_is_the_published_one() -> None:
@@ -426,14 +466,24 @@ def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     shutil.rmtree(directory)
 
 
-def test_published_weights_in_int8_lead_to_the_same_tokens(published: Path) -> None:
+@pytest.mark.parametrize("bits", [pytest.param(7, marks=X86), 8])
+def test_published_weights_in_int8_lead_to_the_same_tokens(
+    published: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random weights are the hard case: the best token leads the second by a fifth of the logits' spread.
 
-    Every step is compared behind the same text, that of float32.
+    Every step is compared behind the same text, that of float32. With as many bits of activations as a processor has.
     """
+    if bits == 7:
+        monkeypatch.setattr(quantize, "narrow", lambda: True)
+        monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: False)
+    elif platform.machine() == "x86_64" and quantize.narrow():
+        pytest.skip("this processor has 7")
     exact, int8 = Moondream(published), Moondream(published, int8=True)
     layers = [m for part in modules_of(int8) for m in part.modules() if isinstance(m, Int8Linear)]
-    assert len(layers) == 27 * 4 + 3 + 24 * 4 + 1 - 1 - 4 - 5 * 2, f"all but {KEPT}"
+    assert len(layers) == 27 * 4 + 3 + 24 * 4 + 1
+    fine = sum(isinstance(layer, FineLinear) for layer in layers)
+    assert fine == (1 + 4 + 5 * 2 + 2 + 2 * 2 if bits == 8 else 1 + 4 + 26 * 2 + 2 + 24 * 2)
     assert all(layer.lossless for layer in layers)
     equal, correlations, errors = 0, [], []
     for seed in range(PICTURES):
@@ -480,7 +530,7 @@ except UnavailableError as error:
 
 def test_a_processor_without_kernels_is_told() -> None:
     done = subprocess.run([sys.executable, "-c", UNAVAILABLE, MODEL_DIR], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == "precision int8: there are no kernels for riscv64: use float32"
+    assert json.loads(done.stdout) == "precision int8: there are no kernels for riscv64; use float32"
 
 
 def test_a_float16_cache_is_half_as_large_and_says_nearly_the_same(half_billion: Path, noise: PictureFactory) -> None:

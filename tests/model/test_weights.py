@@ -90,7 +90,7 @@ def test_half_a_billion_is_packed_layer_by_layer_and_never_there_twice(
     assert before["mapped"] < 8 * MIB
     for name, size_bytes in most.items():
         grown = measured[name]["RssAnon"] - before["RssAnon"]
-        # in int8 some layers stay in float32 (KEPT, 64 MiB), and kernels pad a width of 720
+        # kernels pad a width of 720
         most_bytes = share * size_bytes * (1.3 if precision == "int8" else 1.0) + 112 * MIB
         assert share * size_bytes - 48 * MIB < grown < most_bytes, name
         assert measured[name]["mapped"] < 48 * MIB, "the file's own pages were given back"

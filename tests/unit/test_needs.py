@@ -70,20 +70,17 @@ def test_float32_is_four_bytes_a_weight_but_for_the_word_embeddings(config: Mode
 
 
 @SHAPES
-def test_int8_is_a_byte_a_weight_but_for_what_is_kept(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_a_byte_a_weight(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     full, short = (footprint_of(tensors_of(config), config, precision) for precision in ("float32", "int8"))
     assert full.text_bytes / 4 < short.text_bytes < full.text_bytes / 3
-    assert full.vision_bytes / 4 < short.vision_bytes
+    assert full.vision_bytes / 4 < short.vision_bytes < full.vision_bytes / 3
     assert short.region_bytes == full.region_bytes
     assert short.vision_activation_bytes == full.vision_activation_bytes
     layers = config.text.layers
     assert short.bytes_per_position == full.bytes_per_position // 2 + full.bytes_per_position // layers, (
         "one is widened"
     )
-    without = {name: tensor for name, tensor in tensors_of(config).items() if "patch_emb" not in name}
-    kept_bytes = short.vision_bytes - footprint_of(without, config, "int8").vision_bytes
-    assert kept_bytes >= 4 * 3 * config.vision.patch_px**2 * config.vision.dim, "patch_emb stays in float32"
 
 
 @pytest.mark.parametrize(
@@ -120,18 +117,18 @@ def test_what_has_to_be_converted_is_there_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_half_billion_keeps_its_promise(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peak of everything together: at most 2.7 and 1.2 GB; of the daemon 60 MiB, of the worker 240 before any weight.
+    """Peak of everything together: at most 2.7 and 1.15 GB; of the daemon 60 MiB, of the worker 240 before any weight.
 
     Work space is an upper estimate, which is left out here.
     """
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    for precision, most_bytes in (("float32", 2.7e9), ("int8", 1.2e9)):
+    for precision, most_bytes in (("float32", 2.7e9), ("int8", 1.15e9)):
         taken = footprint_of(tensors_of(HALF_BILLION), HALF_BILLION, precision)
         lean = replace(taken, vision_activation_bytes=0, text_activation_bytes=0)
         found = needs.needs_of(lean, HALF_BILLION, 240 * MIB)
         assert found.smallest_positions == 730 + SMALLEST_ANSWER_POSITIONS
         peak_bytes = found.at(found.smallest_positions) + 60 * MIB
-        assert 0.85 * most_bytes < peak_bytes < most_bytes, precision
+        assert 0.8 * most_bytes < peak_bytes < most_bytes, precision
 
 
 def test_the_region_head_is_not_counted_for_who_captions() -> None:
