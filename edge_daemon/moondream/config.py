@@ -26,7 +26,7 @@ MOST_CROPS = {"template": 4, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""
 
 FINE = {
-    "vision": ("patch_emb", "blocks.0.", *(f"blocks.{layer}.attn" for layer in range(1, 6)), "proj_mlp"),
+    "vision": ("patch_emb", "blocks.0.", "blocks.1.", *(f"blocks.{layer}.attn" for layer in range(2, 9)), "proj_mlp"),
     "text": ("blocks.0.attn", "blocks.1.attn"),
 }
 """Beginnings of the names of layers whose activations take 16 bits in int8: errors count most there (quantize.py)."""

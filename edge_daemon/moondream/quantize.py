@@ -11,7 +11,8 @@ What is lost, and where:
 * Activations are rounded to 256 levels between the smallest and the largest of the call.
 * That counts most in the first layers and in the projection of a picture. In those, `config.FINE`, what the rounding
   left is rounded and multiplied as well: as good as 16 bits, for twice the products. Faster than float32, and it takes
-  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), so are the layers around attention.
+  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), so are the layers around
+  attention and all of the vision encoder.
 * On x86-64 the GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of
   a level of the activation that is quantized next, and three times as fast.
 """
@@ -188,7 +189,7 @@ class FineLinear(Int8Linear):
 
 def in_int8(linear: Linear, part: Literal["vision", "text"], name: str) -> Int8Linear:
     """A layer by its place in the model. Raises ValueError for weights that are no numbers."""
-    fine = name.startswith(FINE[part]) or (narrow() and ".attn." in name)
+    fine = name.startswith(FINE[part]) or (narrow() and (part == "vision" or ".attn." in name))
     return FineLinear(linear) if fine else Int8Linear(linear)
 
 

@@ -483,7 +483,7 @@ def test_published_weights_in_int8_lead_to_the_same_tokens(
     layers = [m for part in modules_of(int8) for m in part.modules() if isinstance(m, Int8Linear)]
     assert len(layers) == 27 * 4 + 3 + 24 * 4 + 1
     fine = sum(isinstance(layer, FineLinear) for layer in layers)
-    assert fine == (1 + 4 + 5 * 2 + 2 + 2 * 2 if bits == 8 else 1 + 4 + 26 * 2 + 2 + 24 * 2)
+    assert fine == (1 + 2 * 4 + 7 * 2 + 2 + 2 * 2 if bits == 8 else 1 + 27 * 4 + 2 + 24 * 2)
     assert all(layer.lossless for layer in layers)
     equal, correlations, errors = 0, [], []
     for seed in range(PICTURES):
