@@ -25,6 +25,7 @@ from tests.chaos.service import Service
 BURNERS = 2
 HOG = """\
 import sys, time
+input()  # what was taken before the process is in a cgroup does not count there
 block = bytearray(int(sys.argv[1]))
 for at in range(0, len(block), 4096):
     block[at] = 1
@@ -181,9 +182,11 @@ async def _starve_memory(world: World, deed: Deed) -> str:
     if world.memory is None:
         raise Missing("no memory cgroup")
     size = max(0, world.memory.left_bytes() - HOG_LEAVES_BYTES)
-    hog = await asyncio.create_subprocess_exec(sys.executable, "-c", HOG, str(size))
+    hog = await asyncio.create_subprocess_exec(sys.executable, "-c", HOG, str(size), stdin=asyncio.subprocess.PIPE)
     try:
         world.memory.take_in(hog.pid)
+        assert hog.stdin is not None
+        hog.stdin.write(b"\n")
         await asyncio.sleep(deed.for_s)
     finally:
         with suppress(ProcessLookupError):

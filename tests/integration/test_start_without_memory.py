@@ -37,8 +37,12 @@ def test_it_waits_for_memory_and_captions_when_there_is_some(
     tmp_path: Path, memory: Memory, broker: Broker, monkeypatch: pytest.MonkeyPatch, left_mib: int
 ) -> None:
     """With 150 MiB there is no room for the worker's program; with 320 there is, and it says what it needs."""
-    hog = subprocess.Popen([sys.executable, "-c", HOG, str(memory.left_bytes() - left_mib * MIB)])
+    taking = [sys.executable, "-c", HOG, str(memory.left_bytes() - left_mib * MIB)]
+    hog = subprocess.Popen(taking, stdin=subprocess.PIPE, text=True)
     memory.take_in(hog.pid)
+    assert hog.stdin is not None
+    with hog.stdin:
+        hog.stdin.write("\n")
     wait_for("the memory is taken", lambda: memory.left_bytes() < (left_mib + 20) * MIB)
     ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     ear.bind(str(tmp_path / "notify"))
