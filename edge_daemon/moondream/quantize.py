@@ -11,8 +11,8 @@ What is lost, and where:
 * Activations are rounded to 256 levels between the smallest and the largest of the call.
 * That counts most in the first layers and in the projection of a picture. In those, `config.FINE`, what the rounding
   left is rounded and multiplied as well: as good as 16 bits, for twice the products. Faster than float32, and it takes
-  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), so are the layers around
-  attention and all of the vision encoder.
+  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), it is done around all attention and in
+  all of the vision encoder.
 * On x86-64 the GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of
   a level of the activation that is quantized next, and three times as fast.
 """
@@ -204,8 +204,8 @@ def full_range(cpuinfo: str) -> bool:
 
 @cache
 def narrow() -> bool:
-    """Whether activations take 7 bits here; asked by every layer."""
-    return not full_range(cpuinfo_here())
+    """Whether activations take 7 bits here, which is a matter of FBGEMM's; asked by every layer."""
+    return platform.machine() == "x86_64" and not full_range(cpuinfo_here())
 
 
 def has_bfloat16(cpuinfo: str) -> bool:

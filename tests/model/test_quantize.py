@@ -119,6 +119,32 @@ def test_activations_have_seven_bits_where_eight_would_overflow(monkeypatch: pyt
 PI_4, PI_5 = "Features\t: fp asimd evtstrm crc32 cpuid", "Features\t: fp asimd aes atomics asimddp"
 
 
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "seven"),
+    [
+        ("x86_64", "flags\t\t: fpu avx2 avx_vnni", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni", False),
+        ("aarch64", PI_4, False),
+        ("aarch64", PI_5, False),
+    ],
+)
+def test_more_layers_are_fine_where_activations_have_seven_bits(
+    machine: str, cpuinfo: str, seven: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(quantize, "cpuinfo_here", lambda: cpuinfo)
+    monkeypatch.setattr(quantize, "narrow", narrow_asked := quantize.narrow.__wrapped__)
+    assert narrow_asked() is seven
+    monkeypatch.setitem(KERNELS, machine, KERNELS["aarch64"])  # both have it
+    layer = Linear(40, 24).requires_grad_(False)
+    names = {"vision": ("patch_emb", "blocks.20.mlp.fc1"), "text": ("blocks.1.attn.qkv", "blocks.9.attn.proj")}
+    for part in ("vision", "text"):
+        always, then = (quantize.in_int8(layer, part, name) for name in names[part])
+        assert isinstance(always, FineLinear)
+        assert isinstance(then, FineLinear) is seven
+    assert not isinstance(quantize.in_int8(layer, "text", "blocks.9.mlp.fc1"), FineLinear)
+
+
 def test_weights_lose_their_sign_where_pairs_of_products_would_wrap() -> None:
     one, two = torch.full((3, 8), 127, dtype=torch.int8), torch.full((3, 8), -127, dtype=torch.int8)
     one[:, 4] = two[1, 2:4] = -128
@@ -224,10 +250,8 @@ def test_fine_layers_are_fine_with_seven_bits_as_well(monkeypatch: pytest.Monkey
     monkeypatch.setattr(quantize, "narrow", lambda: True)
     layer = Linear(720, 270).requires_grad_(False)
     x = torch.randn(300, 720, generator=torch.Generator().manual_seed(1))
-    assert (
-        relative(FineLinear(layer)(x), torch.nn.functional.linear(x, floats_of(levels_of(layer.weight)), layer.bias))
-        < 5e-4
-    )
+    exact = torch.nn.functional.linear(x, floats_of(levels_of(layer.weight)), layer.bias)
+    assert relative(FineLinear(layer)(x), exact) < 5e-4
 
 
 def test_the_gelu_of_small_boards_is_the_published_one() -> None:
