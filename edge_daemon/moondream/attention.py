@@ -1,8 +1,8 @@
 """Attention of many positions at once in two ways that torch does not have, for processors on which they are faster.
 
 `by_head` is as exact as torch's own and multiplies with oneDNN, where torch takes MKL or OpenBLAS, whose products are
-slow with so few columns. `narrow` computes in bfloat16, beside int8 only, whose errors are larger; torch's own kernels
-gain nothing from it. Which one is taken is tried (trials.py). Both are two products with a softmax between them, some
+slow with so few columns. `in_bfloat16` is for int8 only, whose errors are larger; torch's own kernels gain nothing
+from bfloat16. Which one is taken is tried (trials.py). Both are two products with a softmax between them, some
 queries at a time (tests/bench/README.md).
 Shapes: B batch, S positions in this call, L positions in all, H heads, E head width.
 """
@@ -28,8 +28,8 @@ see each other: position i sees position j when j ≤ i, or when both are among 
 
 ROWS, ROWS_OF_HEAD = 256, 384
 """Queries at a time: the scores of 16 heads for 730 keys are 6 MB then, those of one head in float32 1 MB, and those
-that nobody may see are not computed. Measured: `narrow` is fastest between 180 and 256, all at once take half as long
-again; `by_head` is fastest with 384 (256: up to 23 % more; all at once 21 % where half is unseen)."""
+that nobody may see are not computed. Measured: `in_bfloat16` is fastest between 180 and 256, all at once take half as
+long again; `by_head` is fastest with 384 (256: up to 23 % more; all at once 21 % where half is unseen)."""
 MANY = 256
 """Positions from which on these ways may be the faster ones: a picture of the 0.5B, and no question."""
 
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     """(rows, seen - shared), −∞ where a key is not seen and 0 elsewhere."""
 
 
-def narrow(new: int, past: int, prefix: int) -> Attention:
+def in_bfloat16(new: int, past: int, prefix: int) -> Attention:
     """The `Way` in bfloat16."""
     return partial(_attend, blocks=_blocks(new, past, prefix, ROWS, torch.bfloat16))
 
@@ -70,7 +70,7 @@ def _rows(first: int, end: int, past: int, prefix: int, dtype: torch.dtype) -> R
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> Tensor:
     batch, heads, new, width = q.shape
-    q, k, v = (_narrowed(x) for x in (q, k, v))
+    q, k, v = (_in_bfloat16(x) for x in (q, k, v))
     attended = torch.empty(batch, new, heads, width)  # in the order in which the heads are joined
     for own, seen, shared, hidden in blocks:
         scores = torch.baddbmm(q.new_zeros(1), q[:, own], k[:, :seen].mT, beta=0, alpha=width**-0.5)
@@ -93,6 +93,6 @@ def _attend_by_head(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Rows]) -> 
     return attended.transpose(1, 2)
 
 
-def _narrowed(x: Tensor) -> Tensor:
+def _in_bfloat16(x: Tensor) -> Tensor:
     """(B, H, S, E) → (B·H, S, E)."""
     return x.to(torch.bfloat16, memory_format=torch.contiguous_format).flatten(0, 1)

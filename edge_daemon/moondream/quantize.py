@@ -11,8 +11,8 @@ What is lost, and where:
 * Activations are rounded to 256 levels between the smallest and the largest of the call.
 * That counts most in the first layers and in the projection of a picture. In those, `config.FINE`, what the rounding
   left is rounded and multiplied as well: as good as 16 bits, for twice the products. Faster than float32, and it takes
-  no more memory than 8 bits. Where activations have 128 levels only (`narrow`), it is done around all attention and in
-  all of the vision encoder.
+  no more memory than 8 bits. Where activations have 128 levels only (`seven_bits`), it is done around all attention and
+  in all of the vision encoder.
 * On x86-64 the GELU is computed with the error function and not with tanh: never more than 0.0005 off, a small part of
   a level of the activation that is quantized next, and three times as fast.
 """
@@ -124,13 +124,13 @@ def by_fbgemm(found: Levels, bias: Tensor) -> Product:
         else:
             weight = torch._make_per_channel_quantized_tensor(found.levels, found.scales, found.zeros, 0)
         packed = torch.ops.quantized.linear_prepack(weight, bias)
-    narrowed = narrow()
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, narrowed)
+    seven = seven_bits()
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, seven)
 
 
 def as_fbgemm_rounds(x: Tensor) -> Tensor:
     """The activations of a call, on its 256 levels."""
-    levels: Tensor = torch.quantize_per_tensor_dynamic(x, torch.quint8, narrow())
+    levels: Tensor = torch.quantize_per_tensor_dynamic(x, torch.quint8, seven_bits())
     return levels.dequantize()
 
 
@@ -189,7 +189,7 @@ class FineLinear(Int8Linear):
 
 def in_int8(linear: Linear, part: Literal["vision", "text"], name: str) -> Int8Linear:
     """A layer by its place in the model. Raises ValueError for weights that are no numbers."""
-    fine = name.startswith(FINE[part]) or (narrow() and (part == "vision" or ".attn." in name))
+    fine = name.startswith(FINE[part]) or (seven_bits() and (part == "vision" or ".attn." in name))
     return FineLinear(linear) if fine else Int8Linear(linear)
 
 
@@ -203,7 +203,7 @@ def full_range(cpuinfo: str) -> bool:
 
 
 @cache
-def narrow() -> bool:
+def seven_bits() -> bool:
     """Whether activations take 7 bits here, which is a matter of FBGEMM's; asked by every layer."""
     return platform.machine() == "x86_64" and not full_range(cpuinfo_here())
 

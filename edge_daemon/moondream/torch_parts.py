@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
 from edge_daemon.moondream import attention
-from edge_daemon.moondream.attention import by_head, narrow
+from edge_daemon.moondream.attention import by_head, in_bfloat16
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
 from edge_daemon.moondream.quantize import in_int8, multiplies_bfloat16, require_kernels
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
-from edge_daemon.moondream.trials import by_head_pays, narrow_pays
+from edge_daemon.moondream.trials import bfloat16_pays, by_head_pays
 from edge_daemon.moondream.vision import Vision
 from edge_daemon.moondream.weights import BOS_KV, Weights, forget
 
@@ -38,7 +38,7 @@ class TorchParts:
         self.int8 = int8
         many = device.type == "cpu" and dtype == torch.float32 and config.prefix_positions >= attention.MANY
         self._exact = by_head if many and by_head_pays() else None
-        self._way = narrow if many and int8 and multiplies_bfloat16() and narrow_pays() else self._exact
+        self._way = in_bfloat16 if many and int8 and multiplies_bfloat16() and bfloat16_pays() else self._exact
         if int8:
             require_kernels()
         self.weights = Weights(directory, device, dtype)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from edge_daemon.moondream.allocator import give_back
-from edge_daemon.moondream.attention import Way, by_head, narrow
+from edge_daemon.moondream.attention import Way, by_head, in_bfloat16
 
 QUERIES = (1, 4, 729, 64)
 """B, H, S and E of a picture's attention to itself; 1 to 5 ms each time."""
@@ -40,9 +40,9 @@ def by_head_pays() -> bool:
 
 @cache
 @torch.inference_mode()
-def narrow_pays() -> bool:
+def bfloat16_pays() -> bool:
     """Whether they are answered faster in bfloat16 than by the better way in float32."""
-    return _pays(_answering(narrow), _answering(by_head if by_head_pays() else None))
+    return _pays(_answering(in_bfloat16), _answering(by_head if by_head_pays() else None))
 
 
 def _answering(way: Way | None) -> Callable[[], object]:

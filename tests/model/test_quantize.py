@@ -31,7 +31,7 @@ from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream import attention as attention_module
 from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
-from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, narrow
+from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, in_bfloat16
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.linear import Linear, PackedLinear, gelu
@@ -108,11 +108,11 @@ WAYS = [pytest.param(KERNELS["x86_64"], marks=X86, id="fbgemm"), pytest.param(KE
 def test_activations_have_seven_bits_where_eight_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert full_range("flags\t\t: fpu avx2 avx512_vnni")
     assert not full_range("flags\t\t: fpu avx2 avx_vnni")
-    monkeypatch.setattr(quantize, "narrow", lambda: True)
+    monkeypatch.setattr(quantize, "seven_bits", lambda: True)
     layer = Linear(720, 300).requires_grad_(False)
     x = torch.randn(5, 720, generator=torch.Generator().manual_seed(1))
     off = relative(Int8Linear(layer)(x), layer(x))
-    monkeypatch.setattr(quantize, "narrow", lambda: False)
+    monkeypatch.setattr(quantize, "seven_bits", lambda: False)
     assert relative(Int8Linear(layer)(x), layer(x)) < off < 0.03, "a bit less is a little worse"
 
 
@@ -133,8 +133,8 @@ def test_more_layers_are_fine_where_activations_have_seven_bits(
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(quantize, "cpuinfo_here", lambda: cpuinfo)
-    monkeypatch.setattr(quantize, "narrow", narrow_asked := quantize.narrow.__wrapped__)
-    assert narrow_asked() is seven
+    monkeypatch.setattr(quantize, "seven_bits", asked := quantize.seven_bits.__wrapped__)
+    assert asked() is seven
     monkeypatch.setitem(KERNELS, machine, KERNELS["aarch64"])  # both have it
     layer = Linear(40, 24).requires_grad_(False)
     names = {"vision": ("patch_emb", "blocks.20.mlp.fc1"), "text": ("blocks.1.attn.qkv", "blocks.9.attn.proj")}
@@ -247,7 +247,7 @@ def test_fine_layers_round_to_sixteen_bits(way: Any, activations: str, monkeypat
 
 @X86
 def test_fine_layers_are_fine_with_seven_bits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "narrow", lambda: True)
+    monkeypatch.setattr(quantize, "seven_bits", lambda: True)
     layer = Linear(720, 270).requires_grad_(False)
     x = torch.randn(300, 720, generator=torch.Generator().manual_seed(1))
     exact = torch.nn.functional.linear(x, floats_of(levels_of(layer.weight)), layer.bias)
@@ -270,7 +270,7 @@ def test_layers_without_a_fused_gelu_say_the_same(monkeypatch: pytest.MonkeyPatc
 # -- ways of attention
 
 
-@pytest.mark.parametrize(("way", "worst"), [(narrow, WORST_ROW), (by_head, 1e-5)])
+@pytest.mark.parametrize(("way", "worst"), [(in_bfloat16, WORST_ROW), (by_head, 1e-5)])
 @pytest.mark.parametrize(
     ("new", "past", "prefix", "batch"),
     [
@@ -316,7 +316,7 @@ def test_bfloat16_is_for_int8_and_for_layers_that_are_not_fine(
     native: bool, pays: bool, by_head_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
-    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: pays)
+    monkeypatch.setattr(torch_parts, "bfloat16_pays", lambda: pays)
     monkeypatch.setattr(torch_parts, "by_head_pays", lambda: by_head_too)
     monkeypatch.setattr(attention_module, "MANY", 2)
     tiny = tiny_config()
@@ -324,7 +324,7 @@ def test_bfloat16_is_for_int8_and_for_layers_that_are_not_fine(
     write_tensors(tmp_path, config, random_tensors(config, 0))
     for int8 in (False, True):
         vision, text, _ = modules_of(Moondream(tmp_path, int8=int8))
-        wanted = narrow if int8 and native and pays else by_head if by_head_too else None
+        wanted = in_bfloat16 if int8 and native and pays else by_head if by_head_too else None
         assert text.way is wanted
         attentions = [m for m in vision.modules() if isinstance(m, VisionAttention)]
         assert [m.way for m in attentions] == 9 * [by_head if by_head_too else None] + 2 * [wanted]
@@ -342,7 +342,7 @@ def test_a_text_is_attended_to_in_bfloat16_behind_its_own_mask(
 ) -> None:
     logits = {}
     monkeypatch.setattr(attention_module, "MANY", 2)
-    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: True)
+    monkeypatch.setattr(torch_parts, "bfloat16_pays", lambda: True)
     for int8, native in ((False, False), (False, True), (True, False), (True, True)):
         monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda native=native: native)
         model = Moondream(tiny(mask=mask), int8=int8)
@@ -393,7 +393,7 @@ def test_only_many_positions_are_attended_to_head_by_head(
 @pytest.mark.parametrize("native", [True, False])
 def test_with_and_without_bfloat16_the_same_is_said(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: native)
-    monkeypatch.setattr(torch_parts, "narrow_pays", lambda: native)
+    monkeypatch.setattr(torch_parts, "bfloat16_pays", lambda: native)
     monkeypatch.setattr(attention_module, "MANY", 2)
     picture, said = draw(random_scene(random.Random(3)), (512, 384)), []
     for model in (Moondream(MODEL_DIR), Moondream(MODEL_DIR, int8=True)):
@@ -451,7 +451,7 @@ def test_a_way_is_taken_where_it_is_clearly_the_faster_one(way_s: float, other_s
 
 def test_what_was_tried_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 where it is ever tried; elsewhere it takes minutes."""
-    tried = [trials.by_head_pays, trials.float16_pays, *([trials.narrow_pays] if multiplies_bfloat16() else [])]
+    tried = [trials.by_head_pays, trials.float16_pays, *([trials.bfloat16_pays] if multiplies_bfloat16() else [])]
     found = [pays() for pays in tried]
     monkeypatch.setattr(trials, "_taken_s", None)
     assert [pays() for pays in tried] == found
@@ -499,9 +499,9 @@ def test_published_weights_in_int8_lead_to_the_same_tokens(
     Every step is compared behind the same text, that of float32. With as many bits of activations as a processor has.
     """
     if bits == 7:
-        monkeypatch.setattr(quantize, "narrow", lambda: True)
+        monkeypatch.setattr(quantize, "seven_bits", lambda: True)
         monkeypatch.setattr(torch_parts, "multiplies_bfloat16", lambda: False)
-    elif platform.machine() == "x86_64" and quantize.narrow():
+    elif platform.machine() == "x86_64" and quantize.seven_bits():
         pytest.skip("this processor has 7")
     exact, int8 = Moondream(published), Moondream(published, int8=True)
     layers = [m for part in modules_of(int8) for m in part.modules() if isinstance(m, Int8Linear)]
