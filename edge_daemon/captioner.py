@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from edge_daemon import memory
+from edge_daemon import environment, memory
 from edge_daemon.allowance import Allowance
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
@@ -45,13 +45,6 @@ END_S = 5.0
 NOT_NOW = "memory is too short to ask anything now"
 PROGRAM_BYTES = 160 * MIB
 """What a worker takes before it can say what it needs: importing torch takes 150 (x86-64), and any model far more."""
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "GOMP_SPINCOUNT": "1000"}
-"""Of a worker, where its owner has not set it. glibc and OpenMP read it before a process begins, so the daemon must say
-it. Each arena keeps freed memory of its own, and there would be up to eight for each core. Threads that wait for each
-other look a thousand times, some microseconds, then sleep. OpenMP's default is to look for milliseconds, which takes
-the core from the thread that is waited for as soon as anything else runs on the board; to sleep at once costs a wake
-of 60 µs for each operation. A token in int8 on two cores, alone and beside one busy process: 17 and 39 to 206 ms by
-default, 25 and 25 asleep at once, 18 and 35 so."""
 log = logging.getLogger(__name__)
 
 
@@ -281,7 +274,7 @@ class Captioner:
         argv += ["--kv-precision", self.config.kv_precision]
         self._change("starting")
         self.witness.begin()
-        self._newborn = child = await Child.start("worker", argv, ENVIRONMENT)
+        self._newborn = child = await Child.start("worker", argv, environment.WORKER)
         try:
             ready = await self._handshake(child)
         except BaseException:

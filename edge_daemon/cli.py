@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edge_daemon import __version__, model_commands, source_commands, subcommand, unit_command
+from edge_daemon import __version__, environment, model_commands, source_commands, subcommand, unit_command
 from edge_daemon.bench import command as bench_command
 from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
@@ -34,7 +34,7 @@ try it:     edge-daemon demo"""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run the command; what we start has our environment."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime notes what it is used for, to tell its makers
+    environment.prepare(os.environ)
     return perform(parser().parse_args(argv))
 
 

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         default="auto",
         help="what to compute in (default: auto)",
     )
-    command.add_argument("--threads", type=at_least(1), metavar="N", help="default: what torch takes")
+    command.add_argument("--threads", type=at_least(1), metavar="N", help="default: as `threads: auto` of the service")
     command.add_argument("--runs", type=at_least(1), default=3, metavar="N", help="pictures (default: 3)")
     command.add_argument("--tokens", type=at_least(2), default=20, metavar="N", help="a picture (default: 20)")
     command.add_argument("--json", action="store_true", help="print only the last line, the JSON document")

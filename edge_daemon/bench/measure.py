@@ -21,6 +21,7 @@ from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.device import WantedPrecision
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import open_chosen
+from edge_daemon.moondream.threads import automatic, cores_here
 from edge_daemon.needs import room
 
 Say = Callable[[str], None]
@@ -78,8 +79,7 @@ def measure(directory: Path, wishes: Wishes, say: Say) -> Measured:
     length = LENGTH if LENGTH in config.templates.caption else next(iter(config.templates.caption))
     prompt = len(config.templates.caption[length])
     positions = _positions(config, prompt, wishes.tokens)
-    if wishes.threads is not None:
-        _use_threads(wishes.threads)
+    _use_threads(wishes.threads)
     say("the machine's limits: matrix products and reading memory")
     gemm, read = limits.gemm_rates(), limits.read_rates()
     if not machine.forget_peak():
@@ -130,8 +130,10 @@ def _positions(config: ModelConfig, prompt: int, tokens: int) -> int:
     return behind + tokens
 
 
-def _use_threads(threads: int) -> None:
-    if threads > machine.cores():
+def _use_threads(threads: int | None) -> None:
+    if threads is None:
+        threads, _ = automatic(cores_here())
+    elif threads > machine.cores():
         raise ConfigError(f"--threads {threads}: this process may use {machine.cores()} cores")
     torch.set_num_threads(threads)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from edge_daemon.bench import machine
 from edge_daemon.bench.command import scratch
 from edge_daemon.bench.random_model import SHAPES, write_random
-from edge_daemon.captioner import ENVIRONMENT
+from edge_daemon.environment import WORKER
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import quantized
 from edge_daemon.models.tensor_file import TensorFile
@@ -59,7 +59,7 @@ class Side:
         """`command` is a Python, a module and its arguments; our own has what the daemon gives its worker."""
         self.name = name
         argv = [command[0], "-m", *command[1:]]
-        given = {**ENVIRONMENT, **os.environ} if command[1] == OURS else None
+        given = {**WORKER, **os.environ} if command[1] == OURS else None
         self._process = subprocess.Popen(
             argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=given
         )

@@ -19,6 +19,7 @@ from PIL import Image
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
+from edge_daemon.environment import SPIN_COUNT
 from edge_daemon.moondream.footprint import GRAPHS
 from tests.integration.service import Service, Subscriber, running, subscribed, wait_for
 from tests.model.onnx_models import as_graphs
@@ -233,3 +234,14 @@ def test_the_runtime_keeps_what_it_is_used_for_to_itself(graphs: Path, tmp_path:
     command = [sys.executable, "-m", "edge_daemon", "caption", "--model", str(graphs), str(picture)]
     subprocess.run(command, env=home, check=True, capture_output=True)
     assert [path.name for path in tmp_path.rglob("*")] == ["picture.png"]
+
+
+def test_threads_wait_for_each_other_briefly_in_every_command(tmp_path: Path) -> None:
+    """A caption by hand must not take the cores from the service beside it; OpenMP says what it was told."""
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (64, 48)).save(picture)
+    home = {**os.environ, "OMP_DISPLAY_ENV": "verbose"}
+    home.pop("GOMP_SPINCOUNT", None)
+    command = [sys.executable, "-m", "edge_daemon", "caption", str(picture)]
+    done = subprocess.run(command, env=home, check=True, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in done.stderr

@@ -30,6 +30,7 @@ from edge_daemon.moondream import generate
 from edge_daemon.moondream.config import Mask, ModelConfig
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.threads import automatic, cores_here
 from tests.model.checkpoints import HALF_BILLION, modules_of, tiny_config
 from tests.model.onnx_models import as_graphs
 
@@ -289,7 +290,9 @@ def test_json_alone_is_one_line_whatever_the_precision() -> None:
     done = bench("--model", str(MODEL_DIR), "--runs", "1", "--tokens", "2", "--precision", "int8", "--json")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert json.loads(line)["precision"] == "int8"
+    said = json.loads(line)
+    assert said["precision"] == "int8"
+    assert said["threads"] == automatic(cores_here())[0], "what the service would take"
 
 
 @pytest.mark.parametrize(
