@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,11 +13,10 @@ from pathlib import Path
 
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
+from edge_daemon.scratch import scratch
 from edge_daemon.subcommand import Commands
 
 PREFERRED = "moondream-0.5b"
-DISK_TMP = Path("/var/tmp")
-"""On the disk, where /tmp is memory on many systems (file-hierarchy(7))."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,3 @@ def _random_model(shape: str) -> Iterator[Path]:
         say(f"writing random weights to {name}")
         write_random(Path(name), SHAPES[shape])
         yield Path(name)
-
-
-def scratch() -> Path:
-    """Where gigabytes may lie for a while: TMPDIR, or else a disk."""
-    if "TMPDIR" in os.environ:
-        return Path(os.environ["TMPDIR"])
-    return DISK_TMP if os.access(DISK_TMP, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())

@@ -19,12 +19,16 @@ from edge_daemon.models.container import GZIP_MAGIC, MAGIC
 from edge_daemon.models.interface import measured
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
-from edge_daemon.models.store import CONFIG, Progress, Store, between, silent
+from edge_daemon.models.store import CONFIG, TOKENIZER, Progress, Store, between, disk_errors_in_words, silent
 from edge_daemon.models.unpacked import unpack
 from edge_daemon.moondream.config import Engine, ModelConfig, load_config
+from edge_daemon.moondream.tokenizer import Tokenizer
+from edge_daemon.scratch import scratch
 
 SCRATCH = ".moonfile"
 """Folder in the staging directory with the graphs, as long as they are needed for the proof."""
+VERIFYING = "edge-daemon-verify-"
+"""The same, not in the store: that may be another user's."""
 UNPACKED, CONVERTED = 0.1, 0.4
 """Shares of the work that are done by then, for the progress bar."""
 
@@ -58,6 +62,7 @@ def import_source(
             (staging / CONFIG).write_text(measured(moonfile, name).to_json(), encoding="utf-8")
         else:
             told = {"proof": _convert(source, staging, name, expected_sha256, progress).report()}
+        _refuse_foreign_words(source, staging)
         _add_provenance(staging, (origin or {}) | told)
     return store.directory(name)
 
@@ -82,8 +87,8 @@ def is_moonfile(source: Path) -> bool:
 
 def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None, progress: Progress) -> Proof:
     """A moonfile as float32 weights, and the proof that they say the same."""
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=staging) as scratch:
-        moonfile = unpack(source, Path(scratch), expected_sha256, between(progress, 0.0, UNPACKED))
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=staging) as graphs:
+        moonfile = unpack(source, Path(graphs), expected_sha256, between(progress, 0.0, UNPACKED))
         import_moonfile(moonfile, staging, name, between(progress, UNPACKED, CONVERTED))
         return _proven(moonfile.directory, staging, between(progress, CONVERTED, 1.0))
 
@@ -93,6 +98,17 @@ def _proven(graphs: Path, directory: Path, progress: Progress) -> Proof:
     proof = prove(graphs, directory, progress)
     refuse_unproven(proof, load_config(directory / CONFIG).name)
     return proof
+
+
+def _refuse_foreign_words(source: Path, directory: Path) -> None:
+    """No conversion looks at the tokenizer. Raises ModelError for one that cannot be read, or has too many tokens."""
+    vocab = load_config(directory / CONFIG).text.vocab
+    try:
+        size = Tokenizer(directory / TOKENIZER).size
+    except ModelError as error:
+        raise ModelError(f"{source}: {TOKENIZER} cannot be used: {error.__cause__ or error}") from error
+    if not 0 < size <= vocab:
+        raise ModelError(f"{source}: {TOKENIZER} has tokens up to number {size - 1}, the weights have {vocab}")
 
 
 def _add_provenance(directory: Path, told: dict[str, Any]) -> None:
@@ -121,9 +137,9 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
         return checked | {"note": "nothing was converted: its files are those that were imported"}
     if not moonfile.is_file():
         return checked | {"note": f"the comparison needs the moonfile, which is no longer {moonfile}: --source FILE"}
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory.parent) as scratch:
-        unpack(moonfile, Path(scratch), config.provenance["sha256"], between(progress, 0.0, UNPACKED))
-        proof = _proven(Path(scratch), directory, between(progress, UNPACKED, 1.0))
+    with disk_errors_in_words(), tempfile.TemporaryDirectory(prefix=VERIFYING, dir=scratch()) as graphs:
+        unpack(moonfile, Path(graphs), config.provenance["sha256"], between(progress, 0.0, UNPACKED))
+        proof = _proven(Path(graphs), directory, between(progress, UNPACKED, 1.0))
         return checked | {"proof": proof.report(), "note": ""}
 
 

@@ -29,7 +29,8 @@ BUILT_IN = {"demo-shapes": demo.MODEL_DIR}
 FAMILY = "moondream"
 """In a configuration: the variant of it that fits (`edge_daemon.variant`)."""
 CONFIG, TOKENIZER, WEIGHTS, GRAPHS = "config.json", "tokenizer.json", "model.safetensors", "graphs"
-"""What a model directory holds: weights for engine `torch`, the folder of graphs for engine `onnx`."""
+INITIAL_KV = "initial_kv_cache.npy"
+"""What a model directory holds: weights for engine `torch`, the folder of graphs and this for engine `onnx`."""
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """Names of models: no slash, and none that hides or climbs."""
 STAGING, RETIRED, LOCK = ".{}.edge-daemon-staging", ".{}.edge-daemon-retired", ".edge-daemon-import.lock"
@@ -99,6 +100,8 @@ class Store:
             raise ConfigError(f"{name} in a configuration means whichever variant fits: choose another name (--name)")
         if not replace and directory.exists():
             raise ModelError(f"{directory} exists: choose another name (--name), or say --replace")
+        if why := _no_model(directory):
+            raise ModelError(f"{directory} is no model, {why}: it is not replaced; choose another place")
 
     def check_space(self, needed_bytes: int) -> None:
         """Raise UnavailableError, with both numbers, when the store's disk has less than `needed_bytes` free."""
@@ -117,7 +120,7 @@ class Store:
         """
         self.refuse_name(name, replace)
         self.check_space(needed_bytes)
-        with self._locked(), _disk_errors_in_words():
+        with self._locked(), disk_errors_in_words():
             self._sweep()
             self.refuse_name(name, replace)
             staging = self.root / STAGING.format(name)
@@ -137,7 +140,10 @@ class Store:
         directory = self.directory(name)
         if not directory.is_dir():
             raise ModelError(f"no model {name!r} in {self.root}; there are: {', '.join(self.names()) or 'none'}")
-        with self._locked(), _disk_errors_in_words():
+        with self._locked(), disk_errors_in_words():
+            if directory.is_symlink():  # the files are where somebody wanted them to be
+                directory.unlink()
+                return 0
             size_bytes = size_of(directory)
             retired = self.root / RETIRED.format(name)
             directory.rename(retired)  # at once: a daemon that starts now finds the whole model or none
@@ -162,30 +168,29 @@ class Store:
 
     def sweep(self) -> None:
         """Remove that. Raises UnavailableError while an import is running, and for a disk that cannot be written."""
-        with self._locked(), _disk_errors_in_words():
+        with self._locked(), disk_errors_in_words():
             self._sweep()
 
     def _publish(self, staging: Path, name: str) -> None:
-        """Everything to the disk, then the rename; the model that was there before goes last."""
+        """Everything to the disk, then the rename; the model that was there before is swept up."""
         directory, retired = self.root / name, self.root / RETIRED.format(name)
         for path in sorted(staging.rglob("*")):
             _flush(path)
         _flush(staging)
-        if directory.exists():
+        if directory.exists() or directory.is_symlink():  # or to a disk that is not there now
             directory.rename(retired)
         staging.rename(directory)
         _flush(self.root)
-        shutil.rmtree(retired, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what killed imports left; a model that was moved away for its successor comes back."""
         for left in self.root.glob(STAGING.format("*")):
-            shutil.rmtree(left)
+            _delete(left)
         for left in self.root.glob(RETIRED.format("*")):
             prefix, suffix = RETIRED.split("{}")
             name = left.name.removeprefix(prefix).removesuffix(suffix)
             if missing_files(left) or (self.root / name).exists():
-                shutil.rmtree(left)
+                _delete(left)
             else:
                 left.rename(self.root / name)
 
@@ -229,7 +234,7 @@ def _lock(path: Path) -> int:
 
 
 @contextmanager
-def _disk_errors_in_words() -> Iterator[None]:
+def disk_errors_in_words() -> Iterator[None]:
     """A full or read-only disk is nobody's bug."""
     try:
         yield
@@ -243,6 +248,16 @@ def missing_files(directory: Path) -> list[str]:
     """What a model directory lacks, by the engine that its config.json names."""
     needed = [CONFIG, TOKENIZER, GRAPHS if engine_of(directory) == "onnx" else WEIGHTS]
     return [name for name in needed if not (directory / name).exists()]
+
+
+def _no_model(directory: Path) -> str:
+    """Why a place is no model and no rest of one, and may be worth something; empty where nothing is."""
+    if not directory.exists():
+        return ""
+    if not directory.is_dir():
+        return "it is a file"
+    others = {path.name for path in directory.iterdir()} - {CONFIG, TOKENIZER, WEIGHTS, GRAPHS, INITIAL_KV}
+    return f"it has {min(others)}" if others and missing_files(directory) else ""
 
 
 def engine_of(directory: Path) -> str:
@@ -275,6 +290,14 @@ def free_on_disk(place: Path) -> int:
     """Bytes that we may still write at `place`, which need not exist yet."""
     existing = next(path for path in (place, *place.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
+
+
+def _delete(place: Path) -> None:
+    """A directory with all that is in it, or the link that stands for one."""
+    if place.is_symlink():
+        place.unlink()
+    else:
+        shutil.rmtree(place)
 
 
 def _flush(path: Path) -> None:

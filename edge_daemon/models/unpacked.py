@@ -32,6 +32,9 @@ from edge_daemon.moondream.config import (
 CLIENT_CROP_PX, CLIENT_POSITIONS = 378, 2048
 """Side of a crop and length of the KV cache, for graphs that leave them open: what the only client there is always uses
 (moondream 0.0.6, preprocess.py and onnx_vl.py)."""
+SMALL = (CONFIG, TOKENIZER, BOS_STATE)
+MOST_SMALL_BYTES = 64 << 20
+"""Of each of these, which are read into memory; the 0.5B's tokenizer has 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Unpacked:
         for key in ("bos", "eos"):
             if key not in tokens:
                 raise ModelError(f"{self.source}: {CONFIG} has no special_tokens.{key}")
-        if "caption" not in templates:
+        if not templates.get("caption"):
             raise ModelError(f"{self.source}: {CONFIG} has no templates.caption; a model that cannot caption is no use")
         return ModelConfig(
             name=name,
@@ -99,6 +102,8 @@ def unpack(source: Path, directory: Path, expected_sha256: str | None = None, pr
     done, total = 0, max(1, source.stat().st_size if source.is_file() else 0)
     with Moonfile(source) as moonfile:
         for record in moonfile.records():
+            if record.name in SMALL and record.size > MOST_SMALL_BYTES:
+                raise ModelError(f"{source}: {record.name} has {record.size} bytes; {MOST_SMALL_BYTES} are allowed")
             if record.name == CONFIG:
                 client_config = record.read()
             elif record.name in (TOKENIZER, BOS_STATE):
@@ -123,7 +128,7 @@ def _bos_state(source: Path, path: Path) -> Array:
     """The array of `initial_kv_cache.npy`. Raises ModelError unless it is (L, 2, 1, H, 1, E) of real numbers."""
     try:
         kv: Array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:  # a header may say any size
         raise ModelError(f"{source}: {BOS_STATE} is no array of numbers: {error}") from error
     layers_to_width = kv.shape if kv.ndim == 6 else ()
     if layers_to_width[1:3] != (2, 1) or layers_to_width[4:5] != (1,) or kv.dtype.kind != "f":

@@ -90,7 +90,7 @@ class Moondream:
         self.tokenizer = Tokenizer(directory / "tokenizer.json")
         if self.tokenizer.size > self.config.text.vocab:
             raise ModelError(
-                f"{directory}: tokenizer.json has {self.tokenizer.size} tokens, "
+                f"{directory}: tokenizer.json has tokens up to number {self.tokenizer.size - 1}, "
                 f"config.json has a vocab of {self.config.text.vocab} only"
             )
         self.parts = open_parts(directory, self.config, device, dtype, int8)

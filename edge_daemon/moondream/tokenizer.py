@@ -23,8 +23,8 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens, special ones included."""
-        return self._tokenizer.get_vocab_size()
+        """Ids that it may give, special ones included: one more than the highest."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""

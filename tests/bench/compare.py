@@ -31,13 +31,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from edge_daemon.bench import machine
-from edge_daemon.bench.command import scratch
 from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.environment import WORKER
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import quantized
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import load_config
+from edge_daemon.scratch import scratch
 
 ROOT = Path(__file__).parents[2]
 PEER_PYTHON = ROOT / ".venv-peer" / "bin" / "python"

@@ -25,13 +25,13 @@ import torch
 
 from edge_daemon.bench import arithmetic, machine
 from edge_daemon.bench.arithmetic import WEIGHT_BYTES
-from edge_daemon.bench.command import scratch
 from edge_daemon.bench.measure import open_model
 from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.bench.stages import speak
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.model import Moondream
+from edge_daemon.scratch import scratch
 
 CROPS = (1, 2, 3, 5)
 POSITIONS = (740, 1000, 1500, 2000)

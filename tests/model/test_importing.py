@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,17 @@ from edge_daemon.demo.evaluate import shrunk
 from edge_daemon.demo.language import short_caption
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
-from edge_daemon.models.container import GRAPHS
+from edge_daemon.models.container import GRAPHS, Record, write_records
 from edge_daemon.models.export import export
 from edge_daemon.models.importing import import_source, sha256_of, verify
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.store import Progress, Store
 from edge_daemon.models.unpacked import Unpacked
-from edge_daemon.moondream.config import load_config
+from edge_daemon.moondream.config import Engine, load_config
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from tests.model.conftest import PictureFactory
-from tests.model.moonfiles import digest_of
+from tests.model.moonfiles import digest_of, read_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,6 +172,33 @@ def test_what_is_no_model_is_refused_by_name(case: str, tmp_path: Path) -> None:
     assert left_in(store) == []
 
 
+WORDS: dict[str, tuple[Callable[[str], str], str]] = {
+    "cut": (lambda text: text[: len(text) // 2], "tokenizer.json cannot be used: EOF while parsing"),
+    "empty": (lambda text: "", "tokenizer.json cannot be used: EOF while parsing"),
+    "a token too many": (
+        lambda text: text.replace('"vocab":{', '"vocab":{"never":100000,', 1),
+        "tokenizer.json has tokens up to number 100000, the weights have",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("case", WORDS)
+def test_a_tokenizer_that_does_not_fit_is_refused(case: str, engine: Engine, moonfile: Path, tmp_path: Path) -> None:
+    """It goes through no conversion, so that the proof says nothing of it."""
+    change, message = WORDS[case]
+    contents = {record.name: record.read() for record in read_records(moonfile)}
+    whole = json.dumps(json.loads(contents["tokenizer.json"]), separators=(",", ":"))
+    contents["tokenizer.json"] = change(whole).encode()
+    assert contents["tokenizer.json"] != whole.encode()
+    source = tmp_path / "foreign.mf"
+    write_records(source, [Record(name, len(content), iter([content])) for name, content in contents.items()])
+    store = Store(tmp_path / "state")
+    with pytest.raises(ModelError, match=f"foreign.mf: {message}"):
+        import_source(source, store, "shapes", engine=engine)
+    assert left_in(store) == []
+
+
 def test_safetensors_have_no_graphs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only a moonfile has graphs"):
         import_source(demo.MODEL_DIR, Store(tmp_path), "model", engine="onnx")
@@ -196,6 +224,23 @@ def test_the_proof_is_repeated(copy: Path, moonfile: Path) -> None:
         assert now["relative_error"] == pytest.approx(then["relative_error"], rel=0.5, abs=1e-3)
     assert report["note"] == ""
     assert [path.name for path in copy.parent.iterdir()] == ["shapes"]
+
+
+def test_whoever_may_read_a_model_may_verify_it(
+    copy: Path, moonfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is root's; and what a killed one leaves is where the system sweeps."""
+    monkeypatch.setenv("TMPDIR", str(scratch := tmp_path / "scratch"))
+    scratch.mkdir()
+    seen: set[str] = set()
+
+    def look(what: str, share: float) -> None:
+        seen.update(path.name.rstrip("abcdefghijklmnopqrstuvwxyz0123456789_") for path in scratch.iterdir())
+        assert [path.name for path in copy.parent.iterdir()] == ["shapes"]
+
+    verify(copy, moonfile, look)
+    assert seen == {"edge-daemon-verify-"}
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_moved_moonfile_is_asked_for(copy: Path, moonfile: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from edge_daemon.models.export import export
 from edge_daemon.models.folding import LAST_RESORT
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.store import Progress, Store, silent
-from edge_daemon.models.unpacked import unpack
+from edge_daemon.models.unpacked import MOST_SMALL_BYTES, unpack
 from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
@@ -172,6 +172,13 @@ def array(shape: tuple[int, ...], dtype: Any = np.float16, **options: Any) -> by
     return file.getvalue()
 
 
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """An array's header, and little behind it."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(100)
+
+
 def client_config(**changes: Any) -> bytes:
     whole: dict[str, Any] = {"special_tokens": {"bos": 5, "eos": 0}, "templates": {"caption": {"short": [9]}}}
     return json.dumps(whole | changes).encode()
@@ -184,6 +191,11 @@ BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
     "two positions of BOS": (BOS_STATE, array((3, 2, 1, 4, 2, 8)), r"\(3, 2, 1, 4, 2, 8\); floats"),
     "integers": (BOS_STATE, array((3, 2, 1, 4, 1, 8), np.int64), "int64"),
     "one layer less": (BOS_STATE, array((2, 2, 1, 4, 1, 8)), r"text_decoder\.onnx: "),
+    "a size that no memory holds": (
+        BOS_STATE,
+        claiming((1 << 20, 2, 1, 1 << 20, 1, 64)),
+        "kv_cache.npy is no array of",
+    ),
     "no JSON": (CONFIG, b"{", "config.json is not valid JSON"),
     "no object": (CONFIG, b"[]", "config.json has no object 'special_tokens'"),
     "no templates": (CONFIG, client_config(templates=None), "config.json has no object 'templates'"),
@@ -191,6 +203,7 @@ BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
     "a token of no vocabulary": (CONFIG, client_config(special_tokens={"bos": 1, "eos": 96}), r"\[96\], outside"),
     "a template of words": (CONFIG, client_config(templates={"caption": {"short": ["a"]}}), "not of type int"),
     "no captions": (CONFIG, client_config(templates={"query": None}), "templates.caption"),
+    "no way to caption": (CONFIG, client_config(templates={"caption": {}}), "no templates.caption"),
     "no graph": ("size_encoder.onnx", b"\xff" * 100, r"size_encoder\.onnx: no ONNX graph"),
     "an empty graph": ("coord_decoder.onnx", b"", r"coord_decoder\.onnx: no ONNX graph"),
 }
@@ -201,6 +214,14 @@ def test_a_record_that_is_not_what_it_should_be_is_named(case: str, records: Pat
     name, content, message = BAD_RECORDS[case]
     (records / name).write_bytes(content)
     refused(packed(records, tmp_path / "bad.mf"), tmp_path / "state", message)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TOKENIZER, BOS_STATE])
+def test_small_records_are_small(name: str, records: Path, tmp_path: Path) -> None:
+    """A few megabytes may unpack to gigabytes, which would be read into memory."""
+    with (records / name).open("ab") as file:
+        file.truncate(MOST_SMALL_BYTES + 1)
+    refused(packed(records, tmp_path / "bad.mf.gz"), tmp_path / "state", f"{name} has 67108865 bytes; 67108864 are all")
 
 
 def refused(source: Path, state_dir: Path, message: str) -> str:

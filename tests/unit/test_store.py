@@ -134,6 +134,31 @@ def test_a_model_may_be_made_anywhere(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "here" / "my-model").iterdir()) == sorted(MODEL)
 
 
+@pytest.mark.parametrize(
+    "there", [{"wedding.jpg": "a picture"}, {"config.json": "{}", "src/main.py": "a program"}], ids=str
+)
+def test_what_is_no_model_is_not_replaced(tmp_path: Path, there: dict[str, str]) -> None:
+    fill(place := tmp_path / "photos", there)
+    with pytest.raises(ModelError, match=rf"photos is no model, it has {max(there).partition('/')[0]}: it is not repl"):
+        put(Store.around(place), "photos", replace=True)
+    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(there)
+
+
+def test_a_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").write_text("a list")
+    with pytest.raises(ModelError, match="photos is no model, it is a file"):
+        put(Store.around(tmp_path / "photos"), "photos", replace=True)
+    assert (tmp_path / "photos").read_text() == "a list"
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_model_that_lost_a_file_is_replaced(store: Store, missing: str) -> None:
+    put(store)
+    (store.root / "mine" / missing).unlink()
+    put(store, replace=True)
+    assert everything(store) == sorted(f"mine/{name}" for name in MODEL)
+
+
 # ---- the disk -------------------------------------------------------------------------------------------
 
 
@@ -234,6 +259,21 @@ def test_removing(store: Store) -> None:
     assert list(store.root.iterdir()) == []
     with pytest.raises(ModelError, match=r"no model 'mine' in .*; there are: none"):
         store.remove("mine")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["", "a disk that is not there"])
+def test_a_model_on_another_disk_is_only_a_link_here(store: Store, tmp_path: Path, there: bool) -> None:
+    fill(usb := tmp_path / "usb")
+    store.root.mkdir(parents=True)
+    link = store.root / "mine"
+    link.symlink_to(usb if there else tmp_path / "gone")
+    put(store, replace=True)
+    assert everything(store) == sorted(f"mine/{name}" for name in MODEL)
+    assert not link.is_symlink()
+    (store.root / "theirs").symlink_to(usb)
+    assert store.remove("theirs") == 0, "nothing became free"
+    assert [path.name for path in store.root.iterdir()] == ["mine"]
+    assert sorted(path.name for path in usb.iterdir()) == sorted(MODEL)
 
 
 def test_what_a_model_says_of_itself(store: Store) -> None:
