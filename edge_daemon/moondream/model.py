@@ -7,11 +7,12 @@ of the daemon, of files other than its own, or of the network.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -64,6 +65,11 @@ class Point:
 
     x: float
     y: float
+
+
+Found = TypeVar("Found", Box, Point)
+Finding: TypeAlias = Generator[Found, None, FinishReason]
+"""What is found, one after the other, and at the end why there was no more."""
 
 
 class Moondream:
@@ -306,11 +312,11 @@ class Moondream:
         return list(self.points(target))
 
     @torch.inference_mode()
-    def boxes(self, target: str) -> Iterator[Box]:
+    def boxes(self, target: str) -> Finding[Box]:
         """The same as `detect`, one after the other as they are found; nothing else may be asked meanwhile."""
         step, found = self._find("detect", target), 0
         size_scale = self._region_config.size_scale
-        while self._more(step, needed=3, found=found):
+        while (ended := self._ended(step, needed=3, found=found)) is None:
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
             size = size_of(self.region.size_logits(step.hidden), size_scale)
@@ -318,27 +324,31 @@ class Moondream:
             w, h = size[0, 0].tolist()
             found += 1
             yield Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        return ended
 
     @torch.inference_mode()
-    def points(self, target: str) -> Iterator[Point]:
+    def points(self, target: str) -> Finding[Point]:
         """The same as `point`."""
         step, found = self._find("point", target), 0
-        while self._more(step, needed=2, found=found):
+        while (ended := self._ended(step, needed=2, found=found)) is None:
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
             found += 1
             yield Point(x, y)
+        return ended
 
     def _find(self, task: str, target: str) -> Step:
         template = self._template(task)
         self.region  # noqa: B018  a checkpoint without the head is told so before any work is done
         return self._prompt(template["prefix"] + self.tokenizer.encode(" " + target) + template["suffix"])
 
-    def _more(self, step: Step, needed: int, found: int) -> bool:
-        """Whether the model sees one more and the cache holds it."""
-        if found >= MAX_OBJECTS or self.cache.free < needed:
-            return False
-        return int(step.logits.argmax()) != self.config.tokens.eos
+    def _ended(self, step: Step, needed: int, found: int) -> FinishReason | None:
+        """Why there is not one more: the model sees none, there are MAX_OBJECTS, or the cache does not hold it."""
+        if int(step.logits.argmax()) == self.config.tokens.eos:
+            return "eos"
+        if found >= MAX_OBJECTS:
+            return "length"
+        return "memory" if self.cache.free < needed else None
 
     def _coordinate(self, step: Step) -> tuple[float, Step]:
         """Read one coordinate and feed it back; the coordinate and the next step."""
@@ -360,6 +370,17 @@ def open_parts(
     from edge_daemon.moondream.onnx_parts import OnnxParts  # late: it needs a library of the extra `models`
 
     return OnnxParts(directory, config)
+
+
+def each(finding: Finding[Found], take: Callable[[Found], object]) -> FinishReason:
+    """Hand on what is found, as it is found; why there was no more."""
+    while True:
+        try:
+            one = next(finding)
+        except StopIteration as end:
+            ended: FinishReason = end.value
+            return ended
+        take(one)
 
 
 def clipped(box: Box) -> Box:

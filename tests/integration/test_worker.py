@@ -134,6 +134,19 @@ def test_an_image_comes_back_with_what_was_found_framed(arguments: Arguments, tm
     assert ImageChops.difference(images[False], images[True]).getpixel(corner) != (0, 0, 0)
 
 
+def test_a_search_that_the_cache_cuts_short_says_so(arguments: Arguments, tmp_path: Path) -> None:
+    arguments(8 << 30)
+    serving, _ = worker.load(worker.parse(), time.monotonic())
+    asked, _ = request(tmp_path)
+    whole = worker.answer(serving, replace(asked, tasks=[Task("shapes", "detect", "shape")]), Ear())
+    assert isinstance(whole, Results)
+    serving.model.cache.cap = serving.model.config.prefix_positions + 10
+    cut = worker.answer(serving, replace(asked, tasks=[Task("shapes", "detect", "shape")]), Ear())
+    assert isinstance(cut, Results)
+    assert [whole.tasks[0].finish_reason, cut.tasks[0].finish_reason] == ["eos", "memory"]
+    assert cut.tasks[0].objects == whole.tasks[0].objects[: len(cut.tasks[0].objects)] != whole.tasks[0].objects
+
+
 def test_an_image_that_is_too_large_loses_quality_and_then_is_left_out(arguments: Arguments, tmp_path: Path) -> None:
     arguments(8 << 30)
     serving, _ = worker.load(worker.parse(), time.monotonic())

@@ -13,7 +13,7 @@ from PIL import Image
 from edge_daemon.errors import BudgetError, CaptionError, PictureError
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.kv_cache import KVCache
-from edge_daemon.moondream.model import Moondream
+from edge_daemon.moondream.model import Moondream, each
 from tests.model.checkpoints import HALF_BILLION, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,6 +226,7 @@ def test_a_small_cache_ends_a_search_at_a_whole_object(tiny: TinyFactory, noise:
     model.encode(noise(30, 30))
     assert model.detect("star") == whole.detect("star")[: free // 3]
     assert model.point("star") == whole.point("star")[: free // 2]
+    assert each(model.boxes("star"), lambda box: None) == each(model.points("star"), lambda point: None) == "memory"
 
 
 # -- a cache that is made smaller

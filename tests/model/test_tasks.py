@@ -14,7 +14,7 @@ from PIL import Image
 
 from edge_daemon.errors import CaptionError
 from edge_daemon.moondream.generate import Sampling
-from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped
+from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped, each
 from edge_daemon.moondream.region import coord_of, size_of
 from tests.model.checkpoints import text_of, tiny_config, write_model
 from tests.model.naive import Naive
@@ -105,6 +105,7 @@ def test_an_answer_may_be_empty(tiny: TinyFactory, noise: PictureFactory) -> Non
     assert (answer.text, answer.tokens, answer.finish_reason) == ("", 0, "eos")
     assert model.detect("star") == []
     assert model.point("star") == []
+    assert each(model.boxes("star"), lambda box: None) == "eos"
 
 
 def test_eos_ends_a_search(tiny: TinyFactory, noise: PictureFactory) -> None:
@@ -138,6 +139,7 @@ def test_a_search_ends_at_fifty_objects(tmp_path: Path, noise: PictureFactory) -
     model = encoded(write_model(tmp_path, config, 1), noise)
     text_of(model).lm_head.bias[model.config.tokens.eos] -= 1000
     assert len(model.detect("star")) == len(model.point("star")) == MAX_OBJECTS == 50
+    assert each(model.boxes("star"), lambda box: None) == each(model.points("star"), lambda point: None) == "length"
 
 
 # -- what a checkpoint cannot do
