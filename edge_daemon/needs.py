@@ -38,12 +38,12 @@ def needs_of(taken: Footprint, config: ModelConfig, runtime_bytes: int = RUNTIME
 
 
 def installed(directory: Path, precision: str) -> Needs:
-    """Of a model directory, as the daemon sees it before there is a worker; `auto` is float32. Raises ModelError."""
+    """Of a model directory, before there is a worker; `auto` is int8, the least that it takes. Raises ModelError."""
     from edge_daemon.moondream.config import load_config
     from edge_daemon.moondream.footprint import footprint
 
     config = load_config(directory / "config.json")
-    return needs_of(footprint(directory, config, "float32" if precision == "auto" else precision), config)
+    return needs_of(footprint(directory, config, "int8" if precision == "auto" else precision), config)
 
 
 def room(

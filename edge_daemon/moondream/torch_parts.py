@@ -75,6 +75,8 @@ class TorchParts:
         if self.device.type != "cpu" or self.dtype != torch.float32:
             return self.weights.part(prefix, build, extra)
         part = self.weights.part(prefix, build, extra, as_stored=True)
+        if self.int8:
+            self._refuse_no_numbers({f"{prefix}.{name}": p for name, p in part.named_parameters() if p.dim() != 2})
 
         def packed(name: str, layer: Linear) -> nn.Module:
             stored = layer.weight
@@ -92,6 +94,15 @@ class TorchParts:
             replace(part, packed)
             return part.to(self.dtype)
 
+    def _refuse_no_numbers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ModelError for values that int8 turns into numbers, or its kernels into an error of their own.
+
+        Matrices are looked at where they are quantized; the table of embeddings is never read as a whole.
+        """
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ModelError(f"{self.weights.path}: {name} has values that are no numbers: is the file damaged?")
+
     def region(self) -> Region:
         """The region head. Raises ModelError when the model has none."""
         region = self.config.region
@@ -101,4 +112,7 @@ class TorchParts:
 
     def bos_kv(self) -> Tensor:
         """The stored BOS."""
-        return self.weights.tensor(BOS_KV)
+        kv = self.weights.tensor(BOS_KV)
+        if self.int8:
+            self._refuse_no_numbers({BOS_KV: kv})
+        return kv

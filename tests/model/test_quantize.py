@@ -192,12 +192,28 @@ def test_a_wrapping_pair_is_no_theory() -> None:
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_damaged_matrix_is_named(tmp_path: Path, wrong: float) -> None:
-    tensors = random_tensors(tiny_config(), 0)
-    tensors["text.blocks.1.mlp.fc1.weight"][2, 3] = wrong
-    write_tensors(tmp_path, tiny_config(), tensors)
-    with pytest.raises(ModelError, match=r"safetensors: text.blocks.1.mlp.fc1.weight has values that are no numbers"):
-        Moondream(tmp_path, int8=True).load()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("text.blocks.1.mlp.fc1.weight", "text.blocks.1.mlp.fc1.bias", "text.blocks.0.ln.weight", "text.bos_kv"),
+        *("text.post_ln.bias", "vision.pos_emb", "vision.post_ln.bias", "vision.proj_mlp.fc2.bias"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, noise: PictureFactory, name: str, wrong: float) -> None:
+    """Products in integers make some number of what is none, and a caption would come out."""
+    config = tiny_config(bos_state="stored")
+    tensors = random_tensors(config, 0)
+    tensors[name] = tensors[name].clone()
+    tensors[name].flatten()[-1] = wrong
+    write_tensors(tmp_path, config, tensors)
+
+    def say() -> None:
+        model = Moondream(tmp_path, int8=True)
+        model.encode(noise(30, 30))
+        model.caption("short", Sampling(2))
+
+    with pytest.raises(ModelError, match=rf"safetensors: {name} has values that are no numbers: is the file damaged"):
+        say()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -33,7 +33,7 @@ WITHOUT_TORCH = """
 import sys
 from edge_daemon import needs
 from edge_daemon.demo import MODEL_DIR
-found = needs.installed(MODEL_DIR, "auto")
+found = needs.installed(MODEL_DIR, "float32")
 print(found.vision_bytes + found.text_bytes, *({"torch", "numpy"} & set(sys.modules)))
 """
 
@@ -46,7 +46,8 @@ def test_the_needs_of_a_directory_are_read_without_torch() -> None:
     found = needs.installed(MODEL_DIR, "auto")
     assert found.runtime_bytes == needs.RUNTIME_BYTES
     assert (found.prefix_positions, found.max_positions) == (82, 512)
-    assert found == needs.installed(MODEL_DIR, "float32")
+    assert found == needs.installed(MODEL_DIR, "int8"), "what the worker takes where float32 does not fit"
+    assert found.at(found.useful_positions) < (whole := needs.installed(MODEL_DIR, "float32")).at(whole.useful_positions)
 
 
 def test_the_tensors_of_a_shape_are_those_of_the_file() -> None:
