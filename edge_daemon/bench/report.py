@@ -32,11 +32,25 @@ class Stage:
 
     seconds: list[float]
     work: Work | None
-    """Of one of them; None where it is not the model's."""
+    """Of one of them; None where it is not the model's, or nobody knows."""
 
 
 def stages_of(measured: Measured) -> dict[str, Stage]:
-    """Every stage, by its name in the document."""
+    """Every stage, by its name in the document. Of what lies inside of graphs the configuration knows nothing."""
+    runs, works = measured.runs, _works(measured) if measured.config.engine == "torch" else {}
+    seconds = {
+        "decode": [run.decode_s for run in runs],
+        "vision": [run.vision_s for run in runs],
+        "projection": [run.projection_s for run in runs],
+        "prefill": [run.prefill_s for run in runs],
+        "first_token": [run.first_s for run in runs],
+        "token": [token.seconds for run in runs for token in run.tokens[1:]],
+        "total": [run.total_s for run in runs],
+    }
+    return {name: Stage(taken_s, works.get(name)) for name, taken_s in seconds.items()}
+
+
+def _works(measured: Measured) -> dict[str, Work]:
     config, runs = measured.config, measured.runs
     behind = config.prefix_positions + measured.prompt
     count = len(runs[0].tokens) - 1
@@ -44,15 +58,9 @@ def stages_of(measured: Measured) -> dict[str, Stage]:
     projection, prefill = arithmetic.projection(config), arithmetic.prefill(config, measured.prompt)
     head = arithmetic.head(config)
     tokens = [arithmetic.token(config, behind + index) for index in range(count)]
-    return {
-        "decode": Stage([run.decode_s for run in runs], None),
-        "vision": Stage([run.vision_s for run in runs], vision),
-        "projection": Stage([run.projection_s for run in runs], projection),
-        "prefill": Stage([run.prefill_s for run in runs], prefill),
-        "first_token": Stage([run.first_s for run in runs], head),
-        "token": Stage([token.seconds for run in runs for token in run.tokens[1:]], tokens[count // 2]),
-        "total": Stage([run.total_s for run in runs], reduce(add, tokens, vision + projection + prefill + head)),
-    }
+    total = reduce(add, tokens, vision + projection + prefill + head)
+    parts = {"vision": vision, "projection": projection, "prefill": prefill}
+    return parts | {"first_token": head, "token": tokens[count // 2], "total": total}
 
 
 def document(measured: Measured, model: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +89,12 @@ def document(measured: Measured, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shares(measured: Measured, stages: dict[str, Any]) -> dict[str, float]:
-    """Of the best that the machine showed: the median, and the best, as limits are the best of many, too."""
+    """Of the best that the machine showed: the median, and the best, as limits are the best of many, too.
+
+    Nothing where the work is not known.
+    """
+    if "flops" not in stages["total"]:
+        return {}
     gemm, read = measured.gemm.both.best, measured.read.both.best
     gflop = sum(stages[name]["flops"] for name in ("vision", "projection", "prefill")) * 1e-9
     gigabytes = stages["token"]["bytes"] * 1e-9
@@ -135,14 +148,22 @@ def table(said: dict[str, Any]) -> str:
         "",
         f"this machine's float32 matrix products: {_limit_in_words(gemm, 'GFLOP/s')}",
         f"this machine's memory, reading: {_limit_in_words(read, 'GB/s')}",
-        f"vision, projection and prefill together: {shares['vision_and_prefill']:.0%} of these products' rate, "
-        f"at best {shares['vision_and_prefill_best']:.0%}",
-        f"each token: {shares['token']:.0%} of this reading rate, at best {shares['token_best']:.0%}",
+        *_shares_in_words(shares),
         "",
         f"loaded in {said['load_s']:.1f} s; at its peak {said['peak_rss_bytes'] / MIB:.0f} MiB resident; "
         f"KV cache of {said['kv_positions']} positions: {said['kv_bytes'] / MIB:.1f} MiB",
     ]
     return "\n".join(lines)
+
+
+def _shares_in_words(shares: dict[str, float]) -> list[str]:
+    if not shares:
+        return ["how much the graphs of engine onnx compute is not known"]
+    return [
+        f"vision, projection and prefill together: {shares['vision_and_prefill']:.0%} of these products' rate, "
+        f"at best {shares['vision_and_prefill_best']:.0%}",
+        f"each token: {shares['token']:.0%} of this reading rate, at best {shares['token_best']:.0%}",
+    ]
 
 
 def _line(name: str, stage: dict[str, Any]) -> str:

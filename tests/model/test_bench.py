@@ -295,6 +295,17 @@ def test_json_alone_is_one_line_whatever_the_precision() -> None:
     assert said["threads"] == automatic(cores_here())[0], "what the service would take"
 
 
+def test_of_graphs_no_work_is_made_up(tmp_path: Path) -> None:
+    """Their configuration says nothing of what lies inside of them."""
+    done = bench("--model", str(as_graphs(MODEL_DIR, tmp_path / "graphs", "int8")), "--runs", "1", "--tokens", "2")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["stages"].keys() == report.NAMES.keys()
+    assert all(stage.keys() == {"median_s", "least_s", "most_s"} for stage in said["stages"].values())
+    assert said["of_the_limits"] == {}
+    assert "how much the graphs of engine onnx compute is not known" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
