@@ -27,8 +27,9 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Token ids of `text`; half a character, as an argument that is no UTF-8 has, is a question mark."""
+        whole = text.encode("utf-8", "replace").decode()
+        return list(self._tokenizer.encode(whole, add_special_tokens=False).ids)
 
     def decode(self, tokens: list[int]) -> str:
         """Text of `tokens`, exactly; the caller strips."""

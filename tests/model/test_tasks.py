@@ -108,6 +108,11 @@ def test_an_answer_may_be_empty(tiny: TinyFactory, noise: PictureFactory) -> Non
     assert each(model.boxes("star"), lambda box: None) == "eos"
 
 
+def test_half_a_character_is_no_crash(tiny: TinyFactory) -> None:
+    words = Moondream(tiny()).tokenizer
+    assert words.encode("a\udcffb") == words.encode("a?b")
+
+
 def test_eos_ends_a_search(tiny: TinyFactory, noise: PictureFactory) -> None:
     """The token that the decoder would say before the third object is declared EOS."""
     model, naive = encoded(tiny(), noise), Naive(tiny())
