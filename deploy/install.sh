@@ -11,7 +11,7 @@
 #   --picamera                    install Debian's python3-picamera2, for a camera at the board's connector
 #   --strict                      close the network but for the broker and cameras of the configuration
 #   --allow ADDRESS[/BITS]        with --strict: this as well (repeatable), such as 192.168.1.0/24
-#   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --wheelhouse)
+#   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --collect)
 #   --no-index                    no network: --wheelhouse with what comes with this copy, in dist/
 #   --torch VERSION               refused with its reason, unless it is the one that was tested
 #   --no-packages                 install no Debian packages

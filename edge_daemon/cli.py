@@ -105,7 +105,7 @@ def _add_run(commands: Commands) -> None:
 def _add_check_config(commands: Commands) -> None:
     command = subcommand.add(
         *(commands, "check-config", "check a configuration file and say what would run"),
-        "  edge-daemon check-config -c configs/full.yaml",
+        "  edge-daemon check-config -c configs/folder.yaml",
     )
     subcommand.add_config_option(command)
     command.add_argument("--json", action="store_true", help="print the whole configuration, defaults included")
@@ -231,6 +231,8 @@ def check_config(arguments: argparse.Namespace) -> int:
             directory = models.directory_of(named, settings.state_dir)
         except UnavailableError:  # the file may be for another machine
             named += " (not on this machine: edge-daemon model list says what can be fetched)"
+    if directory is not None:
+        _refuse_lengths(arguments.config, settings, directory)
     print(f"{arguments.config}: good\n  model {named}")
     if directory is not None:
         print(f"    on the CPU of this machine: {_memory_in_words(directory, settings)}")
@@ -241,6 +243,19 @@ def check_config(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _refuse_lengths(path: Path, settings: Config, directory: Path) -> None:
+    """Raise ConfigError for a length of captions that the model does not have: there would be none."""
+    from edge_daemon.models.inventory import lengths
+
+    known = lengths(directory)
+    for name, source in settings.sources.items():
+        if source.caption not in ("none", *known):
+            raise ConfigError(
+                f"{path}: sources.{name}.caption: value {source.caption!r}: {settings.model.name} has no such caption; "
+                f"it has: {', '.join(known)}"
+            )
+
+
 def _memory_in_words(directory: Path, settings: Config) -> str:
     """Whether the model fits here now, and in which precision it would run."""
     from edge_daemon import memory
@@ -249,7 +264,9 @@ def _memory_in_words(directory: Path, settings: Config) -> str:
     model = settings.model
     budget = memory.budget(memory.read_limits(model.memory_limit_bytes))
     verdict = memory_of(directory, budget, model.precision, model.kv_precision)
-    return f"{'fits' if verdict['fits'] else 'DOES NOT FIT'}: {verdict['why']}"
+    if verdict["fits"]:
+        return f"fits: {verdict['why']}"
+    return f"DOES NOT FIT: {verdict['why']}; what the program takes is a guess here, and measured by the service"
 
 
 def caption(arguments: argparse.Namespace) -> int:

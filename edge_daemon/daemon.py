@@ -253,6 +253,8 @@ class Daemon:
         start_s = time.monotonic()
         try:
             results = await self._ask(origin, tasks, image_of(capture.config) if capture and job.is_kept else None)
+            if all(errors := [outcome.error for outcome in results.tasks]):
+                raise CaptionError("; ".join(errors))
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
@@ -272,17 +274,16 @@ class Daemon:
                 made = self.repeats.handled(origin.source, capture.config.repeats, made)
             self._show(origin.source, results)
             self._keep(origin, made, capture)
-        if made:
-            job.done(made)
-        else:
-            job.failed("; ".join(outcome.error for outcome in results.tasks))
+        job.done(made)
 
     def _tell(self, source: str, results: Results) -> None:
         """What a picture did not get; once, until a later one does."""
         problems = {outcome.id: outcome.error and f"task {outcome.id}: {outcome.error}" for outcome in results.tasks}
         for what, problem in {**problems, "": results.image_problem}.items():
             if problem and (source, what) not in self._told:
-                log.warning("source %s: %s", source or "(a command)", problem)
+                capture = self.captures.get(source)
+                words = capture.note(capture.config.place, problem) if capture else problem
+                log.warning("source %s: %s", source or "(a command)", words)
             (self._told.add if problem else self._told.discard)((source, what))
 
     def _show(self, source: str, results: Results) -> None:

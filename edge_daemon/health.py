@@ -52,7 +52,7 @@ class Health:
         document = self.document()
         self._connection.state(self._topics.health, json_bytes(document))
         for name, capture in self._captures.items():
-            payload = ONLINE if capture.state.state == "online" else OFFLINE
+            payload = ONLINE if capture.state.state in ("online", "off") else OFFLINE  # off: as it is wanted
             self._connection.state(self._topics.of(name, "availability"), payload)
         notify.notify(f"STATUS={self.status_line(document)}")
 

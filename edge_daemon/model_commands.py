@@ -185,7 +185,7 @@ def pull(arguments: argparse.Namespace, catalogue: Sequence[Artefact] | None = N
 
         options = {"engine": arguments.engine, "replace": arguments.replace}
         directory = fetch_and_import(wanted, _store(), **options, progress=progress)
-    return _done(directory, arguments.name, arguments.json)
+    return _done(directory, arguments.name, arguments.name, arguments.json)
 
 
 def import_model(arguments: argparse.Namespace) -> int:
@@ -197,7 +197,8 @@ def import_model(arguments: argparse.Namespace) -> int:
 
         options = {"engine": arguments.engine, "replace": arguments.replace}
         directory = import_source(arguments.source, store, name, **options, progress=progress)
-    return _done(directory, str(arguments.to) if arguments.to else name, arguments.json)
+    named, place = (str(arguments.to), f"{directory.absolute()}") if arguments.to else (name, name)
+    return _done(directory, named, place, arguments.json)
 
 
 def name_of(source: Path) -> str:
@@ -209,7 +210,8 @@ def name_of(source: Path) -> str:
     return name
 
 
-def _done(directory: Path, name: str, as_json: bool) -> int:
+def _done(directory: Path, name: str, place: str, as_json: bool) -> int:
+    """`place` is what `--model` takes."""
     from edge_daemon.models.store import look
 
     model = look(directory)
@@ -220,7 +222,7 @@ def _done(directory: Path, name: str, as_json: bool) -> int:
     print(f"{name}: {model.size_bytes / MIB:.0f} MiB in {directory}, engine {model.engine}")
     if proof:
         print(_proof_in_words(proof))
-    print(f"try it: edge-daemon caption PICTURE --model {name if name == model.name else directory}")
+    print(f"try it: edge-daemon caption PICTURE --model {place}")
     return 0
 
 

@@ -41,9 +41,7 @@ def add(commands: Commands) -> None:
         "  sudo edge-daemon systemd render --strict --write  and let it reach broker and cameras only\n"
         "  sudo edge-daemon systemd render --strict --allow 192.168.1.0/24 --write   or the whole network at home",
     )
-    command.add_argument(
-        *("-c", "--config"), metavar="FILE", type=Path, default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}"
-    )
+    subcommand.add_config_option(command)
     command.add_argument(
         "--strict", action="store_true", help="close the network but for the broker and cameras of the configuration"
     )

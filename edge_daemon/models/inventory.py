@@ -61,6 +61,11 @@ def memory_of(
         return {"fits": False, "why": f"it cannot be used: {error}"}
 
 
+def lengths(directory: Path) -> list[str]:
+    """Of captions, that a model can be asked for. Raises ModelError."""
+    return list(load_config(directory / "config.json").templates.caption)
+
+
 def _remote(known: Artefact, store: Store, budget: memory.Budget) -> dict[str, Any]:
     shape = known.shape
     tensors = tensors_of(shape, "F32" if known.stored_bytes_per_weight == FLOAT32_BYTES else "BF16")

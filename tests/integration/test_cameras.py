@@ -128,6 +128,7 @@ def switched(line: Line, stage: Stage) -> None:
     wait_for("the interval is told", lambda: heard.on("porch/interval/state")[-1].payload == b"0.3")
     assert '"interval_s": 0.3' in (service.directory / "state/settings.json").read_text()
     truth = stage.show(3)
+    assert heard.on("porch/availability")[-1].payload == b"online", "it is as it is wanted, and its entities stay"
     line.send("porch/enabled/set", "-m", "ON")
     wait_for("what it sees now", lambda: truth in said(heard))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from edge_daemon.demo.broker import Broker
@@ -72,6 +73,28 @@ def test_an_image_that_does_not_fit_leaves_the_topic_empty_and_is_told_once(tmp_
         assert [image.payload for image in heard.on("inbox/image")] == [b""]
         assert service.end() == 0
     assert service.log().count("in quality 20, image.max_kib allows 1: it is not published") == 1
+
+
+@pytest.mark.parametrize("questions", [[], [{"id": "words", "ask": "What colour is the star?"}]], ids=["", "an answer"])
+def test_a_length_that_the_model_has_not_is_told(tmp_path: Path, broker: Broker, questions: list[Any]) -> None:
+    """Nothing counts as captioned of which nothing came."""
+    (tmp_path / "samples").mkdir()
+    ((path, _),) = sample_pictures(tmp_path / "samples", 1, 7)
+    source = {"caption": "long", "questions": questions}
+    with subscribed(broker.port) as heard, running(Service(tmp_path, broker.port, source=source)) as service:
+        path.rename(service.inbox / path.name)
+
+        def told() -> Any:
+            health = heard.last_health()
+            return health and health["sources"]["inbox"]["last_problem"] and health
+
+        state = wait_for("the problem", told)["sources"]["inbox"]
+        assert "demo-shapes has no 'long' caption; it has: short, normal" in state["last_problem"]["reason"]
+        assert state["problems"] == 1
+        wait_for("answers", lambda: len(heard.results()) == len(questions))
+        counted = wait_for("health", lambda: (h := heard.last_health()) and h["sources"]["inbox"])
+        assert counted["captioned"] <= len(questions)
+        assert service.end() == 0
 
 
 def check_one(said: list[dict[str, Any]], truth: str) -> None:

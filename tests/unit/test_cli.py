@@ -195,6 +195,15 @@ def check(file: Path, model: str) -> subprocess.CompletedProcess[str]:
     return edge_daemon("check-config", "-c", str(file))
 
 
+def test_check_config_refuses_a_length_that_the_model_has_not(file: Path) -> None:
+    file.write_text(CONFIG.replace("type: folder", "type: folder, caption: long"))
+    done = edge_daemon("check-config", "-c", str(file))
+    assert done.returncode == cli.CONFIG
+    assert re.search(
+        r"sources\.\w+\.caption: value 'long': demo-shapes has no such caption; it has: short, n", done.stderr
+    )
+
+
 def test_check_config_says_which_variant_would_run_and_why(file: Path) -> None:
     install(file.parent, "moondream-0.5b", 10_000_000)
     done = check(file, "name: moondream")
