@@ -107,8 +107,14 @@ class Captioner:
 
     @property
     def needs(self) -> memory.Needs | None:
-        """What the worker takes, as it says itself; None when it does not, or there was none yet."""
-        return self._refused_needs if self.state.ready is None else memory.needs_from(self.state.ready.needs)
+        """What the worker takes, as it says itself; None when it does not, or there was none yet.
+
+        While there is none, what the next one can do with: of `auto` that may be another precision.
+        """
+        ready = self.state.ready
+        if ready is None:
+            return self._refused_needs
+        return memory.needs_from(ready.least_needs if ready.least_needs and not self.is_ready else ready.needs)
 
     def budget(self, reading: Reading) -> memory.Budget:
         """What a worker may have at this moment."""
