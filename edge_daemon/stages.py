@@ -102,7 +102,7 @@ class View:
 
     @property
     def emergency(self) -> bool:
-        """Whether the kernel may kill at any moment."""
+        """Whether the kernel may kill at any moment, or let nobody go on."""
         level = self.reading.level
         in_cgroup = level is not None and level.room_bytes < CGROUP_RESERVE_BYTES // EMERGENCY
         return in_cgroup or self.reading.available_bytes < RESERVE_BYTES // EMERGENCY
