@@ -111,10 +111,14 @@ class Captioner:
 
         While there is none, what the next one can do with: of `auto` that may be another precision.
         """
-        ready = self.state.ready
-        if ready is None:
+        if self.state.ready is None:
             return self._refused_needs
-        return memory.needs_from(ready.least_needs if ready.least_needs and not self.is_ready else ready.needs)
+        return (None if self.is_ready else self.less) or memory.needs_from(self.state.ready.needs)
+
+    @property
+    def less(self) -> memory.Needs | None:
+        """What the next worker can do with, where that is less than what this one takes."""
+        return None if self.state.ready is None else memory.needs_from(self.state.ready.least_needs)
 
     def budget(self, reading: Reading) -> memory.Budget:
         """What a worker may have at this moment."""

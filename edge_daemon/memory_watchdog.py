@@ -114,6 +114,7 @@ class MemoryWatchdog:
         view = View(
             *(reading, state.limit, grown, None if wanted == "auto" else wanted, captioner.state.kv_positions),
             busy=captioner.busy,
+            less=captioner.less,
         )
         await self._obey(self._stages.look(view, now_s), now_s)
 
