@@ -107,8 +107,18 @@ class Captioner:
 
     @property
     def needs(self) -> memory.Needs | None:
-        """What the worker takes, as it says itself; None when it does not, or there was none yet."""
-        return self._refused_needs if self.state.ready is None else memory.needs_from(self.state.ready.needs)
+        """What the worker takes, as it says itself; None when it does not, or there was none yet.
+
+        While there is none, what the next one can do with: of `auto` that may be another precision.
+        """
+        if self.state.ready is None:
+            return self._refused_needs
+        return (None if self.is_ready else self.less) or memory.needs_from(self.state.ready.needs)
+
+    @property
+    def less(self) -> memory.Needs | None:
+        """What the next worker can do with, where that is less than what this one takes."""
+        return None if self.state.ready is None else memory.needs_from(self.state.ready.least_needs)
 
     def budget(self, reading: Reading) -> memory.Budget:
         """What a worker may have at this moment."""

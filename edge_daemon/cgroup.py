@@ -30,7 +30,7 @@ class Level:
 
     @property
     def room_bytes(self) -> int:
-        """What can still be taken before the kernel kills."""
+        """What can still be taken before the kernel kills, or brings who takes more to a standstill."""
         return max(0, self.limit_bytes - self.used_bytes)
 
 
@@ -38,14 +38,16 @@ class Level:
 class Files:
     """What a version calls its files and the prefix of the sums over a whole subtree in its memory.stat."""
 
-    limit: str
+    limits: tuple[str, ...]
     used: str
     events: str
     sums: str
 
 
-V1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", "total_")
-V2 = Files("memory.max", "memory.current", "memory.events", "")
+V1 = Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "memory.oom_control", "total_")
+V2 = Files(("memory.max", "memory.high"), "memory.current", "memory.events", "")
+"""Above memory.high (MemoryHigh=) nobody is killed, but every process of the cgroup is made to wait, for ever where
+nothing can be dropped (Documentation/admin-guide/cgroup-v2.rst)."""
 
 
 def tightest(membership: str, root: Path, most_bytes: int) -> Level | None:
@@ -57,7 +59,8 @@ def tightest(membership: str, root: Path, most_bytes: int) -> Level | None:
         Level(limit_bytes, max(0, _number(place / files.used) - _file_bytes(place, files)))
         for directory, top, files in _groups(membership, root)
         for place in _upwards(directory, top)
-        if 0 < (limit_bytes := _number(place / files.limit)) < most_bytes
+        for name in files.limits
+        if 0 < (limit_bytes := _number(place / name)) < most_bytes
     ]
     return min(found, key=lambda level: level.room_bytes, default=None)
 

@@ -116,8 +116,10 @@ def budget(limits: Limits) -> Budget:
     if limits.configured_bytes is not None:
         choices.append((limits.configured_bytes, "model.memory_limit_mib"))
     if limits.cgroup is not None:
-        room = held + limits.cgroup.limit_bytes - limits.cgroup.used_bytes - CGROUP_RESERVE_BYTES
-        reason = f"the cgroup's limit of {limits.cgroup.limit_bytes / MIB:.0f} MiB, less what others in it take"
+        level = limits.cgroup
+        others_bytes = max(0, level.used_bytes - held)  # the cgroup does not count what of the worker is swapped out
+        room = level.limit_bytes - others_bytes - CGROUP_RESERVE_BYTES
+        reason = f"the cgroup's limit of {level.limit_bytes / MIB:.0f} MiB, less what others in it take"
         choices.append((max(0, room), reason))
     limit_bytes, reason = min(choices)
     return Budget(limit_bytes, reason)

@@ -103,7 +103,9 @@ class MemoryWatchdog:
             stage, waits_for = Stage.UNLOADED if captioner.waits_for else Stage.OK, captioner.waits_for
             if stage != state.stage:
                 self._tell(Plan(stage, 0, releases_vision=False, worker="keep", reason=waits_for))
-            if not waits_for:
+            if waits_for:  # whatever came of the last start: nobody else may ask for another
+                self._begin_start()
+            else:
                 captioner.allowed.set()
             await self._replace_if_grown(now_s)
             return
@@ -112,6 +114,7 @@ class MemoryWatchdog:
         view = View(
             *(reading, state.limit, grown, None if wanted == "auto" else wanted, captioner.state.kv_positions),
             busy=captioner.busy,
+            less=captioner.less,
         )
         await self._obey(self._stages.look(view, now_s), now_s)
 

@@ -205,6 +205,8 @@ class WorkerReady:
     """Whether the vision encoder's memory is given back after every picture."""
     needs: dict[str, int] = field(default_factory=dict)
     """What it takes in all: memory.Needs, by its fields' names. Empty: it cannot be told to take less."""
+    least_needs: dict[str, int] = field(default_factory=dict)
+    """The same of the next worker, should that find too little memory for this precision. Empty: no less."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class View:
     """KV positions that hold now."""
     busy: bool = False
     """Whether a caption is being made."""
+    less: Needs | None = None
+    """What a fresh worker could do with, where that is less."""
 
     @property
     def there(self) -> bool:
@@ -102,7 +104,7 @@ class View:
 
     @property
     def emergency(self) -> bool:
-        """Whether the kernel may kill at any moment."""
+        """Whether the kernel may kill at any moment, or let nobody go on."""
         level = self.reading.level
         in_cgroup = level is not None and level.room_bytes < CGROUP_RESERVE_BYTES // EMERGENCY
         return in_cgroup or self.reading.available_bytes < RESERVE_BYTES // EMERGENCY
@@ -114,6 +116,13 @@ class View:
             return memory.fit(limit, self.needs, self.wanted)
         except BudgetError as error:
             return error
+
+    @property
+    def fresh_fits(self) -> bool:
+        """Whether a fresh worker could caption within what this one can only wait in."""
+        if self.less is None or self.busy or self.strained or self.stage() != Stage.PAUSED:
+            return False
+        return isinstance(replace(self, needs=self.less).fit(MARGIN_BYTES), Fit)
 
     def stage(self, margin_bytes: int = 0) -> Stage:
         """Where sizes alone would have it, with so much to spare; below 0 lets no idle worker eat a reserve."""
@@ -187,6 +196,8 @@ class Stages:
             soon = now_s - self.since_s < STEP_S
             waits = soon or self._to_end or (before == Stage.PAUSED and view.busy)
             return before if waits else Stage(before + 1)
+        if before == Stage.PAUSED and now_s - self.since_s >= LONGEST_CALM_S and view.fresh_fits:
+            return Stage.RECYCLED  # rather than wait on: what is short for so long may stay so
         better = target < before
         longer = view.allowed(before, MARGIN_BYTES) >= view.positions + GAIN_POSITIONS
         if view.strained or self._to_end or not (better or longer):

@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +168,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     wanted = None if arguments.kv_positions == "auto" else int(arguments.kv_positions)
     budget, needs = size(arguments, config, choice)
     needs_told = told(needs) if choice.device == "cpu" else {}
+    least_told = told(size(arguments, config, replace(choice, precision="int8"))[1]) if choice.or_int8 else {}
     try:
         fit = memory.fit(budget, needs, wanted)
     except BudgetError as error:
@@ -192,6 +193,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
         warning=choice.warning,
         release_vision=fit.releases_vision,
         needs=needs_told,
+        least_needs=least_told,
     )
 
 

@@ -78,6 +78,8 @@ class Choice:
     reason: str
     warning: str = ""
     """What the user asked for and will regret."""
+    or_int8: bool = False
+    """Whether it would be int8 with less memory."""
 
 
 def choose(
@@ -100,7 +102,7 @@ def choose(
     why = f"{used} was asked for" if device != "auto" else WHY_DEVICE[used]
     if precision == "auto":
         fitting, because = _fitting(used, machine, room)
-        return Choice(used, fitting, f"{why}; {because}")
+        return Choice(used, fitting, f"{why}; {because}", or_int8=fitting == "float32" and not machine.no_int8)
     emulated = used == "cpu" and precision != "float32" and precision not in machine.native
     warning = (
         f"this processor has no instructions for {precision} and emulates it, many times slower than float32 "

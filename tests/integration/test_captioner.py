@@ -342,6 +342,27 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
     await captioner.stop(60)
 
 
+async def test_a_first_worker_that_dies_when_memory_is_back_is_followed_by_another(
+    stage: Theatre, tmp_path: Path
+) -> None:
+    """Nobody may ask for one yet, so that it is for the watchdog to start it. Many looks start no two at a time."""
+    captioner = stage.captioner(["die of sigkill"], GOOD)
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3896 << 20)
+    watchdog = MemoryWatchdog(captioner, lambda: None)
+    with pytest.raises(ChildEnded):
+        await captioner.ready()
+    files.use(50 << 20)
+    async with asyncio.timeout(60):
+        while not captioner.is_ready:
+            await looked(watchdog, 1)
+            await asyncio.sleep(0.001)
+    await looked(watchdog, 3)
+    assert captioner.allowed.is_set()
+    await captioner.run(REQUEST)
+    assert (captioner.state.restarts, len(stage.lives())) == (1, 2)
+    await captioner.stop(60)
+
+
 async def test_memory_that_was_there_once_is_waited_for(stage: Theatre) -> None:
     captioner = stage.captioner(["ready", "die of sigkill"], *[["refuse for memory"]] * 4, GOOD)
     await captioner.ready()

@@ -17,12 +17,12 @@ from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
 from edge_daemon.errors import ChildEnded
-from edge_daemon.memory import MIB, SMALLEST_ANSWER_POSITIONS
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, SMALLEST_ANSWER_POSITIONS, needs_from
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Request, Task
 from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig
 from edge_daemon.readings import Files
-from edge_daemon.stages import Stage
+from edge_daemon.stages import MARGIN_BYTES, Stage
 from tests.endless import never_end
 from tests.integration.paper_cgroup import PaperFiles
 from tests.integration.service import wait_for
@@ -39,20 +39,26 @@ PICTURE = rehearsal.request()
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, which speak in words of two tokens and never stop."""
-    directory = tmp_path_factory.mktemp("talker")
+    """Small, and it never stops."""
+    text = TextConfig(dim=256, ff_dim=256, layers=8, heads=4, vocab=2 * WORDS, max_context=2048, rotary_dim=32)
+    directory = talker(tmp_path_factory.mktemp("talker"), text)
+    never_end(directory)
+    return directory
+
+
+def talker(directory: Path, text: TextConfig) -> Path:
+    """Random weights, which speak in words of two tokens."""
     config = replace(
         SHAPES["0.5b"],
         name="talker",
         vision=VisionConfig(dim=32, ff_dim=64, layers=1, heads=2, patch_px=14, crop_px=140, projection_dim=64),
-        text=TextConfig(dim=256, ff_dim=256, layers=8, heads=4, vocab=2 * WORDS, max_context=2048, rotary_dim=32),
+        text=text,
         region=None,
         bos_state="computed",
         tokens=Tokens(bos=1, eos=1),
         templates=Templates(caption={"short": [2, 3, 4]}),
     )
     write_random(directory, config)
-    never_end(directory)
     names = [*(f"Ġbegin{n}" for n in range(WORDS)), *(f"end{n}" for n in range(WORDS))]
     built = Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token=names[0]))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -152,6 +158,44 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
     assert results.tasks[0].text
     assert captioner.state.restarts == 0
     watching.cancel()
+    await captioner.stop(60)
+
+
+@pytest.mark.parametrize("it", ["is unloaded", "waits"])
+async def test_a_model_that_fits_in_int8_only_later_is_started_afresh_in_int8(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, it: str
+) -> None:
+    """It began in float32, which `auto` prefers; what others take from then on leaves no room for that.
+
+    Or not for a caption, and for the rest of it there is room.
+    """
+    monkeypatch.setattr(stages, "CALM_S", 0.2)
+    text = TextConfig(dim=1024, ff_dim=4096, layers=4, heads=8, vocab=2 * WORDS, max_context=256, rotary_dim=32)
+    directory = talker(tmp_path_factory.mktemp("larger"), text)
+    captioner = Captioner(ModelConfig(threads=1), directory, lambda: None, lambda: None)
+    files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 * MIB, 0)
+    ready = await captioner.ready()
+    in_float32, in_int8 = needs_from(ready.needs), needs_from(ready.least_needs)
+    assert ready.precision == "float32"
+    assert in_float32 is not None
+    assert in_int8 is not None
+    held_bytes, lenient_bytes = files.read(captioner.pid).worker_bytes or 0, in_float32.least_bytes - MARGIN_BYTES
+    fits_bytes = in_int8.at(in_int8.max_positions)
+    may_have_bytes = (fits_bytes + held_bytes) // 2 if it == "is unloaded" else (held_bytes + lenient_bytes) // 2
+    assert fits_bytes < held_bytes < lenient_bytes
+    others_bytes = 4096 * MIB - CGROUP_RESERVE_BYTES - may_have_bytes
+
+    watchdog, now_s = MemoryWatchdog(captioner, lambda: None), 0.0
+    async with asyncio.timeout(60):
+        while captioner.state.recycles == 0 or not (captioner.is_ready and captioner.allowed.is_set()):
+            files.use(others_bytes + (files.read(captioner.pid).worker_bytes or 0))
+            await watchdog.look(now_s)
+            await asyncio.sleep(0.01)
+            now_s += 1.0
+    assert captioner.state.ready is not None
+    assert (captioner.state.ready.precision, captioner.state.ready.least_needs) == ("int8", {})
+    assert (await captioner.run(PICTURE)).tasks[0].tokens
+    assert (captioner.state.recycles, captioner.state.restarts) == (1, 0)
     await captioner.stop(60)
 
 

@@ -210,13 +210,13 @@ def holding(mib: float) -> Callable[[], Room]:
 @pytest.mark.parametrize("machine", [NOTHING, XEON])
 def test_float32_where_it_fits_else_int8(machine: Machine, mib: float, precision: str, because: str) -> None:
     assert choose("auto", "auto", machine, holding(mib)) == Choice(
-        "cpu", precision, f"torch finds no accelerator; {because}"
+        "cpu", precision, f"torch finds no accelerator; {because}", or_int8=precision == "float32"
     )
 
 
 def test_float32_where_there_is_no_int8() -> None:
     choice = choose("cpu", "auto", replace(NOTHING, no_int8="there are no kernels for ppc"), holding(1700))
-    assert choice.precision == "float32"
+    assert (choice.precision, choice.or_int8) == ("float32", False)
     assert choice.reason.endswith("too little, but no int8, as there are no kernels for ppc: float32")
 
 

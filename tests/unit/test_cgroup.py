@@ -39,6 +39,9 @@ def written(root: Path, files: dict[str, str]) -> Path:
             700,
         ),
         ("0::/a/b", {"a/b/memory.max": str(1 << 60)}, None),
+        ("0::/a", {"a/memory.max": "max", "a/memory.high": str(600 * MIB)}, 600),
+        ("0::/a", {"a/memory.max": str(900 * MIB), "a/memory.high": str(800 * MIB)}, 800),
+        ("0::/a/b", {"a/b/memory.max": str(900 * MIB), "a/b/memory.high": "max", "a/memory.high": "max"}, 900),
         ("0::/../outside", {"memory.max": str(300 * MIB)}, 300),
         ("0::/with:colon", {"with:colon/memory.max": str(200 * MIB)}, 200),
         ("3:cpu,memory:/docker/1\n2:pids:/x", {"memory/docker/1/memory.limit_in_bytes": str(400 * MIB)}, 400),
@@ -79,9 +82,23 @@ def test_the_least_room_counts_and_not_the_least_limit(tmp_path: Path) -> None:
         "a/b/memory.max": str(300 * MIB),
         "a/b/memory.current": str(100 * MIB),
         "a/memory.max": str(800 * MIB),
+        "a/memory.high": "max",
         "a/memory.current": str(750 * MIB),
     }
     assert cgroup.tightest("0::/a/b", written(tmp_path, files), MOST) == Level(800 * MIB, 750 * MIB)
+
+
+def test_what_is_taken_above_a_soft_limit_leaves_no_room(tmp_path: Path) -> None:
+    """The kernel lets it happen, other than with the hard one."""
+    files = {
+        "a/memory.max": str(900 * MIB),
+        "a/memory.high": str(500 * MIB),
+        "a/memory.current": str(590 * MIB),
+        "a/memory.stat": STAT,
+    }
+    found = cgroup.tightest("0::/a", written(tmp_path, files), MOST)
+    assert found == Level(500 * MIB, 540 * MIB)
+    assert found.room_bytes == 0
 
 
 @pytest.mark.parametrize(

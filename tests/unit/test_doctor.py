@@ -293,6 +293,8 @@ def test_cgroups(tmp_path: Path) -> None:
     put(tmp_path / "edge/memory.max", f"{1500 * MIB}\n")
     put(tmp_path / "edge/memory.current", f"{500 * MIB}\n")
     assert "1500 MiB holds, 1000 of it" in capacity.limit("0::/edge", tmp_path, 8192 * MIB).what
+    put(tmp_path / "edge/memory.high", f"{1200 * MIB}\n")
+    assert "1200 MiB holds, 700 of it" in capacity.limit("0::/edge", tmp_path, 8192 * MIB).what
 
 
 def test_memory_is_read_where_it_is(subject: Subject) -> None:

@@ -47,7 +47,8 @@ def test_the_budget_is_the_least_of_all_limits(
     limits = [max(0, held + available - RESERVE_BYTES)]
     limits += [] if configured is None else [configured]
     if level is not None:
-        limits.append(max(0, held + level.limit_bytes - level.used_bytes - CGROUP_RESERVE_BYTES))
+        others = max(0, level.used_bytes - held)
+        limits.append(max(0, level.limit_bytes - others - CGROUP_RESERVE_BYTES))
     assert budget.limit_bytes == min(limits)
 
 
@@ -59,6 +60,12 @@ def test_what_the_worker_takes_itself_changes_nothing(available_mib: int, limit_
     before = memory.budget(Limits(None, Level(limit, used), available))
     after = memory.budget(Limits(None, Level(limit, used + taken), available - taken, worker_bytes=taken))
     assert before == after
+
+
+def test_what_of_the_worker_is_swapped_out_is_no_room_in_the_cgroup() -> None:
+    """Of its 300 MiB 190 are in memory, as the cgroup counts; it may still not have more than the cgroup."""
+    budget = memory.budget(Limits(None, Level(200 * MIB, 195 * MIB), 4000 * MIB, worker_bytes=300 * MIB))
+    assert budget.limit_bytes == 200 * MIB - CGROUP_RESERVE_BYTES
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Board:
     """Limit of our cgroup, and what others take in it."""
     busy: bool = False
     needs: Needs = NEEDS
+    less: Needs | None = None
     wanted: int | None = None
     positions: int = 2048
     now_s: float = 50.0
@@ -60,7 +61,7 @@ class Board:
         available = int(max(0.0, self.free_mib - held) * MIB)
         reading = Reading(worker_bytes, available, level, self.pressure)
         limit = memory.budget(memory.limits_of(reading, None))
-        return View(reading, limit, self.needs, self.wanted, self.positions, self.busy)
+        return View(reading, limit, self.needs, self.wanted, self.positions, self.busy, self.less)
 
     def look(self, times: int = 1) -> Plan:
         for _ in range(times):
@@ -332,6 +333,37 @@ def test_a_fresh_worker_is_started_where_it_fits() -> None:
     board.look(2)
     assert "unloaded" not in board.entered()
     assert [plan.worker for plan in board.plans if plan.worker != "keep"] == ["end", "start"]
+
+
+@pytest.mark.parametrize(("busy", "pressure"), [(False, None), (True, None), (False, Pressure(50.0, 10.0))])
+def test_a_worker_that_only_waits_is_replaced_by_one_that_can_do_with_less(
+    busy: bool, pressure: Pressure | None
+) -> None:
+    """After a while, and neither in the middle of a caption nor while the board is short of memory."""
+    board = Board(less=replace(NEEDS, text_bytes=100 * MIB))
+    board.look()
+    board.free_mib = room_mib(690)
+    while board.look().stage != Stage.PAUSED:
+        pass
+    paused_s = board.stages.since_s
+    board.busy, board.pressure = busy, pressure
+    assert board.look(int(LONGEST_CALM_S) - 1).stage == Stage.PAUSED
+    if busy or pressure:
+        assert board.look(120).stage == Stage.PAUSED
+        board.busy, board.pressure = False, None
+    plan = board.look()
+    assert (plan.stage, plan.worker) == (Stage.RECYCLED, "end")
+    assert board.stages.since_s - paused_s >= LONGEST_CALM_S
+    board.needs = board.less or NEEDS
+    assert board.look().worker == "start"
+    assert "unloaded" not in board.entered()
+
+
+def test_a_worker_that_waits_is_kept_where_a_fresh_one_would_only_just_fit() -> None:
+    board = Board(less=replace(NEEDS, text_bytes=240 * MIB))  # 668 MiB, and a margin of 32
+    board.look()
+    board.free_mib = room_mib(690)
+    assert board.look(300).stage == Stage.PAUSED
 
 
 # ---- pressure
