@@ -365,9 +365,10 @@ class Connection:
     def _put_off(self, topic: str, for_s: float) -> None:
         """Do not say a state again at once."""
         if self.retained.put_off(topic, time.monotonic() + for_s):
-            self._loop.call_later(for_s + 0.01, self._say_again, topic, self.sessions)
+            self._loop.call_later(for_s + 0.01, self._say_again, topic)
 
-    def _say_again(self, topic: str, session: int) -> None:
+    def _say_again(self, topic: str) -> None:
+        """Also when it is another connection by now: the topic was left out of what that began with."""
         message = self.retained.get(topic)
-        if message is not None and session == self.sessions and self.connected.is_set():
+        if message is not None and self.connected.is_set() and self.retained.is_due(topic, time.monotonic()):
             self.publish(message)

@@ -205,6 +205,24 @@ async def test_what_is_not_allowed_is_told_and_sent_when_it_is(access: tuple[int
     outbox.close()
 
 
+async def test_a_state_that_was_not_allowed_is_said_to_a_broker_that_has_restarted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects before the time has come to say it again."""
+    monkeypatch.setattr(mqtt, "DENIED_S", 3.0)
+    monkeypatch.setattr(mqtt, "RECONNECT_FIRST_S", 0.05)
+    file, port = tmp_path / "acl", free_port()
+    file.write_text("topic read #\n")
+    file.chmod(0o600)
+    async with connection(port) as ours:
+        with mosquitto(tmp_path, f"acl_file {file}", port):
+            await until("it is told", lambda: REASONS[135] in ours.problem and TOPICS.availability in ours.problem)
+            file.write_text("topic readwrite #\n")
+        with mosquitto(tmp_path, f"acl_file {file}", port):
+            await until("connected again", lambda: ours.sessions == 2)
+            await until("it is said", lambda: retained(port, TOPICS.availability) == b"online")
+
+
 async def test_many_results_that_are_not_allowed_are_kept(
     access: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
