@@ -179,7 +179,8 @@ class Outbox:
 
     def pass_over(self, entry: Entry) -> None:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
-        self._aside[entry.row] = entry
+        if self.head(1, entry.row - 1, entry.row):  # else it was dropped while it was on its way
+            self._aside[entry.row] = entry
         while len(self._aside) > ASIDE:
             first = next(iter(self._aside.values()))
             self._drop(first.row, first.size_bytes, "refused")

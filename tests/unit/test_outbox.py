@@ -715,6 +715,19 @@ def test_what_is_passed_over_and_dropped_is_counted_once(tmp_path: Path, monkeyp
     outbox.close()
 
 
+def test_what_was_dropped_on_its_way_to_the_broker_is_not_passed_over(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.db", Limits(max_bytes=300))
+    put(outbox, scene(1, 50), scene(2, 50))
+    on_their_way = outbox.head(2)
+    put(outbox, scene(3, 200))
+    for entry in on_their_way:
+        outbox.pass_over(entry)
+    assert (len(outbox), outbox.aside(), outbox.dropped("full")) == (1, 0, 2)
+    outbox.delete(outbox.head(1))
+    assert len(outbox) == 0
+    outbox.close()
+
+
 def test_what_is_passed_over_is_tried_again_from_a_file_that_was_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     outbox = Outbox(path)
