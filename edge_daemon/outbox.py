@@ -170,9 +170,9 @@ class Outbox:
         """Forget entries: the broker has them."""
         for entry in entries:
             self._forget(entry.row, entry.size_bytes)
-        oldest = next(iter(self.head(1)), None)
+        oldest_row = min([*self._aside, *(entry.row for entry in self.head(1))], default=LAST_ROW)
         for entry in entries:  # a newer one went first: those that are behind it must not be taken for news, ever
-            if oldest is not None and entry.row > oldest.row:
+            if entry.row > oldest_row:
                 name, seq = f"shown/{entry.source}/{entry.task}", entry.body["seq"]
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()

@@ -776,3 +776,15 @@ def test_what_is_older_than_a_delivered_one_is_never_news(tmp_path: Path) -> Non
     put(outbox, "4")
     assert newest(outbox) == ["other", "4"]
     outbox.close()
+
+
+def test_what_was_passed_over_is_never_news_when_a_newer_one_was_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "refused", "delivered")
+    outbox.pass_over(outbox.head(1)[0])
+    outbox.delete(outbox.head(1))
+    outbox.close()
+    outbox = Outbox(path)
+    assert (texts(outbox), newest(outbox)) == (["refused"], [])
+    outbox.close()
