@@ -251,7 +251,7 @@ class Connection:
         if for_now:
             error = PublishDenied(words, everything=reason.code in reasons.QUOTA)
         message = self.outgoing.confirmed(number, error)
-        if message is not None and for_now:
+        if message is not None and for_now and not message.once:
             self.complaints.deny(self.address, message.topic, f"({reason.name}): {words}")
             self._put_off(message.topic, DENIED_S)
         elif message is not None and words:
@@ -263,12 +263,12 @@ class Connection:
 
     def subscribed(self, number: int, answers: Sequence[Reason]) -> None:
         """For every topic whether we may listen."""
-        topics, reason = self._subscriptions.refused(number, answers)
+        granted, topics, reason = self._subscriptions.answered(number, answers)
         if reason is not None:
-            words = f"({reason.name}): {reasons.in_words(reason.code)}"
-            problem = f"the broker {self.address} does not let us listen to {', '.join(topics)} {words}"
-            self.complaints.say(problem, "nothing from there is heard")
+            self.complaints.deafen(self.address, topics, f"({reason.name}): {reasons.in_words(reason.code)}")
             self._loop.call_later(DENIED_S, self._listen, topics, self.sessions)
+        if self.complaints.is_last_heard(granted):
+            self._well()
 
     def disconnected(self, reason: Reason, said: bool) -> None:
         """The connection is gone."""

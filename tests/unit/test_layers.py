@@ -29,7 +29,7 @@ LEAVES: dict[str, set[str]] = {
     "topics": set(),
     "complaints": {"topics"},
     "retained": {"topics"},
-    "leftovers": {"mqtt", "state_file", "topics"},
+    "leftovers": {"errors", "mqtt", "state_file", "topics"},
     "state_file": set(),
     "visit": {"link"},
     "answers": set(),
