@@ -61,6 +61,8 @@ class Publisher:
         """What is passed over for now."""
         self._unsaid: dict[str, Entry] = {}
         """By retained topic, what the broker did not take for now."""
+        self._untaken: set[int] = set()
+        """Rows of what no retained topic will ever get; their events are another matter."""
         self._hold = False
         self._again_at_s = math.inf
         """When to try again what was denied."""
@@ -83,7 +85,8 @@ class Publisher:
         self._outbox.take_up(self._denied)
         self._denied, self._hold, self._again_at_s = [], False, math.inf
         self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
-        batch = [(e, [m for m in self._messages(e) if m.retain]) for e in self._outbox.newest()]
+        newest = [e for e in self._outbox.newest() if e.row not in self._untaken]
+        batch = [(e, [m for m in self._messages(e) if m.retain]) for e in newest]
         newer = {m.topic for _, messages in batch for m in messages}
         unsaid = [(topic, e) for topic, e in self._unsaid.items() if topic not in newer]
         batch += [(e, [m for m in self._messages(e) if m.topic == topic]) for topic, e in unsaid]
@@ -125,16 +128,20 @@ class Publisher:
                     done = []
                 await asyncio.wait(confirmations, timeout=self._beat_s)
                 self._beat()
-            if any(c.cancelled() for c in confirmations) and not any(map(_refusal, confirmations)):
-                break  # the connection broke: once more from here
             refusals = [*map(_refusal, confirmations)]  # the connection has told them
+            broke = any(c.cancelled() for c in confirmations) and not any(refusals)
+            if broke or confirmations[0].cancelled():  # the connection broke: once more from here
+                break
             self._note_unsaid(entry, messages, refusals)
-            if isinstance(first := refusals[0], PublishDenied):  # of the event, or of `_begin`'s first
-                self._deny(entry, first, is_event=not messages[0].retain)
-            elif first is not None:
+            first, is_event = refusals[0], not messages[0].retain  # else it is one of `_begin`'s
+            if first is None:
+                done.append(entry)
+            elif isinstance(first, PublishDenied):
+                self._deny(entry, first, is_event=is_event)
+            elif is_event:
                 self._outbox.pass_over(entry)
             else:
-                done.append(entry)
+                self._untaken.add(entry.row)
         if done:
             confirmed(done)
 
