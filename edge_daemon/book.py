@@ -16,8 +16,9 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,14 @@ class Book:
     def _insert_numbers(self, rows: Iterable[Any]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO numbers VALUES (?, ?)", rows)
 
-    def head(self, count: int, behind: int, up_to: int) -> list[tuple[int, Entry | None]]:
-        """The oldest rows in ]behind, up_to] with their entries, in order; None is an entry that is damaged."""
-        query = f"SELECT {ENTRY_COLUMNS} FROM entries WHERE row > ? AND row <= ? ORDER BY row LIMIT ?"
-        return [(values[0], entry_of(values)) for values in self._db.execute(query, (behind, up_to, count))]
+    def head(self, count: int, behind: int, up_to: int, without: Container[int] = ()) -> list[tuple[int, Entry | None]]:
+        """The oldest rows in ]behind, up_to] with their entries, in order; None is an entry that is damaged.
+
+        Those that are `without` are not unpacked: there may be thousands while the disk cannot be written.
+        """
+        query = f"SELECT {ENTRY_COLUMNS} FROM entries WHERE row > ? AND row <= ? ORDER BY row"
+        found = (values for values in self._db.execute(query, (behind, up_to)) if values[0] not in without)
+        return [(values[0], entry_of(values)) for values in islice(found, count)]
 
     def version(self, source: str, name: bytes) -> str | None:
         """As what a file was dealt with, if it was."""

@@ -6,10 +6,12 @@ In words that say what to change. Results wait in the outbox meanwhile, so nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edge_daemon.topics import Publication
 
+MOST_TOLD = 1000
+"""Of what stands in the log: whoever sends commands may want answers on any number of topics."""
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +26,9 @@ class Complaints:
         self._told: set[str] = set()
         """What stands in the log since all was well."""
         self._denied: set[str] = set()
-        """Topics whose last message was refused in words."""
+        """Topics whose last message was refused in words, and is sent again."""
+        self._unheard: set[str] = set()
+        """Topics that we may not listen to."""
         self._on_change = on_change
 
     def say(self, problem: str, meanwhile: str = "results are kept meanwhile") -> bool:
@@ -53,12 +57,13 @@ class Complaints:
     def disconnected(self) -> None:
         """What was denied is sent again by the next connection."""
         self._denied.clear()
+        self._unheard.clear()
 
     def refuse(self, broker: str, message: Publication, why: str) -> None:
         """A message will not arrive; the next one for the same topic may."""
         self.refused += 1
         self.last_refused = f"{len(message.payload)} bytes for {message.topic}: {why}"
-        if (what := f"{message.topic}: {why}") not in self._told:
+        if (what := f"{message.topic}: {why}") not in self._told and len(self._told) < MOST_TOLD:
             log.warning("the broker %s does not take a message and it is left out: %s", broker, self.last_refused)
             self._told.add(what)
         self._on_change()
@@ -74,8 +79,21 @@ class Complaints:
         else:
             self.problem = problem
 
+    def deafen(self, broker: str, topics: Sequence[str], why: str) -> None:
+        """The broker does not let us listen, but may so later."""
+        problem = f"the broker {broker} does not let us listen to {', '.join(topics)} {why}"
+        self.say(problem, "nothing from there is heard")
+        self._unheard.update(topics)
+
     def is_last_allowed(self, topic: str) -> bool:
-        """The broker has taken what is for a topic; whether that was the last one that it did not take before."""
-        was_denied = topic in self._denied
-        self._denied.discard(topic)
-        return was_denied and not self._denied
+        """The broker has taken what is for a topic; whether with that it allows all that it did not allow before."""
+        return self._is_last(self._denied, [topic])
+
+    def is_last_heard(self, topics: Sequence[str]) -> bool:
+        """The same of topics that it lets us listen to."""
+        return self._is_last(self._unheard, topics)
+
+    def _is_last(self, forbidden: set[str], topics: Sequence[str]) -> bool:
+        was_forbidden = not forbidden.isdisjoint(topics)
+        forbidden.difference_update(topics)
+        return was_forbidden and not self._denied and not self._unheard

@@ -49,7 +49,7 @@ class Wording:
         subject = f"{document.where(key)}: {'.'.join(map(str, key)) or '(top)'}"
         if not missing:
             value = detail["input"][key[-1]] if detail["type"] == "union_tag_invalid" else detail["input"]
-            subject += f": value {_shown(key, value, document)}"
+            subject += ": value " + ("(hidden)" if self._is_secret(detail["loc"]) else _shown(key, value, document))
         return subject, self.problem(detail, detail["loc"])
 
     def problem(self, detail: ErrorDetails, key: Key) -> str:
@@ -71,12 +71,21 @@ class Wording:
         message = TYPES_IN_WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
         return message[0].lower() + message[1:]
 
+    def _is_secret(self, key: Key) -> bool:
+        """Whether the value of a key is never shown."""
+        annotation = self._annotation(key)
+        return any(hasattr(kind, "get_secret_value") for kind in (annotation, *get_args(annotation)))
+
+    def _annotation(self, key: Key) -> Any:
+        """Of what stands under a key."""
+        annotation = self.top
+        for part in key:
+            annotation = _below(annotation, part)
+        return annotation
+
     def _suggestion(self, key: Key) -> str:
         """The known key that was probably meant."""
-        section = self.top
-        for part in key[:-1]:
-            section = _below(section, part)
-        known = _keys(section)
+        known = _keys(self._annotation(key[:-1]))
         return hint(str(key[-1]), known) if known else ""
 
 
@@ -106,7 +115,8 @@ def _shown(key: Key, value: Any, document: Document) -> str:
     if isinstance(value, dict | list):
         return "(a list)" if isinstance(value, list) else "(keys with values)"
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    text = re.sub(r"//[^/@]*@", "//(hidden)@", text)
+    if re.search(r"@|://.*[?#]", text):  # probably a login, or a query with one in it
+        return "(hidden)"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

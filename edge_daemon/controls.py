@@ -117,7 +117,8 @@ class Controls:
         self._publish(usual, answer, message.correlation)
 
     def _publish(self, topic: str, payload: bytes, correlation: bytes | None) -> None:
-        self._connection.publish(Publication(topic, payload, False, content_type=JSON, correlation=correlation))
+        answer = Publication(topic, payload, False, content_type=JSON, correlation=correlation, once=True)
+        self._connection.publish(answer)
 
     def _is_ours(self, topic: str) -> bool:
         """Whether an answer there could be taken for something that we say by ourselves."""

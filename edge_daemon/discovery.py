@@ -9,11 +9,12 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from edge_daemon.errors import PublishDenied
 from edge_daemon.homeassistant import messages
-from edge_daemon.mqtt import Connection
+from edge_daemon.mqtt import DENIED_S, Connection
 from edge_daemon.topics import JSON, ONLINE, Incoming, Publication, discovery, home_assistant_status
 
 EARLIER_S = 2.0
@@ -32,11 +33,11 @@ class Discovery:
         prefix: str,
         device_id: str,
         describe: Callable[[], dict[str, Any] | None],
-        afterwards: Callable[[], Awaitable[None]],
+        afterwards: Callable[[], Awaitable[bool]],
     ) -> None:
         """`describe` gives the message as it should be now; None: what Home Assistant was told is taken back.
 
-        `afterwards` is called when it knows what is gone.
+        `afterwards` is called when it knows what is gone; it says whether the broker allowed all of it.
         """
         self._connection = connection
         self._topic = discovery(prefix, device_id)
@@ -66,9 +67,13 @@ class Discovery:
 
     async def run(self) -> None:
         """Tell it for ever."""
+        allowed = True
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if allowed else DENIED_S):
+                    await self._wake.wait()
             self._wake.clear()
+            allowed = True
             if not self._connection.connected.is_set():
                 continue
             is_new = self._session != self._connection.sessions
@@ -76,24 +81,29 @@ class Discovery:
                 self._session, self._refused = self._connection.sessions, None
             delay_s, self._delay_s = self._delay_s, 0.0
             await asyncio.sleep(max(delay_s, EARLIER_S if is_new else 0.0))
-            await self._tell()
-            await self._afterwards()
+            allowed = await self._tell()
+            allowed &= await self._afterwards()
             if delay_s:
                 self._connection.repeat()
 
-    async def _tell(self) -> None:
-        """Publish, one message after the other. Should the connection break meanwhile, the next one begins anew."""
+    async def _tell(self) -> bool:
+        """Publish, one message after the other; whether the broker allows it for now.
+
+        Should the connection break meanwhile, the next one begins anew.
+        """
         wanted, (session, earlier) = self._describe(), self._earlier
         for payload in messages(wanted, earlier if session == self._session else b""):
             if payload == self._refused:
-                return
+                return True
             sent = self._connection.publish(Publication(self._topic, payload, retain=True, content_type=JSON))
             await asyncio.wait([sent])
             if sent.cancelled():
-                return
+                return True
             if error := sent.exception():
-                self._refused = None if isinstance(error, PublishDenied) else payload
-                return
+                denied = isinstance(error, PublishDenied)
+                self._refused = None if denied else payload
+                return not denied
         if wanted is not None:
             log.log(logging.DEBUG if self._told else logging.INFO, "Home Assistant is told of this on %s", self._topic)
             self._told = True
+        return True

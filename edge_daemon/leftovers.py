@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from edge_daemon import state_file
+from edge_daemon.errors import PublishDenied
 from edge_daemon.mqtt import Connection
 from edge_daemon.topics import Publication
 
@@ -39,18 +40,23 @@ class Leftovers:
         self._connection.retained.limit(wished)
         self._keep(self._here | wished)
 
-    async def take_off(self) -> None:
-        """Take off what is not wished; what the broker does not confirm remains to be taken off."""
+    async def take_off(self) -> bool:
+        """Take off what is not wished; whether the broker allows it for now.
+
+        What it does not confirm remains to be taken off.
+        """
         self.note()  # it may be another broker
         gone = sorted(self._here - frozenset(self._wished()))
         sent = {topic: self._connection.publish(Publication(topic, b"", retain=True)) for topic in gone}
         if not sent:
-            return
+            return True
         await asyncio.wait(sent.values())
-        done = {topic for topic, future in sent.items() if not future.cancelled() and future.exception() is None}
+        errors = {topic: future.exception() for topic, future in sent.items() if not future.cancelled()}
+        done = {topic for topic, error in errors.items() if error is None}
         if done:
             log.info("taken off the broker, as it is gone from the configuration: %s", ", ".join(sorted(done)))
         self._keep((self._here - done) | frozenset(self._wished()))
+        return not any(isinstance(error, PublishDenied) for error in errors.values())
 
     @property
     def _here(self) -> frozenset[str]:

@@ -29,6 +29,8 @@ from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
 
 INCOMING_AT_ONCE = 4
 """Messages that wait for the event loop; each may be as long as a picture."""
+AROUND_INCOMING_BYTES = 64 << 10
+"""Topic and properties of such a message."""
 HAND_OVER_S = 30.0
 LOOK_S = 1.0
 """How often the thread looks whether it is to hang up."""
@@ -152,6 +154,14 @@ class Link:
             properties.UserProperty = list(message.user)
         return properties
 
+    def _own_terms(self) -> Properties | None:
+        """What we take: paho holds a packet in memory three times, and what is retained comes with every connect."""
+        if self.version < MQTTProtocolVersion.MQTTv5:
+            return None
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no annotations here
+        properties.MaximumPacketSize = LARGEST_INCOMING_BYTES + AROUND_INCOMING_BYTES
+        return properties
+
     def subscribe(self, topics: Sequence[str]) -> int | None:
         """The number that will be answered, None without a connection."""
         if self.version < MQTTProtocolVersion.MQTTv5:
@@ -189,7 +199,7 @@ class Link:
         config, client = self._config, self._client
         if config.tls.enabled:
             client.tls_set_context(tls.context(config.tls, self._news.note_alert))
-        client.connect(config.host, config.port, config.keepalive_s)
+        client.connect(config.host, config.port, config.keepalive_s, properties=self._own_terms())
         while not self._to_hang_up.is_set() and client.loop(LOOK_S) == paho.MQTT_ERR_SUCCESS:
             pass
 

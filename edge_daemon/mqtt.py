@@ -251,7 +251,7 @@ class Connection:
         if for_now:
             error = PublishDenied(words, everything=reason.code in reasons.QUOTA)
         message = self.outgoing.confirmed(number, error)
-        if message is not None and for_now:
+        if message is not None and for_now and not message.once:
             self.complaints.deny(self.address, message.topic, f"({reason.name}): {words}")
             self._put_off(message.topic, DENIED_S)
         elif message is not None and words:
@@ -263,12 +263,12 @@ class Connection:
 
     def subscribed(self, number: int, answers: Sequence[Reason]) -> None:
         """For every topic whether we may listen."""
-        topics, reason = self._subscriptions.refused(number, answers)
+        granted, topics, reason = self._subscriptions.answered(number, answers)
         if reason is not None:
-            words = f"({reason.name}): {reasons.in_words(reason.code)}"
-            problem = f"the broker {self.address} does not let us listen to {', '.join(topics)} {words}"
-            self.complaints.say(problem, "nothing from there is heard")
+            self.complaints.deafen(self.address, topics, f"({reason.name}): {reasons.in_words(reason.code)}")
             self._loop.call_later(DENIED_S, self._listen, topics, self.sessions)
+        if self.complaints.is_last_heard(granted):
+            self._well()
 
     def disconnected(self, reason: Reason, said: bool) -> None:
         """The connection is gone."""
@@ -365,9 +365,10 @@ class Connection:
     def _put_off(self, topic: str, for_s: float) -> None:
         """Do not say a state again at once."""
         if self.retained.put_off(topic, time.monotonic() + for_s):
-            self._loop.call_later(for_s + 0.01, self._say_again, topic, self.sessions)
+            self._loop.call_later(for_s + 0.01, self._say_again, topic)
 
-    def _say_again(self, topic: str, session: int) -> None:
+    def _say_again(self, topic: str) -> None:
+        """Also when it is another connection by now: the topic was left out of what that began with."""
         message = self.retained.get(topic)
-        if message is not None and session == self.sessions and self.connected.is_set():
+        if message is not None and self.connected.is_set() and self.retained.is_due(topic, time.monotonic()):
             self.publish(message)

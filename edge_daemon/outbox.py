@@ -143,11 +143,8 @@ class Outbox:
         """The oldest entries with rows in ]behind, up_to], in order."""
         passed_over = self._waiting.gone.keys() | self._aside.keys()
         nothing: list[tuple[int, Entry | None]] = []
-        read = self._read(lambda book: book.head(count + len(passed_over), behind, up_to), nothing)
         found = []
-        for row, entry in read:
-            if row in passed_over:
-                continue
+        for row, entry in self._read(lambda book: book.head(count, behind, up_to, passed_over), nothing):
             if entry is None:
                 log.error("%s: a result is damaged and cannot be sent", self._path)
                 self._drop(row, 0, "damaged")
@@ -173,16 +170,17 @@ class Outbox:
         """Forget entries: the broker has them."""
         for entry in entries:
             self._forget(entry.row, entry.size_bytes)
-        oldest = next(iter(self.head(1)), None)
+        oldest_row = min([*self._aside, *(entry.row for entry in self.head(1))], default=LAST_ROW)
         for entry in entries:  # a newer one went first: those that are behind it must not be taken for news, ever
-            if oldest is not None and entry.row > oldest.row:
+            if entry.row > oldest_row:
                 name, seq = f"shown/{entry.source}/{entry.task}", entry.body["seq"]
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()
 
     def pass_over(self, entry: Entry) -> None:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
-        self._aside[entry.row] = entry
+        if self.head(1, entry.row - 1, entry.row):  # else it was dropped while it was on its way
+            self._aside[entry.row] = entry
         while len(self._aside) > ASIDE:
             first = next(iter(self._aside.values()))
             self._drop(first.row, first.size_bytes, "refused")
@@ -233,12 +231,12 @@ class Outbox:
 
     def _make_room(self) -> None:
         """Drop the oldest until the limit holds, and the oldest in memory until that limit holds."""
-        excess_bytes = self.size_bytes - self._limits.max_bytes
-        while excess_bytes > 0 and (oldest := self.head(CHUNK)):
+        while (excess_bytes := self.size_bytes - self._limits.max_bytes) > 0 and (oldest := self.head(CHUNK)):
             for entry in oldest:
                 if excess_bytes > 0:
                     excess_bytes -= entry.size_bytes
                     self._drop(entry.row, entry.size_bytes, "full")
+            self._write()  # that many may take a while: should we be killed, they need not be dropped again
         while self._waiting_bytes() > MEMORY_BYTES:
             self._drop(next(iter(self._waiting.entries)), 0, "full")
         while len(self._waiting.files) > MEMORY_FILES:
@@ -254,9 +252,9 @@ class Outbox:
             for entry in entries:
                 self._drop(entry.row, entry.size_bytes, "old")
             old += len(entries)
+            self._write()
         if old:
             log.warning("%d results older than %.1f days are dropped", old, max_age_s / 86400)
-            self._write()
 
     def _drop(self, row: int, size_bytes: int, why: str) -> None:
         self._forget(row, size_bytes)

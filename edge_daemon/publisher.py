@@ -3,7 +3,8 @@
 Results leave the outbox when the broker has confirmed (PUBACK) every message they became. One whose event it will
 never take is passed over, and the next ones are sent. So is one that it does not take for now, as its access list or a
 quota says; but that one is sent again, when the time has come or the next broker has taken us, and never dropped: when
-many wait so, the others wait with them.
+many wait so, the others wait with them. When only a retained topic is not allowed, the event has arrived: the result
+leaves the outbox, and what the topic should hold is said again from memory, unless something newer has been by then.
 
 What was kept when the broker took us is a backlog. Its results are events, in order and marked `replayed`, at a
 bounded rate beside the live ones. They are no news: an automation that listens to a retained topic must not see
@@ -58,6 +59,10 @@ class Publisher:
         self._replay_at_s = 0.0
         self._denied: list[Entry] = []
         """What is passed over for now."""
+        self._unsaid: dict[str, Entry] = {}
+        """By retained topic, what the broker did not take for now."""
+        self._untaken: set[int] = set()
+        """Rows of what no retained topic will ever get; their events are another matter."""
         self._hold = False
         self._again_at_s = math.inf
         """When to try again what was denied."""
@@ -80,8 +85,12 @@ class Publisher:
         self._outbox.take_up(self._denied)
         self._denied, self._hold, self._again_at_s = [], False, math.inf
         self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
-        newest = [(e, [m for m in self._messages(e) if m.retain]) for e in self._outbox.newest()]
-        await self._send([(e, messages) for e, messages in newest if messages], confirmed=lambda entries: None)
+        newest = [e for e in self._outbox.newest() if e.row not in self._untaken]
+        batch = [(e, [m for m in self._messages(e) if m.retain]) for e in newest]
+        newer = {m.topic for _, messages in batch for m in messages}
+        unsaid = [(topic, e) for topic, e in self._unsaid.items() if topic not in newer]
+        batch += [(e, [m for m in self._messages(e) if m.topic == topic]) for topic, e in unsaid]
+        await self._send([(e, messages) for e, messages in batch if messages], confirmed=lambda entries: None)
 
     async def _send_some(self) -> bool:
         """Live results, and of the backlog when it is time; whether there was anything."""
@@ -110,33 +119,46 @@ class Publisher:
         self, batch: list[tuple[Entry, list[Publication]]], confirmed: Callable[[list[Entry]], None]
     ) -> None:
         """Send it, and hand over what is confirmed, in order, until all is or the connection breaks."""
-        sent = [(entry, [self._connection.publish(m) for m in messages]) for entry, messages in batch]
+        sent = [(e, messages, [self._connection.publish(m) for m in messages]) for e, messages in batch]
         done: list[Entry] = []
-        for entry, confirmations in sent:
+        for entry, messages, confirmations in sent:
             while not all(c.done() for c in confirmations):
                 if done:  # as many as are confirmed by now, at once: each time is a write to the disk
                     confirmed(done)
                     done = []
                 await asyncio.wait(confirmations, timeout=self._beat_s)
                 self._beat()
-            if any(c.cancelled() for c in confirmations) and not any(map(_refusal, confirmations)):
-                break  # the connection broke: once more from here
-            refusal = _refusal(confirmations[0])  # of the event, or of `_begin`'s first; the connection has told it
-            if isinstance(refusal, PublishDenied):
-                self._deny(entry, refusal)
-            elif refusal is not None:
+            refusals = [*map(_refusal, confirmations)]  # the connection has told them
+            broke = any(c.cancelled() for c in confirmations) and not any(refusals)
+            if broke or confirmations[0].cancelled():  # the connection broke: once more from here
+                break
+            self._note_unsaid(entry, messages, refusals)
+            first, is_event = refusals[0], not messages[0].retain  # else it is one of `_begin`'s
+            if first is None:
+                done.append(entry)
+            elif isinstance(first, PublishDenied):
+                self._deny(entry, first, is_event=is_event)
+            elif is_event:
                 self._outbox.pass_over(entry)
             else:
-                done.append(entry)
+                self._untaken.add(entry.row)
         if done:
             confirmed(done)
 
-    def _deny(self, entry: Entry, refusal: PublishDenied) -> None:
+    def _note_unsaid(self, entry: Entry, messages: list[Publication], refusals: list[BaseException | None]) -> None:
+        for message, refusal in zip(messages, refusals, strict=True):
+            if isinstance(refusal, PublishDenied) and message.retain:
+                self._unsaid[message.topic] = entry
+                self._again_at_s = min(self._again_at_s, time.monotonic() + DENIED_S)
+            else:
+                self._unsaid.pop(message.topic, None)
+
+    def _deny(self, entry: Entry, refusal: PublishDenied, *, is_event: bool) -> None:
         """Send it again later; the others need not wait for it."""
         self._again_at_s = min(self._again_at_s, time.monotonic() + DENIED_S)
         if refusal.everything or len(self._denied) >= DENIED:
             self._hold = True
-        else:
+        elif is_event:
             self._outbox.pass_over(entry)
             self._denied.append(entry)
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
-from edge_daemon import device_classes
+from edge_daemon import device_classes, shown_address
 from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.repeats import Repetition
@@ -169,6 +169,10 @@ class StreamConfig(LiveSource):
     def _has_a_scheme(cls, url: SecretStr) -> SecretStr:
         if not re.match(r"[a-z][a-z0-9+.-]*://|/", url.get_secret_value()):
             raise ValueError("an address such as rtsp://camera.local:554/stream1 or the path of a file is expected")
+        try:
+            urlsplit(url.get_secret_value())
+        except ValueError:  # its words have a part of the address in them
+            raise ValueError("[ ] are for IPv6 addresses; in a login write them as %5B %5D") from None
         return url
 
     @model_validator(mode="after")
@@ -182,8 +186,7 @@ class StreamConfig(LiveSource):
     @property
     def place(self) -> str:
         """The address without login and query."""
-        parts = urlsplit(self.url.get_secret_value())
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else parts.path
+        return shown_address.place(urlsplit(self.url.get_secret_value()))
 
 
 class V4l2Config(LiveSource):

@@ -39,11 +39,12 @@ class Subscriptions:
         if number is not None:
             self._asked[number] = topics
 
-    def refused(self, number: int, answers: Sequence[Reason]) -> tuple[Sequence[str], Reason | None]:
-        """The broker has answered: which topics we may not listen to, and why the first."""
+    def answered(self, number: int, answers: Sequence[Reason]) -> tuple[list[str], list[str], Reason | None]:
+        """The broker has answered: which topics we may listen to, which we may not, and why the first of those."""
         answered = list(zip(self._asked.pop(number, ()), answers, strict=False))
         refused = [(topic, reason) for topic, reason in answered if reason.is_failure]
-        return [topic for topic, _ in refused], refused[0][1] if refused else None
+        granted = [topic for topic, reason in answered if not reason.is_failure]
+        return granted, [topic for topic, _ in refused], refused[0][1] if refused else None
 
     def arrived(self, message: Incoming) -> None:
         """Pass it on. An error that comes of it is a bug: it is logged, and hurts nothing else."""

@@ -36,6 +36,8 @@ class Publication:
     """Of the request that this answers."""
     user: tuple[tuple[str, str], ...] = ()
     """User properties."""
+    once: bool = False
+    """Nobody sends it again when the broker does not take it."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from edge_daemon.errors import ConfigError
 
 HIDDEN = "•••"
 LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]*(?:@[^\s/@'\"]*)*@")
+UNCLEAR = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*[/?#][^\s'\"]*@[^\s'\"]*")
+"""An @ behind a / ? or #: what stands before it may be a login, what stands behind it the end of a query."""
 QUERY = re.compile(r"(?P<address>[A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+")
 NAMED = re.compile(
     r"(?P<key>\b[\w-]*(?:passw(?:or)?d|passwd|token|secret|api[_-]?key|authorization)[\w-]*[\"']?\s*[=:]\s*[\"']?)"
@@ -45,6 +47,7 @@ class Hiding:
         """A text for the screen of its owner."""
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = _replaced(text, secret, whole=len(secret) < SHORT)
+        text = UNCLEAR.sub(rf"\g<scheme>{HIDDEN}", text)
         text = LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)
         text = QUERY.sub(rf"\g<address>?{HIDDEN}", text)
         text = NAMED.sub(rf"\g<key>{HIDDEN}", text)
@@ -100,7 +103,8 @@ def _parts(address: str) -> list[str]:
         parts = urlsplit(address)
     except ValueError:
         return []
-    return [*parts.netloc.rpartition("@")[0].partition(":")[::2], parts.query]
+    login = address.partition("://")[2].rpartition("@")[0]  # a / in it, not written as %2F, ends parts.netloc
+    return [*login.partition(":")[::2], parts.query]
 
 
 def _people() -> Iterator[str]:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edge_daemon import attached, grabber_settings, unit_files
+from edge_daemon import attached, grabber_settings, shown_address, unit_files
 from edge_daemon.cgroup import text_of
 from edge_daemon.config import Config
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
@@ -172,7 +172,7 @@ def stream(id: str, source: StreamConfig) -> Finding:
         host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
     except ValueError:
         host, port = None, None
-    if host is None or port is None:
+    if host is None or port is None or shown_address.host(parts) == shown_address.HIDDEN:
         return skipped(id, f"{source.place}: no host and port that the doctor could try")
     try:
         socket.create_connection((host, port), CONNECT_S).close()

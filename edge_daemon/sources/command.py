@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 16
 _LAST_WORDS = 300
 _EXIT_S = 1.0
 """A program that closes its output ends within so long, or says nothing of how it ended."""
-_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
+_LOGIN = re.compile(r"(?<=://)\S+@")
 """As programs repeat it on stderr when an address is among their arguments."""
 
 

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import av
 from av.container import InputContainer
 
+from edge_daemon import shown_address
 from edge_daemon.sources.newest import Decode
 from edge_daemon.sources.opening import QUICKLY, in_words, number_of
 
@@ -88,6 +89,8 @@ class Stream:
         """Why it cannot be opened or read."""
         if error is None:
             return "the stream ended"
+        if self._host == shown_address.HIDDEN and not self._local:
+            return f"{self._place}: {in_words(error)}"
         if isinstance(error, _ANSWERS):
             return self._refusal(error)
         if isinstance(error, av.error.ProtocolNotFoundError):
@@ -124,11 +127,11 @@ class Stream:
     @property
     def _place(self) -> str:
         """The address without login and query."""
-        return self._path if self._local else f"{self._parts.scheme}://{self._host}{self._parts.path}"
+        return self._path if self._local else shown_address.place(self._parts)
 
     @property
     def _host(self) -> str:
-        return self._parts.netloc.rpartition("@")[2]
+        return shown_address.host(self._parts)
 
 
 def address(parts: SplitResult, options: StreamOptions) -> str:

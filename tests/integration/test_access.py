@@ -13,22 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
 
-from edge_daemon import mqtt, publisher
+from edge_daemon import discovery, mqtt, publisher, topics
 from edge_daemon.demo.broker import find_mosquitto, free_port
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import PublishDenied
+from edge_daemon.leftovers import Leftovers
 from edge_daemon.outbox import Outbox
 from edge_daemon.reasons import REASONS
 from edge_daemon.topics import Publication, Topics
 from tests.conftest import missing
 from tests.integration.authority import Authority
-from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until
-from tests.integration.service import Service, running, wait_for
+from tests.integration.listening import CAPTION, EVENT, TOPICS, Listener, connection, mosquitto, retained, until
+from tests.integration.service import BASE, Service, running, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "configs/mosquitto"
 PICTURE = bytes.fromhex("ffd8")
@@ -167,9 +169,9 @@ def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[in
         yield port, file
 
 
-def allow(file: Path) -> None:
+def allow(file: Path, but: str = "") -> None:
     """Mend the list, and have the broker read it; nobody is disconnected."""
-    file.write_text("topic readwrite #\n")
+    file.write_text("topic readwrite #\n" + (f"topic deny {but}\n" if but else ""))
     for child in psutil.Process().children():
         if child.name() == "mosquitto":
             child.send_signal(signal.SIGHUP)
@@ -205,6 +207,24 @@ async def test_what_is_not_allowed_is_told_and_sent_when_it_is(access: tuple[int
     outbox.close()
 
 
+async def test_a_state_that_was_not_allowed_is_said_to_a_broker_that_has_restarted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects before the time has come to say it again."""
+    monkeypatch.setattr(mqtt, "DENIED_S", 3.0)
+    monkeypatch.setattr(mqtt, "RECONNECT_FIRST_S", 0.05)
+    file, port = tmp_path / "acl", free_port()
+    file.write_text("topic read #\n")
+    file.chmod(0o600)
+    async with connection(port) as ours:
+        with mosquitto(tmp_path, f"acl_file {file}", port):
+            await until("it is told", lambda: REASONS[135] in ours.problem and TOPICS.availability in ours.problem)
+            file.write_text("topic readwrite #\n")
+        with mosquitto(tmp_path, f"acl_file {file}", port):
+            await until("connected again", lambda: ours.sessions == 2)
+            await until("it is said", lambda: retained(port, TOPICS.availability) == b"online")
+
+
 async def test_many_results_that_are_not_allowed_are_kept(
     access: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +242,81 @@ async def test_many_results_that_are_not_allowed_are_kept(
         await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
         task.cancel()
     outbox.close()
+
+
+async def test_a_retained_topic_that_is_not_allowed_gets_its_newest_when_it_is(
+    access: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events do not wait for it, and are sent once."""
+    monkeypatch.setattr(publisher, "DENIED", 1)
+    port, file = access
+    allow(file, but=CAPTION)
+    outbox, written = Outbox(tmp_path / "outbox.db"), asyncio.Event()
+    listener = Listener(port)
+    for number in range(3):
+        outbox.put("porch", [{**RESULT, "id": f"old {number}"}], None)
+    async with connection(port) as ours:
+        task = asyncio.create_task(publisher.Publisher(outbox, ours, written, lambda: None, 0.1).run())
+        await until("the backlog has arrived", lambda: not len(outbox) and not outbox.aside())
+        for number in range(3):
+            outbox.put("porch", [{**RESULT, "id": f"new {number}"}], None)
+        written.set()
+        await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
+        await asyncio.sleep(0.7)
+        assert CAPTION in ours.problem
+        events = [event["id"] for event in listener.events()]
+        assert events == [f"{age} {number}" for age in ("old", "new") for number in range(3)]
+        allow(file)
+        await until("all is well", lambda: not ours.problem)
+        await until("it has arrived", lambda: listener.on(CAPTION))
+        task.cancel()
+    assert [json.loads(payload)["id"] for payload in listener.on(CAPTION)] == ["new 2"]
+    assert len(listener.events()) == len(events)
+    listener.stop()
+    outbox.close()
+
+
+async def test_home_assistant_is_told_and_what_is_gone_is_taken_off_when_that_is_allowed(
+    access: tuple[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "DENIED_S", 0.3)
+    monkeypatch.setattr(discovery, "EARLIER_S", 0.1)
+    port, file = access
+    known = tmp_path / "retained.json"
+    known.write_text(json.dumps({f"127.0.0.1:{port}": [TOPICS.image("porch")]}))
+    async with connection(port) as ours:
+        told = discovery.Discovery(
+            ours, "homeassistant", "device", lambda: {"components": {}}, Leftovers(ours, known, list).take_off
+        )
+        task = asyncio.create_task(told.run())
+        await until("connected", ours.connected.is_set)
+        told.refresh()
+        await until("both are told", lambda: "1 other topics" in ours.problem)
+        allow(file)
+        await until("all is well", lambda: not ours.problem)
+        await until("it is taken off", lambda: TOPICS.image("porch") not in known.read_text())
+        task.cancel()
+    assert json.loads(retained(port, topics.discovery("homeassistant", "device")) or b"") == {"components": {}}
+
+
+def test_an_answer_that_is_not_allowed_where_it_is_wanted_is_left_out(tmp_path: Path) -> None:
+    """Nobody sends it again: it is no problem that lasts."""
+    file = tmp_path / "acl"
+    file.write_text("topic readwrite edge-daemon/#\ntopic readwrite homeassistant/#\n")
+    file.chmod(0o600)
+    with mosquitto(tmp_path, f"acl_file {file}") as port, running(service := Service(tmp_path, port)):
+        wait_for("it is there", lambda: retained(port, f"{BASE}/health"))
+        argv = ["mosquitto_pub", "-V", "5", "-p", str(port), "-t", f"{BASE}/request/stats", "-m", "{}"]
+        subprocess.run([*argv, "-D", "publish", "response-topic", "elsewhere/me"], check=True)
+        wait_for("it is told", lambda: "elsewhere/me: it does not allow this" in service.log())
+
+        def health() -> dict[str, Any] | None:
+            found: dict[str, Any] = json.loads(retained(port, f"{BASE}/health") or b"{}")["mqtt"]
+            return found if found["refused"] else None
+
+        found = wait_for("it is in health", health)
+        assert (found["problem"], found["refused"]) == ("", 1)
+        assert service.end() == 0
 
 
 async def test_what_mqtt_5_says_beside_a_result(broker_port: int, tmp_path: Path) -> None:

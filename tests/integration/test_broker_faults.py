@@ -55,6 +55,8 @@ class Visit:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         self.number = number
         """Of this visit, from 0."""
+        self.granted = b"\x01"
+        """The answer to each topic that somebody wants to listen to."""
         self._reader = reader
         self._writer = writer
 
@@ -81,6 +83,8 @@ class Visit:
             elif kind >> 4 == 3:
                 end = 2 + int.from_bytes(content[:2])
                 await self.say(b"\x40\x02" + content[end : end + 2])
+            elif kind >> 4 == 8:
+                await self.say(b"\x90\x05" + content[:2] + self.granted * len(TOPICS.incoming))
             elif kind >> 4 == 12:
                 await self.say(b"\xd0\x00")
 
@@ -146,6 +150,24 @@ async def test_a_broker_of_an_older_protocol(speaks_31: bool) -> None:
     async with broker_that(behave) as port, connection(port) as ours:
         await until("it is decided", lambda: ours.connected.is_set() or REASONS[132] in ours.problem)
         assert ours.connected.is_set() == speaks_31
+
+
+async def test_what_we_may_not_listen_to_is_told_and_is_over_when_we_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same connection."""
+    monkeypatch.setattr(mqtt, "DENIED_S", 0.2)
+    visits: list[Visit] = []
+
+    async def behave(visit: Visit) -> None:
+        visit.granted = b"\x80"
+        visits.append(visit)
+        await visit.serve()
+
+    async with broker_that(behave) as port, connection(port, protocol="3.1.1") as ours:
+        ours.subscribe(TOPICS.incoming, lambda message: None)
+        await until("it is told", lambda: f"does not let us listen to {TOPICS.request('+')}" in ours.problem)
+        visits[0].granted = b"\x01"
+        await until("all is well", lambda: not ours.problem)
+        assert len(visits) == 1
 
 
 # ---- it is silent ---------------------------------------------------------------------------------------

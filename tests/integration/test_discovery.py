@@ -38,8 +38,9 @@ def message(*questions: dict[str, Any], prefix: str = "porch") -> dict[str, Any]
     return homeassistant.document(config, TOPICS, Facts(DEVICE, "1.2.3"))
 
 
-async def nothing_else() -> None:
+async def nothing_else() -> bool:
     """What is to be done when it is told."""
+    return True
 
 
 @dataclass

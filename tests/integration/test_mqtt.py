@@ -327,6 +327,19 @@ async def test_what_is_subscribed_arrives_after_every_connect_and_nothing_else(b
     ]
 
 
+async def test_what_is_larger_than_any_command_is_not_sent_to_us(broker: Broker) -> None:
+    sizes: list[int] = []
+    large = bytes(LARGEST_INCOMING_BYTES + link.AROUND_INCOMING_BYTES)
+    await asyncio.to_thread(say, broker.port, TOPICS.request("ask"), large, "-r")  # it would come with every connect
+    async with connection(broker.port) as ours:
+        ours.subscribe(TOPICS.incoming, lambda message: sizes.append(len(message.payload)))
+        await until("all is confirmed", lambda: ours.connected.is_set() and not len(ours.outgoing))
+        await asyncio.to_thread(say, broker.port, TOPICS.request("ask"), large)
+        await asyncio.to_thread(say, broker.port, TOPICS.request("ask"), b"small")
+        await until("one has arrived", lambda: sizes)
+        assert (sizes, ours.sessions) == ([5], 1)
+
+
 async def test_what_comes_is_cut_off_and_an_error_at_one_hurts_nothing(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

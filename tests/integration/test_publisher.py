@@ -155,6 +155,27 @@ async def test_a_result_that_the_broker_never_takes_is_set_aside_and_the_others_
     assert (outbox.aside(), outbox.dropped("refused")) == (1, 0)
 
 
+async def test_a_result_is_kept_until_its_event_is_confirmed_whatever_is_refused(
+    broker: Broker, listener: Listener, outbox: Outbox
+) -> None:
+    async with connection(broker.port, max_packet_kib=4) as ours:
+        publisher = Publisher(outbox, ours)
+        await until("connected", ours.connected.is_set)
+        with frozen(broker):
+            task = "t" * 1000  # its topic makes the answer too large, and not the event
+            outbox.put("porch", [{"id": "r", "task": task, "question": "?", "answer": "x" * 2500}], None)
+            publisher.written.set()
+            await until("the answer is refused", lambda: ours.complaints.refused)
+            await until("the event is on its way", lambda: ours.outgoing.owed)
+            broker.stop(kill=True)
+        await until("the loss is noticed", lambda: not ours.connected.is_set())
+        broker.start()
+        await until("connected again", ours.connected.is_set)
+        await until("it is heard", lambda: [event["id"] for event in listener.events()] == ["r"])
+        await until("it is confirmed", lambda: not len(outbox))
+        await publisher.stop()
+
+
 async def test_what_was_made_before_the_time_was_known_is_marked_then_corrected(
     broker: Broker, listener: Listener, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from edge_daemon.messages import Frame, Next
+from edge_daemon.shown_address import HIDDEN
 from tests.camera_grabber import ALIKE, DEADLINE_S, CameraGrabber, difference, thumbnail_difference
 from tests.cameras import BadLine, MjpegServer, RtspServer, film, scenes
 
@@ -188,6 +190,15 @@ def test_a_wrong_login_and_none_are_told_apart_and_never_shown(server: RtspServe
             assert reason.startswith(words)
             arguments = Path(f"/proc/{grabber.process.pid}/cmdline").read_text()
             assert "sesame" not in reason + arguments + grabber.stderr()
+
+
+@pytest.mark.parametrize("login", ["me:se/same", "me:1/same", "me:se?same", "me:se#same", "me:1#same"])
+def test_a_login_that_is_not_written_as_it_should_be_is_never_shown(login: str) -> None:
+    """FFmpeg takes its beginning for host and port."""
+    with CameraGrabber(type="stream", url=f"rtsp://{login}@127.0.0.1/x") as grabber:
+        reason = grabber.problem()
+        assert reason.startswith(f"rtsp://{HIDDEN}: ")
+        assert not {"me:", "'me'", "same"} & set(re.split("[^\\w:']", reason + grabber.stderr()))
 
 
 def test_a_path_that_the_camera_does_not_know(server: RtspServer) -> None:

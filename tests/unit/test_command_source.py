@@ -126,7 +126,7 @@ def test_how_a_program_ended_is_said_in_its_own_words_without_its_login(tmp_path
     path = tmp_path / "one.jpg"
     path.write_bytes(KINDS["baseline"])
     one = f"sys.stdout.buffer.write(open({str(path)!r}, 'rb').read())\n"
-    say = "print('rtsp://me:sesame@camera/x: gone', file=sys.stderr)\n"
+    say = "print('rtsp://me:a/b@sesame@camera/x: gone', file=sys.stderr)\n"
     with runner(script(one + say + "sys.exit(3)")) as grabber:
         assert difference(grabber.frame(), SCENES[0]) < ALIKE
         reason = grabber.problem()

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from edge_daemon import config, mqtt_config, sections, source_config, yaml_file
 from edge_daemon.errors import ConfigError
-from edge_daemon.source_config import FolderConfig
+from edge_daemon.shown_address import HIDDEN
+from edge_daemon.source_config import FolderConfig, StreamConfig
 
 SOURCE = "sources: {porch: {type: folder, path: /srv}}\n"
 SECRET = "hunter2-swordfish"
@@ -199,6 +201,14 @@ def test_a_tag_that_leads_nowhere(file: Path, tag: str, expected: str) -> None:
         f"mqtt:\n  username: a\n  password: {SECRET}\n   port: 1",
         f"mqtt:\n  username: a\n\tpassword: {SECRET}",
         f"mqtt: {{host: 'mqtt://cam:{SECRET}@broker'}}",
+        f"mqtt: {{host: 'cam:{SECRET}@broker'}}",
+        f"mqtt: {{hots: 'mqtt://cam:a/{SECRET}@broker'}}",
+        f"mqtt: {{hots: 'ws://broker?token={SECRET}'}}",
+        f"sources: {{a: {{type: rtsp, url: 'cam:{SECRET}@10.0.0.9/live'}}}}",
+        f"sources: {{a: {{type: rtsp, url: '10.0.0.9/live&password={SECRET}'}}}}",
+        f"sources: {{a: {{type: rtsp, url: 'rtsp://cam:[{SECRET}]@10.0.0.9/live'}}}}",
+        f"sources: {{a: {{type: rtsp, url: 'rtsp://cam:[{SECRET}@10.0.0.9/live'}}}}",
+        f"sources: {{a: {{type: rtsp, ulr: 'cam:{SECRET}@10.0.0.9/live'}}}}",
         f"password: {SECRET}",
         "mqtt: {port: !env SECRET}",
         "mqtt: {host: {a: !env SECRET}}",
@@ -214,7 +224,7 @@ def test_a_tag_that_leads_nowhere(file: Path, tag: str, expected: str) -> None:
     ],
 )
 def test_no_error_shows_a_secret(file: Path, text: str) -> None:
-    error = refusal(file, f"{text}\n{SOURCE}")
+    error = refusal(file, text if "sources:" in text else f"{text}\n{SOURCE}")
     assert SECRET not in error
     assert SECRET[:5] not in error
 
@@ -228,6 +238,25 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
     error = refusal(file, text)
     assert error.startswith("3:3: mqtt.password: value (hidden): a ")
     assert "expected" in error
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("rtsp://cam:SECRET@10.0.0.9:554/live?key=SECRET", "rtsp://10.0.0.9:554/live"),
+        ("rtsp://cam:SEC@SECRET@10.0.0.9/live", "rtsp://10.0.0.9/live"),
+        ("http://[fe80::1]:80/live", "http://[fe80::1]:80/live"),
+        ("rtsp://cam:SEC/SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("rtsp://cam:1234/SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("rtsp://cam:SEC?SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("rtsp://cam:SEC#SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("http://10.0.0.9/live?key=SEC@SECRET", f"http://{HIDDEN}"),
+        ("/srv/films/a@b.mp4", "/srv/films/a@b.mp4"),
+        ("file:///srv/films/a@b.mp4", "file:///srv/films/a@b.mp4"),
+    ],
+)
+def test_the_place_of_a_camera_holds_no_secret(url: str, place: str) -> None:
+    assert StreamConfig(type="stream", url=SecretStr(url)).place == place
 
 
 # ---- errors ---------------------------------------------------------------------------------------------

@@ -412,6 +412,8 @@ def test_network_cameras(tmp_path: Path) -> None:
     assert "potatoes" not in f"{found}{lost}"
     assert source(tmp_path, type="stream", url=str(tmp_path / "none.mp4")).state == "problem"
     assert source(tmp_path, type="rtsp", url="rtsp://127.0.0.1:notaport/x").state == "skipped"
+    unclear = source(tmp_path, type="rtsp", url="rtsp://sam:1/potatoes@127.0.0.1/live")
+    assert (unclear.state, "sam" in f"{unclear}") == ("skipped", False)
 
 
 def test_programs(tmp_path: Path) -> None:
@@ -455,6 +457,9 @@ def test_secrets_of_a_configuration_and_of_the_environment(tmp_path: Path, monke
         "http://me:SECRET@host/",
         "http://SECRET@host/",
         "rtsp://me:SEC@SECRET@host/",
+        "rtsp://me:SEC/SECRET@host/",
+        "rtsp://SECRET?SECRET@host/",
+        "http://host/?x=SEC@SECRET",
         "http://host/?x=SECRET",
         "MQTT_PASSWORD=SECRET",
         "basic SECRET12345",

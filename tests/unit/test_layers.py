@@ -29,7 +29,7 @@ LEAVES: dict[str, set[str]] = {
     "topics": set(),
     "complaints": {"topics"},
     "retained": {"topics"},
-    "leftovers": {"mqtt", "state_file", "topics"},
+    "leftovers": {"errors", "mqtt", "state_file", "topics"},
     "state_file": set(),
     "visit": {"link"},
     "answers": set(),
@@ -42,6 +42,7 @@ LEAVES: dict[str, set[str]] = {
     "commands": {"command_values", "errors", "nearest", "source_config", "topics"},
     "supervisor": set(),
     "reasons": set(),
+    "shown_address": set(),
     "suspicion": set(),
     "dialect": set(),
     "machine": set(),
@@ -104,7 +105,10 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
         {"config_words", "errors", "mqtt_config", "sections", "source_config", "thermal", "yaml_file"},
         {"pydantic"},
     ),
-    "source_config": ({"answers", "device_classes", "gate_config", "repeats", "sections"}, {"pydantic"}),
+    "source_config": (
+        {"answers", "device_classes", "gate_config", "repeats", "sections", "shown_address"},
+        {"pydantic"},
+    ),
     "gate_config": ({"areas", "schedule", "sections"}, {"pydantic"}),
     "grabber_settings": ({"source_config"}, {"pydantic"}),
     "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
@@ -121,7 +125,7 @@ LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
         {"messages", "sources", *(f"sources.{name}" for name in ("developing", "frames", "newest", "scaling"))},
         {"av"},
     ),
-    "sources.stream": ({"sources.newest", "sources.opening"}, {"av"}),
+    "sources.stream": ({"shown_address", "sources.newest", "sources.opening"}, {"av"}),
     "sources.v4l2": ({"sources.opening"}, {"av"}),
 }
 """Modules that may have one library beside these of ours."""

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edge_daemon.book import packed
+from edge_daemon.book import Entry, entry_of, packed
 from edge_daemon.clock import Stamp
 from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
-from edge_daemon.outbox import EXPIRE_EVERY_S, RETRY_S, Limits, Outbox
+from edge_daemon.outbox import CHUNK, EXPIRE_EVERY_S, RETRY_S, Limits, Outbox
 from tests.clock import Clock
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -609,6 +609,58 @@ def test_what_waits_too_long_is_dropped_and_counted(tmp_path: Path, clock: Clock
     outbox.close()
 
 
+def count_unpacked(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A list that grows with every result that is unpacked."""
+    unpacked: list[None] = []
+
+    def counted(values: Sequence[Any]) -> Entry | None:
+        unpacked.append(None)
+        return entry_of(values)
+
+    monkeypatch.setattr("edge_daemon.book.entry_of", counted)
+    return unpacked
+
+
+@pytest.mark.parametrize("why", ["old", "full"])
+def test_many_that_are_dropped_at_once_are_unpacked_once_and_stay_dropped_when_we_are_killed(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """So many took longer than the watchdog waits, at every start."""
+    path, time, count = tmp_path / "outbox.db", Time(), 10 * CHUNK
+    outbox = Outbox(path, Limits(), time)
+    for _ in range(10):
+        outbox.put("porch", [{"task": "caption", "text": "a"}] * CHUNK, None)
+    outbox.close()
+    time.pass_by(8 * DAY_S if why == "old" else 0.0)
+    outbox = Outbox(path, Limits() if why == "old" else Limits(max_bytes=1), time, clock)
+    assert outbox._book is not None
+    at_once = [0]
+    outbox._book.connection.set_trace_callback(
+        lambda sql: at_once.append(0) if sql == "COMMIT" else at_once.append(at_once.pop() + ("DELETE FROM e" in sql))
+    )
+    unpacked = count_unpacked(monkeypatch)
+    outbox.tend() if why == "old" else outbox.put("porch", [], FileKey("a", 1, 1))
+    assert (len(outbox), outbox.dropped(why), len(unpacked)) == (0, count, count)
+    assert max(at_once) == CHUNK
+    outbox.close()
+
+
+def test_what_cannot_be_deleted_from_the_file_is_not_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, *map(str, range(20)))
+    path.unlink()
+    path.mkdir()
+    outbox.delete(outbox.head(10))
+    assert "cannot be used" in outbox.problem
+    unpacked = count_unpacked(monkeypatch)
+    assert [entry.body["text"] for entry in outbox.head(3)] == ["10", "11", "12"]
+    assert len(unpacked) == 3
+    outbox.close()
+
+
 @pytest.mark.parametrize("jump_s", [50 * 365 * DAY_S, -50 * 365 * DAY_S])
 @pytest.mark.parametrize("synced", [True, False, None])
 @pytest.mark.parametrize("boot_id", ["boot 1", "boot 2"])
@@ -663,6 +715,19 @@ def test_what_is_passed_over_and_dropped_is_counted_once(tmp_path: Path, monkeyp
     outbox.close()
 
 
+def test_what_was_dropped_on_its_way_to_the_broker_is_not_passed_over(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.db", Limits(max_bytes=300))
+    put(outbox, scene(1, 50), scene(2, 50))
+    on_their_way = outbox.head(2)
+    put(outbox, scene(3, 200))
+    for entry in on_their_way:
+        outbox.pass_over(entry)
+    assert (len(outbox), outbox.aside(), outbox.dropped("full")) == (1, 0, 2)
+    outbox.delete(outbox.head(1))
+    assert len(outbox) == 0
+    outbox.close()
+
+
 def test_what_is_passed_over_is_tried_again_from_a_file_that_was_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     outbox = Outbox(path)
@@ -710,4 +775,16 @@ def test_what_is_older_than_a_delivered_one_is_never_news(tmp_path: Path) -> Non
         outbox = Outbox(path)
     put(outbox, "4")
     assert newest(outbox) == ["other", "4"]
+    outbox.close()
+
+
+def test_what_was_passed_over_is_never_news_when_a_newer_one_was_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "refused", "delivered")
+    outbox.pass_over(outbox.head(1)[0])
+    outbox.delete(outbox.head(1))
+    outbox.close()
+    outbox = Outbox(path)
+    assert (texts(outbox), newest(outbox)) == (["refused"], [])
     outbox.close()
