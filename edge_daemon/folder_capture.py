@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from edge_daemon import snapshot
 from edge_daemon.broken_files import BrokenFiles
@@ -41,6 +42,8 @@ class FolderCapture(Capture[FolderConfig]):
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
         self._broken = BrokenFiles()
+        self._in_flight: WeakValueDictionary[FileKey, Frame] = WeakValueDictionary()
+        """Pictures that wait for a caption or get one: as long as they are somewhere, whatever becomes of them."""
 
     async def current(self) -> Frame:
         """The newest file, whether it was captioned or not. Raises PictureError."""
@@ -63,7 +66,9 @@ class FolderCapture(Capture[FolderConfig]):
         match message:
             case Offer(files, gone):
                 self._outbox.forget(self.name, gone)
-                flags = self._outbox.wanted(self.name, files)
+                # a new grabber offers again what an earlier one has delivered, and what has no mark yet
+                wanted = self._outbox.wanted(self.name, files)
+                flags = [new and file not in self._in_flight for new, file in zip(wanted, files, strict=True)]
                 await child.send(Wanted(flags, self._outbox.doubtful(self.name, sum(flags))), SILENCE_S)
             case Opening(file):
                 self._opening = file
@@ -76,6 +81,8 @@ class FolderCapture(Capture[FolderConfig]):
                 self._opening = None
                 self._say(self._broken.over(time.monotonic()))
                 self.set_state("online")
+                if message.file is not None:
+                    self._in_flight[message.file] = message
                 await self._deliver(message)
                 await child.send(Next(), SILENCE_S)
             case Problem(reason, file):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -90,3 +91,25 @@ async def test_of_files_that_are_gone_nothing_is_kept(watched: Watched, monkeypa
     await watched.until(all_forgotten)
     assert watched.pictures.count("stays.jpg") == 1
     assert len(list(watched.folder.glob("new-*"))) < 45, "two for each new one"
+
+
+async def test_what_waits_for_its_caption_is_not_read_again_by_the_next_grabber(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[Frame] = []
+
+    async def deliver(frame: Frame) -> None:
+        waiting.append(frame)
+        watched.pictures.append(frame.file.name if frame.file else "")
+
+    monkeypatch.setattr(watched.capture, "_deliver", deliver)
+    for number in range(2):
+        (watched.folder / f"{number}.jpg").write_bytes(JPEG)
+    await watched.until(lambda: len(waiting) == 2)
+    (watched.folder / "2.jpg").write_bytes(JPEG)
+    await watched.until(lambda: "2.jpg" in watched.pictures)
+    assert watched.pictures == ["0.jpg", "1.jpg", "2.jpg"], "another grabber each time"
+    del waiting[0]  # one got lost on its way to the worker
+    gc.collect()
+    await watched.until(lambda: len(watched.pictures) == 4)
+    assert watched.pictures[3] == "0.jpg"
