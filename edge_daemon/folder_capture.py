@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 
 from edge_daemon import snapshot
 from edge_daemon.broken_files import BrokenFiles
-from edge_daemon.capture import SILENCE_S, Capture, check, stranger
+from edge_daemon.capture import HANGS, SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
-from edge_daemon.errors import ChildError
+from edge_daemon.errors import ChildError, PictureError
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Problem, Wanted
 from edge_daemon.outbox import Outbox
 from edge_daemon.source_config import FolderConfig
@@ -47,7 +47,9 @@ class FolderCapture(Capture[FolderConfig]):
 
     async def current(self) -> Frame:
         """The newest file, whether it was captioned or not. Raises PictureError."""
-        return await snapshot.of_folder(self.config)
+        if self.hangs:
+            raise PictureError(HANGS)
+        return await snapshot.of_folder(self.config, self.left)
 
     async def talk(self, child: Child) -> None:
         """Take picture after picture."""

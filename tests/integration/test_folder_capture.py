@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge_daemon import broken_files, marks
+from edge_daemon import broken_files, capture, child, folder_capture, marks
+from edge_daemon.child import Child
+from edge_daemon.errors import PictureError
 from edge_daemon.folder_capture import FolderCapture
 from edge_daemon.messages import Frame
 from edge_daemon.outbox import Outbox
@@ -19,6 +24,12 @@ from tests.hostile import encode, scene
 
 JPEG = encode(scene(40, 30), "JPEG")
 DEADLINE_S = 60.0
+
+
+async def until(probe: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not probe():
+            await asyncio.sleep(0.01)
 
 
 class Watched:
@@ -40,10 +51,8 @@ class Watched:
     async def until(self, probe: Callable[[], bool]) -> None:
         """Capture meanwhile."""
         capturing = asyncio.create_task(self.capture.run())
-        async with asyncio.timeout(DEADLINE_S):
-            while not probe():
-                assert not capturing.done(), capturing.exception()
-                await asyncio.sleep(0.01)
+        await until(lambda: capturing.done() or probe())
+        assert not capturing.done(), capturing.exception()
         capturing.cancel()
         await asyncio.wait([capturing])
 
@@ -113,3 +122,43 @@ async def test_what_waits_for_its_caption_is_not_read_again_by_the_next_grabber(
     gc.collect()
     await watched.until(lambda: len(watched.pictures) == 4)
     assert watched.pictures[3] == "0.jpg"
+
+
+async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[Child] = []
+    start = Child.start
+
+    async def remember(*arguments: Any, **keywords: Any) -> Child:
+        started.append(await start(*arguments, **keywords))
+        return started[-1]
+
+    def stop_it(grabber: Child) -> None:
+        os.kill(grabber.pid, signal.SIGSTOP)  # as good as a kernel that keeps it: it hears nothing
+
+    def hangs() -> bool:
+        return watched.capture.state.last_problem.get("reason") == capture.HANGS
+
+    monkeypatch.setattr(Child, "start", remember)
+    monkeypatch.setattr(Child, "_kill_session", stop_it)
+    monkeypatch.setattr(child, "REAP_S", 0.1)
+    monkeypatch.setattr(capture, "STOP_GRACE_S", 0.1)
+    monkeypatch.setattr(folder_capture, "SILENCE_S", 0.1)  # shorter than it is silent at rest
+    capturing = asyncio.create_task(watched.capture.run())
+    await until(lambda: bool(started))
+    try:
+        await until(hangs)
+        with pytest.raises(PictureError, match="hangs in the kernel"):
+            await watched.capture.current()
+        await asyncio.sleep(2.5)  # it looks every second
+        assert (len(started), watched.capture.state.state) == (1, "offline")
+        assert caplog.text.count("hangs in the kernel and cannot be ended") == 1
+        assert caplog.text.count("cannot be killed") == 1
+    finally:
+        monkeypatch.undo()
+        os.kill(started[0].pid, signal.SIGKILL)
+    (watched.folder / "0.jpg").write_bytes(JPEG)
+    await until(lambda: watched.pictures == ["0.jpg"])
+    capturing.cancel()
+    await asyncio.wait([capturing])
