@@ -164,6 +164,8 @@ class FolderSource:
         """Look through everything, and forget handled files that are no longer there. Raises OSError."""
         started_s = time.monotonic()
         self._overflow = False
+        if self._watch.problem:  # perhaps more is allowed by now
+            self._watch.clear()
         self._stale, self._handled = self._handled, set()
         try:
             self._explore([""], daemon)
