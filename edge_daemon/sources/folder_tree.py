@@ -95,23 +95,20 @@ class Tree:
         when the watched folder itself cannot be listed.
         """
         try:
-            listing = os.scandir(self.path(folder))
+            with os.scandir(self.path(folder)) as listing:
+                for entry in listing:
+                    name = os.path.join(folder, entry.name)
+                    if self.recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        below.append(name)
+                    if self.admits(name) and (key := self.key(name)) is not None:
+                        yield key
         except (FileNotFoundError, NotADirectoryError):
             if not folder:
                 raise
-            return
         except OSError:
             if not folder:
                 raise
             yield FileKey(folder, 0, 0)
-            return
-        with listing:
-            for entry in listing:
-                name = os.path.join(folder, entry.name)
-                if self.recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    below.append(name)
-                if self.admits(name) and (key := self.key(name)) is not None:
-                    yield key
 
 
 class Watch:
