@@ -42,6 +42,8 @@ class FolderCapture(Capture[FolderConfig]):
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
         self._broken = BrokenFiles()
+        self._late = ""
+        """The last reason that was told why pictures come late; while they do the source is online."""
         self._in_flight: WeakValueDictionary[FileKey, Frame] = WeakValueDictionary()
         """Pictures that wait for a caption or get one: as long as they are somewhere, whatever becomes of them."""
 
@@ -74,10 +76,10 @@ class FolderCapture(Capture[FolderConfig]):
                 await child.send(Wanted(flags, self._outbox.doubtful(self.name, sum(flags))), SILENCE_S)
             case Opening(file):
                 self._opening = file
-            case Idle(problem):
+            case Idle():
                 self._opening = None
                 self._say(self._broken.due(time.monotonic()))
-                self._rest(problem)
+                self._rest(message)
             case Frame():
                 check(message)
                 self._opening = None
@@ -131,10 +133,11 @@ class FolderCapture(Capture[FolderConfig]):
         if words:
             log.warning("source %s: %s", self.name, words)
 
-    def _rest(self, problem: str) -> None:
+    def _rest(self, idle: Idle) -> None:
         """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""
-        known = self.state.state == "offline" and self.state.last_problem.get("reason") == problem
-        if problem and not known:
-            self.report(problem, None)
-        elif not problem:
-            self.set_state("online")
+        if idle.problem and idle.problem != self.state.last_problem.get("reason"):
+            self.report(idle.problem, None)
+        if idle.late and idle.late != self._late:
+            self._late = idle.late
+            self.tell(str(self.config.path), idle.late)
+        self.set_state("offline" if idle.problem else "online")

@@ -125,7 +125,7 @@ class FolderSource:
                 if answer is not None:
                     return answer
             else:
-                daemon.idle(self._problem)
+                daemon.idle(self._problem, self._watch.problem)
                 time.sleep(_TICK_S)
 
     def _look(self, daemon: Daemon) -> None:
@@ -148,7 +148,7 @@ class FolderSource:
             self._lose()
             self._problem = f"the folder {self._options.path!r} cannot be watched: {error.strerror}"
             return
-        self._problem = self._watch.problem
+        self._problem = ""
         self._ask(daemon)
 
     def _lose(self) -> None:

@@ -7,13 +7,14 @@ import gc
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edge_daemon import broken_files, capture, child, folder_capture, marks
+from edge_daemon import broken_files, capture, child, folder_capture, grabber_settings, marks
 from edge_daemon.child import Child
 from edge_daemon.errors import PictureError
 from edge_daemon.folder_capture import FolderCapture
@@ -162,3 +163,34 @@ async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
     await until(lambda: watched.pictures == ["0.jpg"])
     capturing.cancel()
     await asyncio.wait([capturing])
+
+
+@pytest.fixture
+def no_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grabber's kernel tells it of no changes: it is in a user namespace of its own."""
+    limit = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+    prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine allows no user namespaces")
+    argv = grabber_settings.argv()
+    monkeypatch.setattr(grabber_settings, "argv", lambda config: [*prefix, *argv])
+
+
+@pytest.mark.usefixtures("no_inotify")
+async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    states: list[str] = []
+    monkeypatch.setattr(watched.capture, "_on_change", lambda: states.append(watched.capture.state.state))
+    (watched.folder / "0.jpg").write_bytes(JPEG)
+    await watched.until(lambda: "seen late" in watched.capture.state.last_problem.get("reason", ""))
+
+    def three() -> bool:
+        """One after the other."""
+        if len(watched.pictures) == len(list(watched.folder.iterdir())) < 3:
+            (watched.folder / f"{len(watched.pictures)}.jpg").write_bytes(JPEG)
+        return len(watched.pictures) == 3
+
+    await watched.until(three)
+    assert set(states) == {"online"}
+    assert caplog.text.count("seen late") == 1, "also by the next grabber"

@@ -432,12 +432,12 @@ def test_too_many_folders_to_watch_are_told_of_until_there_are_fewer(start: Star
     for number in range(8):
         (folder / str(number) / "below").mkdir(parents=True)
     grabber = start(folder, prefix=inotify("watches", 10), rescan_s=0.5)
-    problem = grabber.next()
-    assert isinstance(problem, Problem)
-    assert "watch limit reached" in problem.reason
-    assert "max_user_watches" in problem.reason
+    idle = grabber.wait_idle()
+    assert idle.problem == "", "it works"
+    assert "watch limit reached" in idle.late
+    assert "max_user_watches" in idle.late
     put(folder / "7" / "below" / "a.jpg")
-    assert isinstance(grabber.next(), Frame)
+    assert isinstance(grabber.answer(), Frame)
     for number in range(7):
         shutil.rmtree(folder / str(number))
     deadline_s = time.monotonic() + DEADLINE_S
@@ -462,13 +462,11 @@ def test_a_new_folder_is_watched_where_there_is_no_room_for_two_watches_of_all(s
 def test_where_the_kernel_tells_nothing_the_rescan_finds_files(start: Start, folder: Path) -> None:
     put(folder / "a.jpg")
     grabber = start(folder, prefix=inotify("instances", 0), rescan_s=0.5)
-    problem = grabber.next()
-    assert isinstance(problem, Problem)
-    assert problem.file is None
-    assert "seen late, at the next rescan" in problem.reason
-    assert "max_user_instances" in problem.reason
     assert isinstance(grabber.next(), Frame)
-    assert grabber.wait_idle() == Idle(problem.reason)
+    idle = grabber.wait_idle()
+    assert idle.problem == "", "it works"
+    assert "seen late, at the next rescan" in idle.late
+    assert "max_user_instances" in idle.late
     put(folder / "b.jpg")
     assert isinstance(grabber.answer(), Frame)
 

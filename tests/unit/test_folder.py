@@ -46,7 +46,7 @@ class Recorder:
     def opening(self, file: FileKey) -> None:
         self.opened.append(file.name)
 
-    def idle(self, problem: str) -> None:
+    def idle(self, problem: str, late: str = "") -> None:
         self.idles.append(problem)
         self.when_idle()
 
