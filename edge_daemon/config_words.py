@@ -105,8 +105,10 @@ def _shown(key: Key, value: Any, document: Document) -> str:
         return "(hidden)"
     if isinstance(value, dict | list):
         return "(a list)" if isinstance(value, list) else "(keys with values)"
+    if isinstance(value, str):  # an address; its login may have any character in it, and another may be in its query
+        value = re.sub(r"(?s)//.*@", "//(hidden)@", value)
+        value = re.sub(r"(?s)(://[^?]*[?]).*", r"\1(hidden)", value)
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    text = re.sub(r"//[^/@]*@", "//(hidden)@", text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

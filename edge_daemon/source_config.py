@@ -166,9 +166,20 @@ class StreamConfig(LiveSource):
 
     @field_validator("url")
     @classmethod
-    def _has_a_scheme(cls, url: SecretStr) -> SecretStr:
+    def _is_an_address(cls, url: SecretStr) -> SecretStr:
+        """What is said of it never repeats it: there may be a login in it."""
         if not re.match(r"[a-z][a-z0-9+.-]*://|/", url.get_secret_value()):
             raise ValueError("an address such as rtsp://camera.local:554/stream1 or the path of a file is expected")
+        try:
+            parts = urlsplit(url.get_secret_value())
+            host, _ = parts.hostname, parts.port  # which is checked when it is looked at
+        except ValueError:
+            raise ValueError(
+                "the host or the port in it is none: a port is a number up to 65535, an IPv6 address stands in "
+                "brackets, and a login with characters such as / # ? [ is better given as username and password"
+            ) from None
+        if not host and parts.scheme in ("rtsp", "rtsps", "http", "https", "rtmp"):  # udp://:5000 listens
+            raise ValueError("there is no host in it, as in rtsp://camera.local:554/stream1")
         return url
 
     @model_validator(mode="after")

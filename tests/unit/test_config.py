@@ -219,6 +219,30 @@ def test_no_error_shows_a_secret(file: Path, text: str) -> None:
     assert SECRET[:5] not in error
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"rtsp://cam:{part}{SECRET}@camera.local/stream" for part in ("1[", "a/", "b#", "c?", "d@e:f/")),
+        f"rtsp://cam:{SECRET}@[fe80::1/stream",
+        f"rtsp://cam:{SECRET}@camera.local:99999/stream",
+        f"rtsp://cam:{SECRET}@/stream",
+        f"http://camera.local:http/snapshot?user=cam&password={SECRET}",
+        f"rtsp//cam:{SECRET}@camera.local/stream",
+    ],
+)
+def test_no_error_shows_the_login_of_an_address_that_is_none(file: Path, url: str) -> None:
+    error = refusal(file, f"sources:\n  porch:\n    type: rtsp\n    url: {url!r}\n")
+    assert error.startswith("4:5: sources.porch.url: value ")
+    assert SECRET[:5] not in error
+
+
+@pytest.mark.parametrize(
+    "url", ["rtsp://[fe80::1]:554/x", "udp://:5000", "udp://@:5000", "file:///srv/film.mp4", "/srv/film [1].mp4"]
+)
+def test_an_address_need_not_be_a_name(file: Path, url: str) -> None:
+    assert "porch" in load(file, f"sources:\n  porch:\n    type: stream\n    url: {url!r}\n").sources
+
+
 @pytest.mark.parametrize("number", ["12345", "0123", "1.5", "1_000", "1:30", "true", "0x1f", "~", ".inf"])
 def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
     text = f"mqtt:\n  username: cam\n  password: {number}\n{SOURCE}"
@@ -312,6 +336,18 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions: {id: a, ask: b}\n",
             "5:5: sources.p.questions: value (keys with values): a list is expected",
+        ),
+        *(
+            (
+                f"sources:\n  p:\n    type: rtsp\n    url: '{url}'\n",
+                f"4:5: sources.p.url: value '{url}': the host or the port in it is none: a port is a number up to "
+                "65535, an IPv6 address stands in brackets",
+            )
+            for url in ("rtsp://[fe80::1/stream", "rtsp://camera.local:abc/x", "http://camera.local:99999/x")
+        ),
+        (
+            "sources:\n  p:\n    type: rtsp\n    url: 'rtsp://'\n",
+            "4:5: sources.p.url: value 'rtsp://': there is no host in it, as in rtsp://camera.local:554/stream1",
         ),
         (
             f"mqtt:\n  port: 70000\n{SOURCE}",
