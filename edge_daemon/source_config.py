@@ -128,6 +128,18 @@ class FolderConfig(AnySource):
     decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
     """Processor time for one picture; longer is stuck."""
 
+    @model_validator(mode="after")
+    def _pattern_can_match(self) -> Self:
+        """Refuse what other programs know and no file here ever matches: it would be a source without pictures."""
+        pattern = self.pattern or ""
+        if pattern.startswith(("/", "./")):
+            raise ValueError("pattern is compared with the path below the folder: begin it without / or ./")
+        if "/" in pattern and not self.recursive:
+            raise ValueError("a pattern with / in it is for folders below the folder: set recursive to true")
+        if pattern.endswith("}"):
+            raise ValueError("pattern knows *, ? and [..] but no braces; without one all kinds of pictures count")
+        return self
+
     @property
     def place(self) -> str:
         """Where it is, in words that hold no secret."""

@@ -157,6 +157,7 @@ def test_a_number_may_come_from_the_environment(file: Path, monkeypatch: pytest.
         ("!file missing.txt", "missing.txt cannot be read: No such file or directory"),
         ("!file .", "cannot be read: Is a directory"),
         ("!file binary", "is not UTF-8 text"),
+        (r'!file "a\0b"', "a character in its name that no name can have"),
         ("!credential pw", "$CREDENTIALS_DIRECTORY is not set (LoadCredential=)"),
         ("!env [SECRET]", "only a single word can stand behind a tag (!env, !file, !credential)"),
         ("!env {a: b}", "only a single word can stand behind a tag"),
@@ -332,6 +333,23 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: a}\n",
             "6:7: sources.p.questions.0.ask: this key is required",
+        ),
+        *(
+            (
+                f"sources:\n  p: {{type: folder, path: /srv, recursive: {recursive}, pattern: '{pattern}'}}\n",
+                f"2:3: sources.p: value (keys with values): {expected}",
+            )
+            for pattern, recursive, expected in (
+                ("/srv/*.jpg", "true", "pattern is compared with the path below the folder: begin it without / or ./"),
+                ("./*.jpg", "true", "pattern is compared with the path below the folder: begin it without / or ./"),
+                ("a/*.jpg", "false", "a pattern with / in it is for folders below the folder: set recursive to true"),
+                ("*.{jpg,png}", "true", "pattern knows *, ? and [..] but no braces"),
+            )
+        ),
+        (
+            'sources:\n  "[x]":\n    type: folder\n    path: /srv\n    foo: 1\n',
+            "2:3: sources.[x]: value '[x]': only letters, digits, '_' and '-' are allowed\n"
+            "5:5: sources.[x].foo: value 1: unknown key; known here: enabled,",
         ),
         (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions: {id: a, ask: b}\n",
