@@ -30,6 +30,10 @@ SILENCE_S = 60.0
 LONGEST_MS = 1e9
 """A picture that took longer than eleven days did not."""
 STOP_GRACE_S = 2.0
+HANGS = (
+    "a process that reads it hangs in the kernel and cannot be ended, as with a network mount or a device that does "
+    "not answer; until it is gone no other is started"
+)
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +67,8 @@ class Capture(ABC, Generic[Config]):
         self.state = SourceState()
         self.beat = beat
         self._on_change = on_change
+        self.left: list[Child] = []
+        """Grabbers that were killed and did not go."""
 
     @abstractmethod
     async def current(self) -> Frame:
@@ -98,10 +104,24 @@ class Capture(ABC, Generic[Config]):
         policy = RestartPolicy()
         while True:
             await self.wanted()
+            await self._until_gone()
             try:
                 await self._one_grabber(policy)
             except ChildError as error:
                 await self.pause(self.after_death(policy, error))
+
+    @property
+    def hangs(self) -> bool:
+        """Whether one of its grabbers is in the kernel's hands: each further one would only hang beside it."""
+        self.left[:] = [child for child in self.left if child.returncode is None]
+        return bool(self.left)
+
+    async def _until_gone(self) -> None:
+        if self.hangs:
+            self.tell(self.config.place, HANGS)
+            self.set_state("offline")
+        while self.hangs:
+            await self.pause(1.0)
 
     async def pause(self, duration_s: float) -> None:
         """Wait, and show that this is on purpose."""
@@ -113,7 +133,7 @@ class Capture(ABC, Generic[Config]):
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
         argv, told = grabber_settings.argv(self.config), grabber_settings.settings(self.config)
-        async with grabber(f"grabber {self.name}", argv, told) as (child, decoder):
+        async with grabber(f"grabber {self.name}", argv, told, self.left) as (child, decoder):
             self.beat()
             policy.ready(time.monotonic())
             # of a source that is away it was told once; it is opened again every minute, for years
@@ -147,9 +167,12 @@ AnyCapture = Capture[Any]
 
 @asynccontextmanager
 async def grabber(
-    name: str, argv: Sequence[str], settings: dict[str, Any], descriptors: Sequence[int] = ()
+    name: str, argv: Sequence[str], settings: dict[str, Any], left: list[Child], descriptors: Sequence[int] = ()
 ) -> AsyncIterator[tuple[Child, str]]:
-    """A grabber that is ready, and what it reads pictures with. Raises ChildError."""
+    """A grabber that is ready, and what it reads pictures with; one that cannot be ended goes to those that are `left`.
+
+    Raises ChildError.
+    """
     child = await Child.start(name, argv, descriptors=descriptors)
     try:
         await child.send(Open(json.dumps(settings)), SILENCE_S)
@@ -159,6 +182,8 @@ async def grabber(
         yield child, message.decoder
     finally:
         await child.stop(STOP_GRACE_S)
+        if child.returncode is None:
+            left.append(child)
 
 
 def stranger(child: Child, message: object) -> ChildDied:

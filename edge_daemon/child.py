@@ -48,6 +48,7 @@ class Child:
         self._allowance = TokenBucket(LINES_AT_ONCE, LINES_PER_MINUTE)
         self._unshown = 0
         self._buried = False
+        self._hangs = False
         self._stderr = asyncio.create_task(self._follow_stderr(), name=f"{name} stderr")
 
     @classmethod
@@ -123,6 +124,8 @@ class Child:
         """Close its stdin, which asks it to leave; kill it when it has not left after the grace."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if self._hangs:
+            return
         try:
             async with asyncio.timeout(grace_s):
                 await self._process.wait()
@@ -143,6 +146,7 @@ class Child:
             async with asyncio.timeout(REAP_S):
                 await self._process.wait()
         except TimeoutError:
+            self._hangs = True
             log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
 
     def _kill_session(self) -> None:

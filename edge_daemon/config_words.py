@@ -42,7 +42,10 @@ class Wording:
     def explain(self, detail: ErrorDetails, document: Document) -> tuple[str, str]:
         """What one problem is about (place, key, value), and what is wrong with it."""
         missing = detail["type"] in ("missing", "union_tag_not_found")
-        place = tuple(part for part in detail["loc"] if not _is_choice(part))
+        place: Key = ()
+        for part in detail["loc"]:
+            if not _is_choice(part) or (*place, part) in document.places:
+                place = (*place, part)
         if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
             place = (*place, CHOOSING)
         key = _real_key(place, missing, document)
@@ -131,7 +134,9 @@ def _below(annotation: Any, part: str | int) -> Any:
         field = annotation.model_fields.get(str(part))
         return field.annotation if field else None
     arguments = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return arguments[-1]
     if _is_choice(part):
         members = (get_args(member) for member in get_args(arguments[0]))
         return next((section for section, tag in members if tag.tag == part), None)
-    return arguments[-1 if get_origin(annotation) is dict else 0] if arguments else None
+    return arguments[0] if arguments else None

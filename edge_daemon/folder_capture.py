@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from edge_daemon import snapshot
 from edge_daemon.broken_files import BrokenFiles
-from edge_daemon.capture import SILENCE_S, Capture, check, stranger
+from edge_daemon.capture import HANGS, SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
-from edge_daemon.errors import ChildError
+from edge_daemon.errors import ChildError, PictureError
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Problem, Wanted
 from edge_daemon.outbox import Outbox
 from edge_daemon.source_config import FolderConfig
@@ -41,10 +42,16 @@ class FolderCapture(Capture[FolderConfig]):
         self._suspect: FileKey | None = None
         """The file that the last grabber died of; dying of it again proves its guilt."""
         self._broken = BrokenFiles()
+        self._late = ""
+        """The last reason that was told why pictures come late; while they do the source is online."""
+        self._in_flight: WeakValueDictionary[FileKey, Frame] = WeakValueDictionary()
+        """Pictures that wait for a caption or get one: as long as they are somewhere, whatever becomes of them."""
 
     async def current(self) -> Frame:
         """The newest file, whether it was captioned or not. Raises PictureError."""
-        return await snapshot.of_folder(self.config)
+        if self.hangs:
+            raise PictureError(HANGS)
+        return await snapshot.of_folder(self.config, self.left)
 
     async def talk(self, child: Child) -> None:
         """Take picture after picture."""
@@ -63,19 +70,23 @@ class FolderCapture(Capture[FolderConfig]):
         match message:
             case Offer(files, gone):
                 self._outbox.forget(self.name, gone)
-                flags = self._outbox.wanted(self.name, files)
+                # a new grabber offers again what an earlier one has delivered, and what has no mark yet
+                wanted = self._outbox.wanted(self.name, files)
+                flags = [new and file not in self._in_flight for new, file in zip(wanted, files, strict=True)]
                 await child.send(Wanted(flags, self._outbox.doubtful(self.name, sum(flags))), SILENCE_S)
             case Opening(file):
                 self._opening = file
-            case Idle(problem):
+            case Idle():
                 self._opening = None
                 self._say(self._broken.due(time.monotonic()))
-                self._rest(problem)
+                self._rest(message)
             case Frame():
                 check(message)
                 self._opening = None
                 self._say(self._broken.over(time.monotonic()))
                 self.set_state("online")
+                if message.file is not None:
+                    self._in_flight[message.file] = message
                 await self._deliver(message)
                 await child.send(Next(), SILENCE_S)
             case Problem(reason, file):
@@ -122,10 +133,11 @@ class FolderCapture(Capture[FolderConfig]):
         if words:
             log.warning("source %s: %s", self.name, words)
 
-    def _rest(self, problem: str) -> None:
+    def _rest(self, idle: Idle) -> None:
         """The grabber has nothing to deliver: because all is done, or because something keeps it from it."""
-        known = self.state.state == "offline" and self.state.last_problem.get("reason") == problem
-        if problem and not known:
-            self.report(problem, None)
-        elif not problem:
-            self.set_state("online")
+        if idle.problem and idle.problem != self.state.last_problem.get("reason"):
+            self.report(idle.problem, None)
+        if idle.late and idle.late != self._late:
+            self._late = idle.late
+            self.tell(str(self.config.path), idle.late)
+        self.set_state("offline" if idle.problem else "online")

@@ -58,7 +58,7 @@ class DaemonLink:
         self._pipe = pipe
         self._received: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sent_s = time.monotonic()
-        self._resting: str | None = None  # the problem that was told with the last Idle since Next
+        self._resting: Idle | None = None  # what was told last since Next
         self._doubtful: list[str] = []
         """Files that the daemon asks for."""
         self.fresh = False
@@ -96,17 +96,18 @@ class DaemonLink:
         """Say which file is read next."""
         self.send(Opening(file))
 
-    def idle(self, problem: str) -> None:
+    def idle(self, problem: str, late: str = "") -> None:
         """Say that there is nothing to deliver: at once after Next or when the problem changes, then now and then."""
-        if self._resting != problem:
-            self._resting = problem
-            self.send(Idle(problem))
+        resting = Idle(problem, late)
+        if self._resting != resting:
+            self._resting = resting
+            self.send(resting)
         self.alive()
 
     def alive(self) -> None:
         """Say something after HEARTBEAT_S of silence."""
         if time.monotonic() - self._sent_s >= HEARTBEAT_S:
-            self.send(Idle(self._resting or ""))
+            self.send(self._resting or Idle())
 
     def _expect(self, kind: type[T]) -> T:
         message = self._received.get()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -146,8 +147,9 @@ class LiveCapture(Capture[LiveConfig]):
 
     def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
         """Told once for each reason; never hopeless."""
-        again = policy.last_reason == str(error) and self.state.state == "offline"
-        longest_s = policy.died(str(error), time.monotonic(), passes=True) or LONGEST_DELAY_S
+        gist = _gist(str(error))
+        again = policy.last_reason == gist and self.state.state == "offline"
+        longest_s = policy.died(gist, time.monotonic(), passes=True) or LONGEST_DELAY_S
         delay_s = min(longest_s, LONGEST_DELAY_S) * random.uniform(1 - JITTER, 1 + JITTER)
         if again:
             self.state.problems += 1
@@ -172,6 +174,12 @@ class LiveCapture(Capture[LiveConfig]):
     def captioned(self, frame: Frame) -> None:
         """The next ones are compared with this one."""
         self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic())
+
+
+def _gist(reason: str) -> str:
+    """A reason without what is another one each time: the times, numbers and addresses in a program's last words."""
+    how, its, words = reason.partition("its last words: ")
+    return how + its + re.sub(r"\w*\d\w*", "#", words)
 
 
 def _refuse(asked: list[asyncio.Future[Frame]], error: ChildError) -> None:

@@ -94,7 +94,9 @@ class Idle:
     """Nothing to do; the source is being watched."""
 
     problem: str = ""
-    """What still keeps the source from delivering, or from delivering soon; empty when it is well."""
+    """What still keeps the source from delivering; empty when it is well."""
+    late: str = ""
+    """Why it delivers, but not soon."""
 
 
 # ---- daemon → grabber ------------------------------------------------------------------------------------

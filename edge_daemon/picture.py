@@ -188,11 +188,15 @@ def _describe(data: bytes) -> str:
 
 
 def _not_a_file(path: str, mode: int) -> str:
+    """What it is instead. Raises OSError for a folder that breaks off while it is listed."""
     if stat.S_ISDIR(mode):
         if os.path.islink(path):
             return "a symbolic link to a folder; folders are not followed through links"
         if not os.access(path, os.R_OK | os.X_OK):
             return f"a folder that this service may not look into (permissions {stat.filemode(mode)})"
+        with os.scandir(path) as listing:
+            for _ in listing:  # raises what keeps it from being listed
+                pass
         return "a folder, not a picture, in spite of its name; pictures inside it are read"
     if stat.S_ISFIFO(mode):
         return "a named pipe, not a file"

@@ -35,16 +35,13 @@ class Settings:
         return settings.model_copy(update={"sources": sources})
 
     def over_source(self, name: str, source: Source) -> Source:
-        """One source with what was set for it. What does not fit the configuration any more is told of and left out."""
-        changes = self._changes.get(name)
-        if not changes:
-            return source
-        try:
-            made = config.changed(source, changes)
-        except ConfigError as error:
-            log.warning("source %s: what was set over MQTT (%s) does not hold any more: %s", name, self._path, error)
-            return source
-        log.info("source %s: set over MQTT and kept in %s: %s", name, self._path, ", ".join(changes))
+        """One source with what was set for it. A key that does not fit the file any more is told of and left out."""
+        changes = self._changes.get(name, {})
+        made, problems = _over(source, changes)
+        for key, problem in problems.items():
+            log.warning("source %s: %s, set over MQTT (%s), does not hold any more: %s", name, key, self._path, problem)
+        if holds := [key for key in changes if key not in problems]:
+            log.info("source %s: set over MQTT and kept in %s: %s", name, self._path, ", ".join(holds))
         return made
 
     def change(self, name: str, changes: Mapping[str, Any]) -> str:
@@ -71,6 +68,19 @@ class Settings:
         except (ValueError, AttributeError, RecursionError):
             log.warning("what was set over MQTT is not known: %s is damaged; the configuration holds", self._path)
         return {}
+
+
+def _over(source: Source, changes: Mapping[str, Any]) -> tuple[Source, dict[str, str]]:
+    """A source with the changes that hold, key by key, and what is wrong with the others."""
+    problems: dict[str, str] = {}
+    for key in (key for key in KEYS if key in changes):
+        try:
+            source = config.changed(source, {key: changes[key]})
+        except ConfigError as error:
+            problems[key] = str(error)
+    if 0 < len(problems) < len(changes):  # one may hold as soon as another one does: no caption, but questions
+        return _over(source, {key: changes[key] for key in problems})
+    return source, problems
 
 
 def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,12 @@ from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.source_config import FolderConfig
 
 
-async def of_folder(config: FolderConfig) -> Frame:
-    """The newest picture of a folder. Raises PictureError."""
-    return await _take(grabber_settings.of_current_picture(config), config.decode_timeout_s)
+async def of_folder(config: FolderConfig, left: list[Child]) -> Frame:
+    """The newest picture of a folder; a grabber that cannot be ended goes to those that are `left`.
+
+    Raises PictureError.
+    """
+    return await _take(grabber_settings.of_current_picture(config), config.decode_timeout_s, left)
 
 
 async def of_bytes(payload: bytes) -> Frame:
@@ -28,12 +31,14 @@ async def of_bytes(payload: bytes) -> Frame:
     with os.fdopen(os.memfd_create("picture"), "wb", buffering=0) as file:
         file.write(payload)
         options = {"type": "single", "path": f"/proc/self/fd/{file.fileno()}", "max_side_px": MAX_SIDE_PX}
-        return await _take(options, 0.0, [file.fileno()])
+        return await _take(options, 0.0, [], [file.fileno()])
 
 
-async def _take(told: dict[str, object], decode_timeout_s: float, descriptors: Sequence[int] = ()) -> Frame:
+async def _take(
+    told: dict[str, object], decode_timeout_s: float, left: list[Child], descriptors: Sequence[int] = ()
+) -> Frame:
     try:
-        async with grabber("grabber of one picture", grabber_settings.argv(), told, descriptors) as (child, _):
+        async with grabber("grabber of one picture", grabber_settings.argv(), told, left, descriptors) as (child, _):
             await child.send(Next(), SILENCE_S)
             return await _frame(child, SILENCE_S + decode_timeout_s)
     except ChildError as error:

@@ -138,7 +138,7 @@ async def _try(name: str, source: SourceConfig) -> tuple[Frame, dict[str, Any]]:
         if isinstance(source, FolderConfig)
         else grabber_settings.settings(source)
     )
-    async with grabber(f"grabber {name}", grabber_settings.argv(source), told) as (child, decoder):
+    async with grabber(f"grabber {name}", grabber_settings.argv(source), told, []) as (child, decoder):
         ready_s = time.monotonic() - began_s
         _progress(f"{decoder}: waiting for a picture, {limit_s:.0f} s at most")
         frame = await _picture(child, name, limit_s)

@@ -128,6 +128,18 @@ class FolderConfig(AnySource):
     decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
     """Processor time for one picture; longer is stuck."""
 
+    @model_validator(mode="after")
+    def _pattern_can_match(self) -> Self:
+        """Refuse what other programs know and no file here ever matches: it would be a source without pictures."""
+        pattern = self.pattern or ""
+        if pattern.startswith(("/", "./")):
+            raise ValueError("pattern is compared with the path below the folder: begin it without / or ./")
+        if "/" in pattern and not self.recursive:
+            raise ValueError("a pattern with / in it is for folders below the folder: set recursive to true")
+        if pattern.endswith("}"):
+            raise ValueError("pattern knows *, ? and [..] but no braces; without one all kinds of pictures count")
+        return self
+
     @property
     def place(self) -> str:
         """Where it is, in words that hold no secret."""
@@ -166,13 +178,20 @@ class StreamConfig(LiveSource):
 
     @field_validator("url")
     @classmethod
-    def _has_a_scheme(cls, url: SecretStr) -> SecretStr:
+    def _is_an_address(cls, url: SecretStr) -> SecretStr:
+        """What is said of it never repeats it: there may be a login in it."""
         if not re.match(r"[a-z][a-z0-9+.-]*://|/", url.get_secret_value()):
             raise ValueError("an address such as rtsp://camera.local:554/stream1 or the path of a file is expected")
         try:
-            urlsplit(url.get_secret_value())
-        except ValueError:  # its words have a part of the address in them
-            raise ValueError("[ ] are for IPv6 addresses; in a login write them as %5B %5D") from None
+            parts = urlsplit(url.get_secret_value())
+            host, _ = parts.hostname, parts.port  # which is checked when it is looked at
+        except ValueError:
+            raise ValueError(
+                "the host or the port in it is none: a port is a number up to 65535, an IPv6 address stands in "
+                "brackets, and a login with characters such as / # ? [ is better given as username and password"
+            ) from None
+        if not host and parts.scheme in ("rtsp", "rtsps", "http", "https", "rtmp"):  # udp://:5000 listens
+            raise ValueError("there is no host in it, as in rtsp://camera.local:554/stream1")
         return url
 
     @model_validator(mode="after")

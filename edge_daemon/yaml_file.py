@@ -190,6 +190,8 @@ class _Reader:
             raise self._error(node, f"the secret in {path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise self._error(node, f"the secret in {path} is not UTF-8 text") from error
+        except ValueError as error:
+            raise self._error(node, "the secret's file has a character in its name that no name can have") from error
 
     def _error(self, node: yaml.Node, text: str) -> ConfigError:
         return ConfigError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {text}")

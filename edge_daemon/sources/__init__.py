@@ -28,8 +28,8 @@ class Daemon(Protocol):
     def opening(self, file: FileKey) -> None:
         """Say which file is read next."""
 
-    def idle(self, problem: str) -> None:
-        """Say that there is nothing to deliver yet, and why, if the source is not well.
+    def idle(self, problem: str, late: str = "") -> None:
+        """Say that there is nothing to deliver yet, and why, if the source is not well, or well but `late`.
 
         To be called often: it is passed on at once the first time, then every few seconds.
         """

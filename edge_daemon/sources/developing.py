@@ -45,6 +45,7 @@ class Developer:
         self._group = 0  # the key frame that the decoder began with
         self._broken = 0  # the key frame of a group that broke
         self._newest: Developed | None = None
+        self._latest = 0, 0.0  # the last packet that was shown, and its time: ordered by number, for clocks are set
         self.failing_since_s: float | None = None
         """Monotonic: since when every packet that was tried gave a broken frame or none."""
         self.failures = 0
@@ -88,7 +89,7 @@ class Developer:
     def _decode(self, arrived: Arrived | None) -> list[av.VideoFrame]:
         """The frames that a packet completes; None: all that the decoder still keeps."""
         if arrived is not None:
-            arrived.packet.opaque = arrived.at_s
+            arrived.packet.opaque = arrived.number, arrived.at_s
             self._at = self._fed = arrived.number
         try:
             return self._context.decode(None if arrived is None else arrived.packet)
@@ -104,10 +105,9 @@ class Developer:
             if frame.is_corrupt:
                 self._failed()
             else:
-                at_s = cast(float, frame.opaque)
-                if self._newest:  # what others build upon comes before them and is shown after them
-                    at_s = max(at_s, self._newest.at_s)
-                self._newest = Developed(frame, self._fed, at_s)
+                # what others build upon comes before them and is shown after them
+                self._latest = max(self._latest, cast(tuple[int, float], frame.opaque))
+                self._newest = Developed(frame, self._fed, self._latest[1])
                 self.failing_since_s, self.failures = None, 0
         return bool(frames)
 

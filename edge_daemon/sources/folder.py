@@ -125,7 +125,7 @@ class FolderSource:
                 if answer is not None:
                     return answer
             else:
-                daemon.idle(self._problem)
+                daemon.idle(self._problem, self._watch.problem)
                 time.sleep(_TICK_S)
 
     def _look(self, daemon: Daemon) -> None:
@@ -134,7 +134,7 @@ class FolderSource:
             identity = self._tree.identity()
             if identity != self._identity:
                 self._lose()
-                self._identity = identity
+                self._identity, self._rest_until_s = identity, -math.inf
             if not self._waiting and self._scan_is_due(time.monotonic()):
                 self._scan(daemon)
             changed = self._watch.changed()
@@ -148,22 +148,23 @@ class FolderSource:
             self._lose()
             self._problem = f"the folder {self._options.path!r} cannot be watched: {error.strerror}"
             return
-        self._problem = self._watch.problem
+        self._problem = ""
         self._ask(daemon)
 
     def _lose(self) -> None:
         """The folder went, or another one took its place: what waited in it is found again when it returns."""
-        self._identity = None
         self._watch.clear()
         self._settling.clear()
         self._complete.clear()
         self._waiting.clear()
-        self._next_scan_s = self._rest_until_s = -math.inf
+        self._next_scan_s = -math.inf
 
     def _scan(self, daemon: Daemon) -> None:
         """Look through everything, and forget handled files that are no longer there. Raises OSError."""
         started_s = time.monotonic()
         self._overflow = False
+        if self._watch.problem:  # perhaps more is allowed by now
+            self._watch.clear()
         self._stale, self._handled = self._handled, set()
         try:
             self._explore([""], daemon)
@@ -171,9 +172,9 @@ class FolderSource:
         finally:
             self._handled |= self._stale  # empty unless the folder went meanwhile
             self._stale = set()
-        ended_s = time.monotonic()
+            ended_s = time.monotonic()
+            self._rest_until_s = ended_s + _SCAN_SHARE * (ended_s - started_s)
         self._next_scan_s = ended_s + self._options.rescan_s
-        self._rest_until_s = ended_s + _SCAN_SHARE * (ended_s - started_s)
 
     def _scan_is_due(self, now_s: float) -> bool:
         """When it is time, or when files are known to have been left out; never without a rest."""

@@ -29,6 +29,9 @@ _FORMER_S = 1.0
 _MAX_FORMER = 8
 """More of them are not kept: the kernel allows 128 a user by default."""
 
+_TRIES = 10
+"""Folders may come and go while they begin to be watched."""
+
 Changes = Generator[set[tuple[Change, str]], None, None]
 
 
@@ -92,23 +95,20 @@ class Tree:
         when the watched folder itself cannot be listed.
         """
         try:
-            listing = os.scandir(self.path(folder))
+            with os.scandir(self.path(folder)) as listing:
+                for entry in listing:
+                    name = os.path.join(folder, entry.name)
+                    if self.recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                        below.append(name)
+                    if self.admits(name) and (key := self.key(name)) is not None:
+                        yield key
         except (FileNotFoundError, NotADirectoryError):
             if not folder:
                 raise
-            return
         except OSError:
             if not folder:
                 raise
             yield FileKey(folder, 0, 0)
-            return
-        with listing:
-            for entry in listing:
-                name = os.path.join(folder, entry.name)
-                if self.recursive and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    below.append(name)
-                if self.admits(name) and (key := self.key(name)) is not None:
-                    yield key
 
 
 class Watch:
@@ -130,6 +130,7 @@ class Watch:
         self._former: list[tuple[Changes, float]] = []  # replaced watches that may still have something to tell
         self._unread: set[str] = set()
         self._missed = False
+        self._gap = False  # for a moment nothing was watched
 
     def add(self, folders: Iterable[str]) -> None:
         """Watch these folders as well, from before this returns."""
@@ -137,19 +138,15 @@ class Watch:
         if not self._enabled or not new:
             return
         self._folders |= new
-        before, self._changes = self._changes, None
-        try:
-            self._changes = self._start()
-            self.problem = ""
-        except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own, for instance for too many instances
-            self._folders.clear()
-            self.problem = (
-                f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {error} "
-                "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
-            )
-        if before is not None:
-            self._former.append((before, time.monotonic() + _FORMER_S))
+        if self._changes is not None:
+            self._former.append((self._changes, time.monotonic() + _FORMER_S))
+            self._changes = None
             self._retire(self._former[:-_MAX_FORMER])
+        self.problem = self._begin()
+        if self.problem and self._former:  # what is allowed holds for these and the new one together
+            self._retire(self._former)
+            self.problem = self._begin()
+            self._gap = not self.problem
 
     def drop(self, folder: str) -> None:
         """Forget a folder that was moved, deleted or replaced, and everything below it."""
@@ -166,13 +163,13 @@ class Watch:
             self._changes.close()
             self._changes = None
         self._unread.clear()
-        self._missed = False
+        self._missed = self._gap = False
         self.problem = ""
 
     def changed(self) -> set[str] | None:
         """The names that changed since the last call; the empty name is the folder itself. Takes a millisecond.
 
-        None if something was missed: everything has to be looked through, and added again.
+        None if something was missed: everything has to be looked through, and added as far as it is new.
         """
         for changes in (self._changes, *(former for former, _ in self._former)):
             if changes is not None:
@@ -181,18 +178,34 @@ class Watch:
         if self._missed:
             self.clear()
             return None
+        if self._gap:
+            self._gap = False
+            return None
         names, self._unread = self._unread, set()
         return names
 
+    def _begin(self) -> str:
+        """Watch all folders; why the system does not allow that, in words."""
+        try:
+            self._changes = self._start()
+        except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own, for instance for too many instances
+            what = str(error).partition(" about ")[0]  # the folder that was one too many is another one each time
+            return (
+                f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {what} "
+                "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
+            )
+        return ""
+
     def _start(self) -> Changes:
-        """Begin to watch all folders. Raises OSError or RuntimeError when the system allows no more of it."""
-        while True:
+        """Begin to watch all folders that can be. Raises OSError or RuntimeError when that is more than is allowed."""
+        for tries_left in reversed(range(_TRIES)):
+            paths = [os.path.join(self._root, folder) for folder in self._folders]
             changes = watch(
-                *(path for folder in self._folders if os.path.isdir(path := os.path.join(self._root, folder))),
+                *(path for path in paths if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK)),
                 watch_filter=None,
                 recursive=False,
                 force_polling=False,
-                ignore_permission_denied=True,
+                ignore_permission_denied=False,  # it would ignore as well that no more watches are allowed
                 debug=False,
                 # We ask often and never wait inside: 1 ms without a change is the end of an answer.
                 step=1,
@@ -203,8 +216,10 @@ class Watch:
             try:
                 self._note(next(changes))
                 return changes
-            except FileNotFoundError:  # a folder vanished in between; the others remain
-                continue
+            except (FileNotFoundError, PermissionError):  # a folder vanished in between; the others remain
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _retire(self, former: list[tuple[Changes, float]]) -> None:
         for item in list(former):

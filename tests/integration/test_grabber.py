@@ -419,21 +419,54 @@ def test_a_missing_folder_is_a_problem_once_and_waited_for(start: Start, folder:
     assert grabber.leave() == 0
 
 
-def test_where_the_kernel_tells_nothing_the_rescan_finds_files(start: Start, folder: Path) -> None:
-    """In a user namespace of its own, so that the limit is real and nobody else's."""
-    limit = 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"'
+def inotify(what: str, most: int) -> tuple[str, ...]:
+    """A user namespace of its own, so that the limit is real and nobody else's."""
+    limit = f'echo {most} > /proc/sys/user/max_inotify_{what} && exec "$@"'
     prefix = ("unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh")
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this machine allows no user namespaces")
+    return prefix
+
+
+def test_too_many_folders_to_watch_are_told_of_until_there_are_fewer(start: Start, folder: Path) -> None:
+    for number in range(8):
+        (folder / str(number) / "below").mkdir(parents=True)
+    grabber = start(folder, prefix=inotify("watches", 10), rescan_s=0.5)
+    idle = grabber.wait_idle()
+    assert idle.problem == "", "it works"
+    assert "watch limit reached" in idle.late
+    assert "max_user_watches" in idle.late
+    put(folder / "7" / "below" / "a.jpg")
+    assert isinstance(grabber.answer(), Frame)
+    for number in range(7):
+        shutil.rmtree(folder / str(number))
+    deadline_s = time.monotonic() + DEADLINE_S
+    while grabber.wait_idle() != Idle():
+        assert time.monotonic() < deadline_s
+
+
+def test_a_new_folder_is_watched_where_there_is_no_room_for_two_watches_of_all(start: Start, folder: Path) -> None:
+    folders = [folder, *(folder / str(number) for number in range(5))]
+    for path in folders[1:-1]:
+        path.mkdir()
+    grabber = start(folder, prefix=inotify("watches", 8), rescan_s=100_000.0)
+    assert grabber.wait_idle() == Idle()
+    put(folders[-1] / "a.jpg")
+    assert isinstance(grabber.answer(), Frame)
+    for path in folders:
+        assert grabber.wait_idle() == Idle()
+        put(path / "b.jpg")
+        assert isinstance(grabber.answer(), Frame)
+
+
+def test_where_the_kernel_tells_nothing_the_rescan_finds_files(start: Start, folder: Path) -> None:
     put(folder / "a.jpg")
-    grabber = start(folder, prefix=prefix, rescan_s=0.5)
-    problem = grabber.next()
-    assert isinstance(problem, Problem)
-    assert problem.file is None
-    assert "seen late, at the next rescan" in problem.reason
-    assert "max_user_instances" in problem.reason
+    grabber = start(folder, prefix=inotify("instances", 0), rescan_s=0.5)
     assert isinstance(grabber.next(), Frame)
-    assert grabber.wait_idle() == Idle(problem.reason)
+    idle = grabber.wait_idle()
+    assert idle.problem == "", "it works"
+    assert "seen late, at the next rescan" in idle.late
+    assert "max_user_instances" in idle.late
     put(folder / "b.jpg")
     assert isinstance(grabber.answer(), Frame)
 

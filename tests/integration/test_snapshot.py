@@ -32,27 +32,27 @@ async def test_the_newest_file_of_a_folder_is_its_picture_now(tmp_path: Path) ->
         dated(path, unix_s)
     dated(tmp_path, 9_000)
     (tmp_path / "notes.txt").write_text("newer, and no picture")
-    frame = await snapshot.of_folder(folder(tmp_path))
+    frame = await snapshot.of_folder(folder(tmp_path), [])
     assert frame.file is not None
     assert frame.file.name == f"below/{newer.name}"
     assert frame.captured_at_s == 2_000
     assert len(frame.payload) == 3 * frame.width_px * frame.height_px
-    only = await snapshot.of_folder(folder(tmp_path, pattern=other.name))
+    only = await snapshot.of_folder(folder(tmp_path, pattern=other.name), [])
     assert only.file is not None
     assert only.file.name == f"below/{other.name}"
 
 
 async def test_there_may_be_no_picture(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"^there is no picture in the folder$"):
-        await snapshot.of_folder(folder(tmp_path))
+        await snapshot.of_folder(folder(tmp_path), [])
     with pytest.raises(PictureError, match="deleted, moved or renamed"):
-        await snapshot.of_folder(folder(tmp_path / "missing"))
+        await snapshot.of_folder(folder(tmp_path / "missing"), [])
 
 
 async def test_the_newest_file_may_be_broken_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     with pytest.raises(PictureError, match=r"^half\.jpg: damaged or incomplete JPEG"):
-        await snapshot.of_folder(folder(tmp_path))
+        await snapshot.of_folder(folder(tmp_path), [])
 
 
 async def test_bytes_are_decoded_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_a_picture_that_takes_for_ever_ends_the_process_that_decodes_it(tm
     (tmp_path / "bomb.jpg").write_bytes(jpeg_of_scans(5000, 5000, 4000))
     limited = folder(tmp_path).model_copy(update={"decode_timeout_s": 1.0})
     with pytest.raises(PictureError, match=r"reading the picture: .*its processor time for one picture was used up"):
-        await snapshot.of_folder(limited)
+        await snapshot.of_folder(limited, [])
     assert not psutil.Process().children()
 
 

@@ -159,6 +159,7 @@ def test_a_number_may_come_from_the_environment(file: Path, monkeypatch: pytest.
         ("!file missing.txt", "missing.txt cannot be read: No such file or directory"),
         ("!file .", "cannot be read: Is a directory"),
         ("!file binary", "is not UTF-8 text"),
+        (r'!file "a\0b"', "a character in its name that no name can have"),
         ("!credential pw", "$CREDENTIALS_DIRECTORY is not set (LoadCredential=)"),
         ("!env [SECRET]", "only a single word can stand behind a tag (!env, !file, !credential)"),
         ("!env {a: b}", "only a single word can stand behind a tag"),
@@ -229,6 +230,31 @@ def test_no_error_shows_a_secret(file: Path, text: str) -> None:
     assert SECRET[:5] not in error
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"rtsp://cam:{part}{SECRET}@camera.local/stream" for part in ("1[", "a/", "b#", "c?", "d@e:f/")),
+        f"rtsp://cam:{SECRET}@[fe80::1/stream",
+        f"rtsp://cam:SEC/{SECRET}@10.0.0.9/live",
+        f"rtsp://cam:{SECRET}@camera.local:99999/stream",
+        f"rtsp://cam:{SECRET}@/stream",
+        f"http://camera.local:http/snapshot?user=cam&password={SECRET}",
+        f"rtsp//cam:{SECRET}@camera.local/stream",
+    ],
+)
+def test_no_error_shows_the_login_of_an_address_that_is_none(file: Path, url: str) -> None:
+    error = refusal(file, f"sources:\n  porch:\n    type: rtsp\n    url: {url!r}\n")
+    assert error.startswith("4:5: sources.porch.url: value ")
+    assert SECRET[:5] not in error
+
+
+@pytest.mark.parametrize(
+    "url", ["rtsp://[fe80::1]:554/x", "udp://:5000", "udp://@:5000", "file:///srv/film.mp4", "/srv/film [1].mp4"]
+)
+def test_an_address_need_not_be_a_name(file: Path, url: str) -> None:
+    assert "porch" in load(file, f"sources:\n  porch:\n    type: stream\n    url: {url!r}\n").sources
+
+
 @pytest.mark.parametrize("number", ["12345", "0123", "1.5", "1_000", "1:30", "true", "0x1f", "~", ".inf"])
 def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
     text = f"mqtt:\n  username: cam\n  password: {number}\n{SOURCE}"
@@ -246,10 +272,9 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         ("rtsp://cam:SECRET@10.0.0.9:554/live?key=SECRET", "rtsp://10.0.0.9:554/live"),
         ("rtsp://cam:SEC@SECRET@10.0.0.9/live", "rtsp://10.0.0.9/live"),
         ("http://[fe80::1]:80/live", "http://[fe80::1]:80/live"),
-        ("rtsp://cam:SEC/SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("rtsp://cam:1234/SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
-        ("rtsp://cam:SEC?SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
-        ("rtsp://cam:SEC#SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("rtsp://cam:1234?SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
+        ("rtsp://cam:1234#SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("http://10.0.0.9/live?key=SEC@SECRET", f"http://{HIDDEN}"),
         ("/srv/films/a@b.mp4", "/srv/films/a@b.mp4"),
         ("file:///srv/films/a@b.mp4", "file:///srv/films/a@b.mp4"),
@@ -338,9 +363,38 @@ def test_the_place_of_a_camera_holds_no_secret(url: str, place: str) -> None:
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions:\n    - {id: a}\n",
             "6:7: sources.p.questions.0.ask: this key is required",
         ),
+        *(
+            (
+                f"sources:\n  p: {{type: folder, path: /srv, recursive: {recursive}, pattern: '{pattern}'}}\n",
+                f"2:3: sources.p: value (keys with values): {expected}",
+            )
+            for pattern, recursive, expected in (
+                ("/srv/*.jpg", "true", "pattern is compared with the path below the folder: begin it without / or ./"),
+                ("./*.jpg", "true", "pattern is compared with the path below the folder: begin it without / or ./"),
+                ("a/*.jpg", "false", "a pattern with / in it is for folders below the folder: set recursive to true"),
+                ("*.{jpg,png}", "true", "pattern knows *, ? and [..] but no braces"),
+            )
+        ),
+        (
+            'sources:\n  "[x]":\n    type: folder\n    path: /srv\n    foo: 1\n',
+            "2:3: sources.[x]: value '[x]': only letters, digits, '_' and '-' are allowed\n"
+            "5:5: sources.[x].foo: value 1: unknown key; known here: enabled,",
+        ),
         (
             "sources:\n  p:\n    type: folder\n    path: /srv\n    questions: {id: a, ask: b}\n",
             "5:5: sources.p.questions: value (keys with values): a list is expected",
+        ),
+        *(
+            (
+                f"sources:\n  p:\n    type: rtsp\n    url: '{url}'\n",
+                f"4:5: sources.p.url: value (hidden): the host or the port in it is none: a port is a number up to "
+                "65535, an IPv6 address stands in brackets",
+            )
+            for url in ("rtsp://[fe80::1/stream", "rtsp://camera.local:abc/x", "http://camera.local:99999/x")
+        ),
+        (
+            "sources:\n  p:\n    type: rtsp\n    url: 'rtsp://'\n",
+            "4:5: sources.p.url: value (hidden): there is no host in it, as in rtsp://camera.local:554/stream1",
         ),
         (
             f"mqtt:\n  port: 70000\n{SOURCE}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +46,7 @@ class Recorder:
     def opening(self, file: FileKey) -> None:
         self.opened.append(file.name)
 
-    def idle(self, problem: str) -> None:
+    def idle(self, problem: str, late: str = "") -> None:
         self.idles.append(problem)
         self.when_idle()
 
@@ -345,6 +347,47 @@ def test_a_folder_with_the_name_of_a_picture_is_told_of_once_and_looked_into(
     assert sorted(names(drain(source, daemon))) == ["x.jpg", "x.jpg/a.jpg"]
     old(tmp_path / "x.jpg" / "b.jpg")  # which changes the time of the folder
     assert names(drain(source, daemon)) == ["x.jpg/b.jpg"]
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a bad block: it can be opened, and breaks off while it is listed."""
+    sick, scandir = tmp_path / "sick", os.scandir
+
+    class Broken(ExitStack):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self._path, self._listing = path, self.enter_context(scandir(path))
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            yield from self._listing
+            if self._path == str(sick):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    old(sick / "a.jpg")
+    monkeypatch.setattr(os, "scandir", Broken)
+    return sick
+
+
+def test_a_folder_that_breaks_off_while_it_is_listed_is_told_of_and_stops_no_other(failing: Path) -> None:
+    old(failing.parent / "well" / "b.jpg")
+    answers = drain(source_of(failing.parent, rescan_s=1000.0), Recorder())
+    assert sorted(names(answers)) == ["sick", "sick/a.jpg", "well/b.jpg"]
+    (problem,) = (answer for answer in answers if isinstance(answer, Problem))
+    assert problem.reason == "it cannot be read: Input/output error"
+
+
+def test_a_watched_folder_that_breaks_off_has_its_rest_between_two_scans(
+    failing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_SCAN_SHARE", 1_000_000)
+    source, daemon = source_of(failing, rescan_s=1.0), Recorder()
+    (problem,) = drain(source, daemon)
+    assert isinstance(problem, Problem)
+    assert problem.reason.endswith("cannot be watched: Input/output error")
+    rests_until_s = source._rest_until_s
+    assert drain(source, daemon) == []
+    assert source._rest_until_s == rests_until_s, "it was not listed again"
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

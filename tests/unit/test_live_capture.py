@@ -38,6 +38,13 @@ def test_a_camera_that_stays_away_is_told_once_and_tried_at_longer_intervals(cap
     assert "something else" in caplog.text
 
 
+def test_last_words_that_differ_in_times_and_numbers_only_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    camera, policy = capture(), RestartPolicy()
+    for status, words in ((1, "[12:00:01.5] no camera"), (1, "[12:00:03.7] no camera"), (1, "[x] no"), (2, "[x] no")):
+        camera.after_death(policy, ChildDied(f"sh ended with exit status {status}; its last words: {words}"))
+    assert [record.getMessage().count("no camera") for record in caplog.records] == [1, 0, 0]
+
+
 async def test_who_asks_a_camera_that_is_away_hears_why_at_once() -> None:
     camera = capture()
     asked = asyncio.create_task(camera.current())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_every_codec_says_when_a_frame_came(tmp_path: Path, codec: str) -> None:
         times_s.append(developed.at_s)
     assert times_s == sorted(times_s)
     assert len(packets) - 6 <= times_s[-1] <= len(packets)
+
+
+def test_a_clock_that_is_set_back_holds_for_the_frames_that_follow(tmp_path: Path) -> None:
+    developer, packets = read(film(tmp_path / "film.mkv", scenes(1, SMALL) * 20, options={"g": "10"}))
+    assert develop(developer, packets[:10])
+    later = [replace(arrived, at_s=arrived.at_s - 3600) for arrived in packets[10:]]
+    developed = developer.develop(later, now=True, breathe=lambda: None)
+    assert developed is not None
+    assert developed.at_s < -3500
 
 
 def test_what_follows_costs_itself_only(tmp_path: Path) -> None:

@@ -64,6 +64,26 @@ def test_what_does_not_fit_the_file_any_more_is_told_and_left_out(path: Path, ca
     assert "does not hold any more: the id 'gate' is there twice" in caplog.text
 
 
+def test_what_was_switched_off_stays_off_whatever_else_does_not_fit(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Settings(path).change("porch", {"questions": config.questions([GATE]), "caption": "none", "enabled": False})
+    made = porch(Settings(path), detect=["gate"])
+    assert (made.enabled, made.caption, made.questions) == (False, "none", ())
+    (told,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert told.startswith("source porch: questions, set over MQTT")
+
+
+def test_keys_that_hold_together_only_hold(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Settings(path).change("porch", {"caption": "none", "questions": config.questions([GATE])})
+    made = porch(Settings(path))
+    assert (made.caption, [question.id for question in made.questions]) == ("none", ["gate"])
+    Settings(path).change("porch", {"caption": "short", "questions": ()})
+    made = porch(Settings(path), caption="none", questions=[GATE])
+    assert (made.caption, made.questions) == ("short", ())
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"5", b'{"porch": 5}', b"\xff", b"[" * 100_000, b'{"porch": {"enabled": 3}}']
 )
