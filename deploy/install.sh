@@ -9,7 +9,7 @@
 #   --model NAME                  demo-shapes (default), moondream-0.5b, moondream-2b (fetched), or /a/model/directory
 #   --pictures DIR                the folder to watch (default: /srv/pictures); cameras: edit the configuration later
 #   --picamera                    install Debian's python3-picamera2, for a camera at the board's connector
-#   --strict                      close the network but for the broker and cameras of the configuration
+#   --strict                      close the network but for the broker and cameras of the configuration, or start nothing
 #   --allow ADDRESS[/BITS]        with --strict: this as well (repeatable), such as 192.168.1.0/24
 #   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --wheelhouse)
 #   --no-index                    no network: --wheelhouse with what comes with this copy, in dist/
@@ -187,7 +187,12 @@ main() {
   fi
   fetch_model
   before=$(cat "$UNITS"/edge-daemon*.d/50-configuration.conf 2>/dev/null || true)
-  render "${render_options[@]}" >/dev/null || say "the unit's drop-in stays as it was: see above"
+  render "${render_options[@]}" >/dev/null || {
+    # whoever asked for a closed network is not served with an open one
+    [ ${#render_options[@]} -eq 0 ] ||
+      fail "the network is not closed (see above), so nothing was started: mend that, or --allow the network; then run this again"
+    say "the unit's drop-in stays as it was: see above"
+  }
   if [ -n "$start" ]; then
     if ! systemctl is-enabled --quiet edge-daemon.service || ! systemctl is-active --quiet edge-daemon.service; then
       act "enable and start the service; it is ready when the model is loaded" start_service

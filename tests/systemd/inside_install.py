@@ -145,6 +145,17 @@ def another_torch_is_refused(_: Machine) -> None:
     assert not leftovers()
 
 
+def not_strict_is_not_started(_: Machine) -> None:
+    """The broker's name has no address now, so the network cannot be closed."""
+    options = ("--yes", "--no-packages", "--wheelhouse", str(WHEELS), "--broker", "broker.invalid", "--strict")
+    said = deploy("install.sh", *options, expected=69)
+    assert "no address is known for it now" in said, said
+    assert "--allow the network" in said, said
+    assert show("ActiveState") == "inactive"
+    assert run("systemctl", "is-enabled", UNIT, check=False).strip() == "disabled"
+    (ETC / "config.yaml").unlink()
+
+
 def installed(machine: Machine) -> None:
     """One command, and the service captions, under the strict profile."""
     password = Path("/run/password")
@@ -328,6 +339,7 @@ def purged(_: Machine) -> None:
 PROOFS = (
     dry_run,
     another_torch_is_refused,
+    not_strict_is_not_started,
     installed,
     again_changes_nothing,
     reloaded,
