@@ -161,7 +161,7 @@ start_service() {
 }
 
 main() {
-  local release before
+  local release before made=""
   need_root
   ask broker "MQTT broker" localhost
   ask model "Model (demo-shapes, moondream-0.5b, moondream-2b)" demo-shapes
@@ -171,14 +171,17 @@ main() {
   systemd_runs || { start=""; say "no systemd runs here, as in a chroot: nothing is started; sudo systemctl enable edge-daemon"; }
   [ -z "$packages" ] || install_packages
   release=$(release_of "$root")
-  [ -e "$release/$DONE" ] ||
+  is_whole "$release" || {
+    made=yes
     act "make $release and try it: PyTorch $(pinned_torch) and all other pins, about 1.5 GB" make_release "$root" "$release" ||
-    fail "this release cannot be installed here: see above"
+      fail "this release cannot be installed here: see above"
+  }
   id "$SERVICE_USER" >/dev/null 2>&1 || act "make the system user $SERVICE_USER" make_user
   have_configuration
   cmp -s "$root/configs/full.yaml" "$ETC/full.yaml.example" ||
     act "put $ETC/full.yaml.example there" install -D -m 644 "$root/configs/full.yaml" "$ETC/full.yaml.example"
-  in_place "$release" || act "make ${release##*/} the current release, with its units" switch "$release"
+  { [ -z "$made" ] && in_place "$release"; } ||
+    act "make ${release##*/} the current release, with its units" switch "$release"
   [ "$(readlink /usr/local/bin/edge-daemon || true)" = "$OPT/current/bin/edge-daemon" ] ||
     act "put the command edge-daemon into /usr/local/bin" ln -sfn "$OPT/current/bin/edge-daemon" /usr/local/bin/edge-daemon
   if [ -n "$dry_run" ]; then

@@ -127,10 +127,14 @@ our_wheel() {
   pip_in "$venv" wheel --no-deps --wheel-dir "$out" "$source"
 }
 
+# is_whole DIR: it was made to its end, and its Python finds it. After an upgrade of Debian that is another Python, which
+# looks elsewhere. (-I: not in the directory that we are in, which may be a checkout.)
+is_whole() { [ -e "$1/$DONE" ] && "$1/bin/python" -I -c 'import edge_daemon' 2>/dev/null; }
+
 # make_release ROOT DIR: the virtual environment, whole or not at all.
 make_release() {
   local root=$1 dir=$2 free_mib
-  [ ! -e "$dir/$DONE" ] || return 0
+  ! is_whole "$dir" || return 0
   rm -rf -- "$dir"
   mkdir -p "$OPT"
   free_mib=$(df --output=avail -m "$OPT" | tail -1)
@@ -294,7 +298,7 @@ switch_to() {
   [ -n "$failed" ] || return 0
   say "$failed is not well with ${dir##*/}. Its last words:"
   journalctl --no-pager -o cat -n 15 -u "$failed" >&2 || true
-  [ -n "$before" ] || return 1
+  [ "${before:-${dir##*/}}" != "${dir##*/}" ] || return 1  # none, or this one, made anew
   say "going back to $before"
   activate "$OPT/$before"
   ln -sfn "${dir##*/}" "$OPT/previous"

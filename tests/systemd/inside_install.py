@@ -295,6 +295,28 @@ def a_good_one_takes_over(machine: Machine) -> None:
     machine.caption_of_next_picture()
 
 
+def one_of_another_python_is_made_anew(machine: Machine) -> None:
+    """As after Debian 12 has become 13: its packages lie where the new Python does not look."""
+    wheelhouse_of_current = wheels_with(*DOCTORED.glob("edge_daemon-0.*.whl"))
+    before = current()
+    as_of_another_python()
+    said = deploy("upgrade.sh", "--wheelhouse", wheelhouse_of_current)
+    assert f"{before} is not whole" in said, said
+    assert current() == before
+    machine.caption_of_next_picture()
+    as_of_another_python()
+    run("systemctl", "restart", "--no-block", UNIT)
+    wait_for("the service cannot start", lambda: show("SubState") == "auto-restart")
+    deploy("install.sh", "--yes", "--no-packages", "--wheelhouse", wheelhouse_of_current)
+    assert (current(), show("ActiveState")) == (before, "active")
+
+
+def as_of_another_python() -> None:
+    """The current release, as if its packages had been installed for Python 3.9."""
+    (packages,) = (OPT / "current/lib").glob("python3.*")
+    packages.rename(packages.with_name("python3.9"))
+
+
 def away_s(heard: Subscriber, act: Callable[[], object]) -> float:
     """How long a subscriber was without the service: from its goodbye to the next `online`."""
     since = len(heard.on("availability"))
@@ -348,6 +370,7 @@ PROOFS = (
     one_that_cannot_caption_is_not_taken,
     one_that_dies_is_rolled_back,
     a_good_one_takes_over,
+    one_of_another_python_is_made_anew,
     uninstalled,
     purged,
 )
