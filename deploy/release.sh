@@ -359,10 +359,15 @@ remove_program() {
   systemctl daemon-reload 2>/dev/null || true
 }
 
-# Data and configuration; the pictures in the folders of the sources are nobody's but their owner's.
+# Data and configuration; the pictures in the folders of the sources are nobody's but their owner's. Of what is called
+# edge-daemon-SOMETHING, the state of instances that there are goes: the rest may be the owner's as well. As deb/postrm.
 remove_data() {
-  rm -rf -- "$ETC" "$STATE" "$STATE"-* /var/lib/private/edge-daemon /var/lib/private/edge-daemon-* \
-    "$UNITS"/edge-daemon.service.d "$UNITS"/edge-daemon@*.service.d
+  local path name
+  for path in "$ETC"/*.yaml "$UNITS"/edge-daemon@?*.service.d; do
+    name=${path##*/}; name=${name#edge-daemon@}; name=${name%.service.d}; name=${name%.yaml}
+    [ "$name" = config ] || rm -rf -- "$STATE-$name" "/var/lib/private/edge-daemon-$name"
+  done
+  rm -rf -- "$ETC" "$STATE" /var/lib/private/edge-daemon "$UNITS"/edge-daemon.service.d "$UNITS"/edge-daemon@*.service.d
   systemctl daemon-reload 2>/dev/null || true
   ! id "$SERVICE_USER" >/dev/null 2>&1 || userdel "$SERVICE_USER"
 }

@@ -19,6 +19,7 @@ from tests.systemd.inside_install import (
     doctored,
     fresh,
     leftovers,
+    purged_by,
     said_by,
     wheels_with,
 )
@@ -93,8 +94,7 @@ def package_removed(_: Machine) -> None:
 
 
 def package_purged(_: Machine) -> None:
-    dpkg("--purge", "edge-daemon")
-    assert not leftovers(), leftovers()
+    purged_by(lambda: dpkg("--purge", "edge-daemon"))
 
 
 PROOFS = (
