@@ -276,10 +276,22 @@ def test_memory_of_the_board() -> None:
 def test_swap(tmp_path: Path) -> None:
     head = "Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
     put(tmp_path / "block/zram0/disksize", f"{512 * MIB}\n")
-    found = capacity.swap(f"{head}/dev/zram0  partition 524284 0 100\n", tmp_path)
+    found = capacity.swap(f"{head}/dev/zram0  partition 524284 0 100\n", tmp_path, MOUNTS)
     assert (found.state, found.what.partition(";")[0]) == ("ok", "zram of 512 MiB")
-    found = capacity.swap(f"{head}/dev/mmcblk0p3  partition 524284 0 -2\n", tmp_path)
+    found = capacity.swap(f"{head}/dev/mmcblk0p3  partition 524284 0 -2\n", tmp_path, MOUNTS)
     assert (found.state, found.what) == ("warning", "swap on the SD card: /dev/mmcblk0p3")
+    assert found.command.startswith("sudo swapoff /dev/mmcblk0p3;")
+
+
+def test_swap_in_a_file_on_the_card(subject: Subject) -> None:
+    put(subject.places.proc / "self/mountinfo", MOUNTS)
+    put(subject.places.proc / "swaps", "Filename Type Size Used Priority\n/var/swap file 524272 0 -2\n")
+    found = next(f for f in capacity.look(subject) if f.id == "swap")
+    assert (found.state, found.what) == ("warning", "swap on the SD card: /var/swap")
+    assert found.command.startswith("sudo systemctl disable --now dphys-swapfile;"), "it would be back after a restart"
+    elsewhere = "Filename Type Size Used Priority\n/mnt/usb\\040disk/swap file 524272 0 -2\n"
+    assert capacity.swap(elsewhere, subject.places.sys, MOUNTS).state == "ok"
+    assert capacity.swap(elsewhere, subject.places.sys, "").state == "ok", "the kernel does not tell where it lies"
 
 
 def test_cgroups(tmp_path: Path) -> None:
