@@ -253,6 +253,34 @@ def two_instances(_: Machine) -> None:
     run("systemctl", "daemon-reload")
 
 
+def model_on_a_late_disk(_: Machine) -> None:
+    """It is mounted after everything else, as by `nofail` in fstab: the start waits, and the service outlives it."""
+    config, late = ETC / "config.yaml", Path("/run/late")
+    before = config.read_text()
+    shutil.copytree(CHECKOUT / "edge_daemon/demo/model", late / "shapes", copy_function=shutil.copyfile)
+    run("chmod", "-R", "a+rX", str(late))
+    slow = UNITS / "late-disk.service"
+    slow.write_text("[Service]\nType=oneshot\nExecStart=/bin/sleep 3\n")
+    disk = UNITS / "mnt-late.mount"
+    needs = f"[Unit]\nRequires={slow.name}\nAfter={slow.name}\n"
+    disk.write_text(f"{needs}[Mount]\nWhat={late}\nWhere=/mnt/late\nType=none\nOptions=bind\nLazyUnmount=yes\n")
+    config.write_text(before.replace('"demo-shapes"', "/mnt/late/shapes"))
+    run("edge-daemon", "systemd", "render", "--strict", "--write")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "stop", UNIT)
+    run("systemctl", "start", "--no-block", disk.name)  # as the start of the board does
+    run("systemctl", "start", UNIT)
+    assert show("ActiveState") == "active"
+    run("systemctl", "stop", disk.name)
+    assert show("ActiveState") == "active"
+    config.write_text(before)
+    run("edge-daemon", "systemd", "render", "--strict", "--write")
+    for path in (disk, slow):
+        path.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", UNIT)
+
+
 # ---- another release --------------------------------------------------------------------------------------
 
 
@@ -381,6 +409,7 @@ PROOFS = (
     reloaded,
     confined,
     two_instances,
+    model_on_a_late_disk,
     one_that_cannot_caption_is_not_taken,
     one_that_dies_is_rolled_back,
     a_good_one_takes_over,
