@@ -9,7 +9,7 @@
 #   --model NAME                  demo-shapes (default), moondream-0.5b, moondream-2b (fetched), or /a/model/directory
 #   --pictures DIR                the folder to watch (default: /srv/pictures); cameras: edit the configuration later
 #   --picamera                    install Debian's python3-picamera2, for a camera at the board's connector
-#   --strict                      close the network but for the broker and cameras of the configuration
+#   --strict                      close the network but for the broker and cameras of the configuration, or start nothing
 #   --allow ADDRESS[/BITS]        with --strict: this as well (repeatable), such as 192.168.1.0/24
 #   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --collect)
 #   --no-index                    no network: --wheelhouse with what comes with this copy, in dist/
@@ -161,7 +161,7 @@ start_service() {
 }
 
 main() {
-  local release before
+  local release before made=""
   need_root
   ask broker "MQTT broker" localhost
   ask model "Model (demo-shapes, moondream-0.5b, moondream-2b)" demo-shapes
@@ -171,14 +171,17 @@ main() {
   systemd_runs || { start=""; say "no systemd runs here, as in a chroot: nothing is started; sudo systemctl enable edge-daemon"; }
   [ -z "$packages" ] || install_packages
   release=$(release_of "$root")
-  [ -e "$release/$DONE" ] ||
+  is_whole "$release" || {
+    made=yes
     act "make $release and try it: PyTorch $(pinned_torch) and all other pins, about 1.5 GB" make_release "$root" "$release" ||
-    fail "this release cannot be installed here: see above"
+      fail "this release cannot be installed here: see above"
+  }
   id "$SERVICE_USER" >/dev/null 2>&1 || act "make the system user $SERVICE_USER" make_user
   have_configuration
   cmp -s "$root/configs/full.yaml" "$ETC/full.yaml.example" ||
     act "put $ETC/full.yaml.example there" install -D -m 644 "$root/configs/full.yaml" "$ETC/full.yaml.example"
-  in_place "$release" || act "make ${release##*/} the current release, with its units" switch "$release"
+  { [ -z "$made" ] && in_place "$release"; } ||
+    act "make ${release##*/} the current release, with its units" switch "$release"
   [ "$(readlink /usr/local/bin/edge-daemon || true)" = "$OPT/current/bin/edge-daemon" ] ||
     act "put the command edge-daemon into /usr/local/bin" ln -sfn "$OPT/current/bin/edge-daemon" /usr/local/bin/edge-daemon
   if [ -n "$dry_run" ]; then
@@ -187,7 +190,12 @@ main() {
   fi
   fetch_model
   before=$(cat "$UNITS"/edge-daemon*.d/50-configuration.conf 2>/dev/null || true)
-  render "${render_options[@]}" >/dev/null || say "the unit's drop-in stays as it was: see above"
+  render "${render_options[@]}" >/dev/null || {
+    # whoever asked for a closed network is not served with an open one
+    [ ${#render_options[@]} -eq 0 ] ||
+      fail "the network is not closed (see above), so nothing was started: mend that, or --allow the network; then run this again"
+    say "the unit's drop-in stays as it was: see above"
+  }
   if [ -n "$start" ]; then
     if ! systemctl is-enabled --quiet edge-daemon.service || ! systemctl is-active --quiet edge-daemon.service; then
       act "enable and start the service; it is ready when the model is loaded" start_service

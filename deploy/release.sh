@@ -127,10 +127,14 @@ our_wheel() {
   pip_in "$venv" wheel --no-deps --wheel-dir "$out" "$source"
 }
 
+# is_whole DIR: it was made to its end, and its Python finds it. After an upgrade of Debian that is another Python, which
+# looks elsewhere. (-I: not in the directory that we are in, which may be a checkout.)
+is_whole() { [ -e "$1/$DONE" ] && "$1/bin/python" -I -c 'import edge_daemon' 2>/dev/null; }
+
 # make_release ROOT DIR: the virtual environment, whole or not at all.
 make_release() {
   local root=$1 dir=$2 free_mib
-  [ ! -e "$dir/$DONE" ] || return 0
+  ! is_whole "$dir" || return 0
   rm -rf -- "$dir"
   mkdir -p "$OPT"
   free_mib=$(df --output=avail -m "$OPT" | tail -1)
@@ -294,7 +298,7 @@ switch_to() {
   [ -n "$failed" ] || return 0
   say "$failed is not well with ${dir##*/}. Its last words:"
   journalctl --no-pager -o cat -n 15 -u "$failed" >&2 || true
-  [ -n "$before" ] || return 1
+  [ "${before:-${dir##*/}}" != "${dir##*/}" ] || return 1  # none, or this one, made anew
   say "going back to $before"
   activate "$OPT/$before"
   ln -sfn "${dir##*/}" "$OPT/previous"
@@ -355,10 +359,15 @@ remove_program() {
   systemctl daemon-reload 2>/dev/null || true
 }
 
-# Data and configuration; the pictures in the folders of the sources are nobody's but their owner's.
+# Data and configuration; the pictures in the folders of the sources are nobody's but their owner's. Of what is called
+# edge-daemon-SOMETHING, the state of instances that there are goes: the rest may be the owner's as well. As deb/postrm.
 remove_data() {
-  rm -rf -- "$ETC" "$STATE" "$STATE"-* /var/lib/private/edge-daemon /var/lib/private/edge-daemon-* \
-    "$UNITS"/edge-daemon.service.d "$UNITS"/edge-daemon@*.service.d
+  local path name
+  for path in "$ETC"/*.yaml "$UNITS"/edge-daemon@?*.service.d; do
+    name=${path##*/}; name=${name#edge-daemon@}; name=${name%.service.d}; name=${name%.yaml}
+    [ "$name" = config ] || rm -rf -- "$STATE-$name" "/var/lib/private/edge-daemon-$name"
+  done
+  rm -rf -- "$ETC" "$STATE" /var/lib/private/edge-daemon "$UNITS"/edge-daemon.service.d "$UNITS"/edge-daemon@*.service.d
   systemctl daemon-reload 2>/dev/null || true
   ! id "$SERVICE_USER" >/dev/null 2>&1 || userdel "$SERVICE_USER"
 }

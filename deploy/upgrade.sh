@@ -35,16 +35,23 @@ main() {
   current=$(readlink "$OPT/current") || fail "there is nothing to upgrade in $OPT: deploy/install.sh"
   if [ -n "$back" ]; then
     release=$OPT/$(readlink "$OPT/previous") || fail "there is no release before $current"
-    [ -e "$release/$DONE" ] || fail "${release##*/} is not whole any more"
+    is_whole "$release" || fail "${release##*/} is not whole any more, or made for another Python"
   else
     release=$(release_of "$root")
   fi
-  if [ "${release##*/}" = "$current" ]; then say "$current runs already"; return 0; fi
+  if [ "${release##*/}" = "$current" ]; then
+    if is_whole "$release"; then say "$current runs already"; return 0; fi
+    say "$current is not whole, or made for another Python than this system has now: it is made anew"
+  fi
   machine_is_fit
-  [ -e "$release/$DONE" ] || act "make ${release##*/} beside $current and try it" make_release "$root" "$release" ||
-    fail "nothing was changed; $current runs on"
+  is_whole "$release" || act "make ${release##*/} and try it" make_release "$root" "$release" ||
+    fail "${release##*/} could not be made: see above; what runs was not switched"
   if [ -z "$dry_run" ] && ! configurations_are_good "$release"; then
     fail "${release##*/} does not take the configuration; nothing was changed, $current runs on"
+  fi
+  if [ "${release##*/}" = "$current" ]; then
+    act "start the service with it" switch_to "$release" || fail "$current is not well here, and there is no other to go back to"
+    return 0
   fi
   act "switch from $current to ${release##*/}" switch_to "$release" || fail "${release##*/} is not well here; $current is back"
   [ -z "$dry_run" ] || return 0

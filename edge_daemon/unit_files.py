@@ -6,6 +6,7 @@ configuration needs beyond that (a camera, a home) is opened here; with `reaches
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def drop_in(settings: Config, found: Found, made_by: str) -> str:
     lines = [
         f"# Made by: {made_by}",
         "# Make it again when the broker, the model's place or a source in the configuration changes.",
+        *_disks(settings),
         "[Service]",
         *_devices(settings),
         *_homes(settings),
@@ -100,6 +102,29 @@ def drop_in(settings: Config, found: Found, made_by: str) -> str:
         *_network(found.reaches),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _disks(settings: Config) -> Iterator[str]:
+    """What the start waits for: disks that the board starts without (`nofail`) may come a second too late.
+
+    Not RequiresMountsFor=: that stops the service for good when a disk goes, and the daemon can do without. A source
+    that is not there yet is tried again anyway.
+    """
+    named = {"model.name": Path(settings.model.name), "state_dir": settings.state_dir}
+    places = {key: path for key, path in named.items() if path.is_absolute() and not below(path, (STATE,))}
+    if not places:
+        return
+    units = dict.fromkeys(mount_unit(one) for path in places.values() for one in (*reversed(path.parents[:-1]), path))
+    yield "[Unit]"
+    yield f"# {', '.join(places)}: a disk on the way to it is waited for; most of these units are none"
+    yield from (f"{setting}={' '.join(units)}" for setting in ("Wants", "After"))
+
+
+def mount_unit(point: Path) -> str:
+    """As `systemd-escape --path --suffix=mount` names it (systemd.unit(5), "String escaping")."""
+    name = str(point).strip("/").encode()
+    escaped = re.sub(rb"[^A-Za-z0-9:_./]|^\.", lambda found: b"\\x%02x" % found[0][0], name)
+    return escaped.replace(b"/", b"-").decode() + ".mount"
 
 
 def _devices(settings: Config) -> Iterator[str]:

@@ -143,7 +143,9 @@ def subject_of(path: Path, config: Config | None, caption: CaptionWish) -> Subje
     from edge_daemon.models.catalogue import CATALOGUE
 
     places, state_dir = Places(), config.state_dir if config else default_state_dir()
-    service = unit.read(places.run)
+    service = unit.read(places.run, unit.name_of(path))
+    if service.state_dir and not (config and "state_dir" in config.model_fields_set):
+        state_dir = service.state_dir
     try:
         holder = within(READ_S, lambda: lock_holder(state_dir / "outbox.db"))
     except TimeoutError:  # the check of the state directory will say so

@@ -78,10 +78,15 @@ def mount_of(place: Path, mountinfo: str) -> Mount | None:
         left, right = first.split(), last.split()
         if not dash or len(left) < 6 or len(right) < 3:
             continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), left[4]))
+        point = Path(unescaped(left[4]))
         if place.is_relative_to(point) and (found is None or point.is_relative_to(found.point)):
             found = Mount(point, right[0], right[1], (*left[5].split(","), *right[2].split(",")))
     return found
+
+
+def unescaped(name: str) -> str:
+    """A path as the kernel lists it: spaces and their like are three octal digits."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), name)
 
 
 def mounted(mount: Mount) -> Finding:

@@ -76,9 +76,9 @@ def hidden(name: str, config: Config, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
     id, source = f"source.{name}", config.sources[name]
     own = (path for key, path in unit_files.paths(config) if key.startswith(f"sources.{name}."))
-    found = next((concealed(id, str(path), setting) for path in own if (setting := hiding(unit, path))), None)
+    found = next((concealed(id, str(path), setting, unit) for path in own if (setting := hiding(unit, path))), None)
     if found is None and isinstance(source, V4l2Config | PicameraConfig) and unit.values.get("PrivateDevices") in HIDES:
-        return concealed(id, source.place, "PrivateDevices")
+        return concealed(id, source.place, "PrivateDevices", unit)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,20 @@ class Unit:
 
     values: dict[str, str] = field(default_factory=dict)
     """Properties of `systemctl show`; empty where no systemd runs."""
+    name: str = "edge-daemon"
+    """As systemctl takes it."""
+
+    @property
+    def config_option(self) -> str:
+        """What names its configuration to our commands: empty for the default."""
+        _, at, instance = self.name.partition("@")
+        return f" -c /etc/edge-daemon/{instance}.yaml" if at else ""
+
+    @property
+    def state_dir(self) -> Path | None:
+        """Where the unit itself puts the state, as that of an instance does; None where it leaves it to the default."""
+        found = re.search(r'(?:^| )("?)EDGE_DAEMON_STATE_DIR=(.+?)\1(?: |$)', self.values.get("Environment", ""))
+        return Path(found[2]) if found else None
 
     @property
     def is_installed(self) -> bool:

@@ -7,15 +7,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_daemon import unit_files
+from edge_daemon import unit_command, unit_files
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject, Unit
 
-NAME = "edge-daemon"
 PROPERTIES = (
     *("LoadState", "ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "NRestarts", "MainPID"),
     *("User", "DynamicUser", "SupplementaryGroups", "PrivateTmp", "ProtectHome", "PrivateDevices", "BindReadOnlyPaths"),
-    *("UnitFileState", "NeedDaemonReload", "StatusText"),
+    *("UnitFileState", "NeedDaemonReload", "StatusText", "Environment"),
 )
 DEADLINE_S = 10.0
 LINES = 5
@@ -24,9 +23,16 @@ HIDES = ("yes", "tmpfs")
 """Values of PrivateTmp=, ProtectHome= and PrivateDevices=."""
 
 
-def read(run: Path) -> Unit:
+def name_of(config: Path) -> str:
+    """The unit that runs a configuration; the main one for a file that no instance would find."""
+    path, default = config.absolute(), unit_command.DEFAULT_CONFIG
+    return unit_command.unit_of(path if path.parent == default.parent else default).removesuffix(".service")
+
+
+def read(run: Path, name: str) -> Unit:
     """Of the running systemd; nothing where there is none."""
-    return Unit(parsed(said(run, "systemctl", "show", NAME, "--no-pager", f"--property={','.join(PROPERTIES)}")))
+    wanted = f"--property={','.join(PROPERTIES)}"
+    return Unit(parsed(said(run, "systemctl", "show", f"{name}.service", "--no-pager", wanted)), name)
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -40,13 +46,14 @@ def look(subject: Subject) -> Iterator[Finding]:
     if not values:
         yield skipped("unit", "no systemd runs here")
         return
-    yield state(values)
+    yield state(subject.unit)
     for key, path in unit_files.paths(subject.config) if subject.config else ():
         if not key.startswith("sources.") and (setting := hiding(subject.unit, path)):
-            yield concealed(f"unit.{key}", f"{key}, {path},", setting)
+            yield concealed(f"unit.{key}", f"{key}, {path},", setting, subject.unit)
     if subject.unit.is_installed and shutil.which("journalctl"):
-        wanted = ("-u", NAME, "-o", "short-iso", "-p", "warning", "-n", str(LINES))
-        yield journal(said(subject.places.run, "journalctl", "--no-pager", *wanted))
+        name = subject.unit.name
+        wanted = ("-u", f"{name}.service", "-o", "short-iso", "-p", "warning", "-n", str(LINES))
+        yield journal(said(subject.places.run, "journalctl", "--no-pager", *wanted), name)
 
 
 def hiding(unit: Unit, path: Path) -> str:
@@ -59,47 +66,50 @@ def hiding(unit: Unit, path: Path) -> str:
     return ""
 
 
-def concealed(id: str, what: str, setting: str) -> Finding:
+def concealed(id: str, what: str, setting: str, unit: Unit) -> Finding:
     """What is there, and not for the service."""
     meaning = "The unit sees nothing that it does not need; what this configuration needs it has to be told."
-    told = "sudo edge-daemon systemd render --write"
+    told = f"sudo edge-daemon systemd render{unit.config_option} --write"
     return problem(id, f"{what} is hidden from the service by {setting}= of its unit", meaning, told)
 
 
-def state(values: dict[str, str]) -> Finding:
+def state(unit: Unit) -> Finding:
     """By the properties."""
+    values, name = unit.values, unit.name
     if values.get("LoadState") != "loaded":
         return warning(
             "unit",
-            f"there is no unit {NAME} ({values.get('LoadState', 'unknown')})",
+            f"there is no unit {name} ({values.get('LoadState', 'unknown')})",
             "The service runs only as long as somebody has it in the foreground, and not after a restart of the board.",
-            f"sudo cp systemd/{NAME}.service /etc/systemd/system/ && sudo systemctl enable --now {NAME}",
+            "sudo deploy/install.sh",
         )
     active, restarts = values.get("ActiveState", ""), values.get("NRestarts", "0")
     what = f"{active} ({values.get('SubState', '')}), {restarts} restarts"
     if values.get("ExecMainStatus") == CONFIG_STATUS and active != "active":
         meaning = "It ended with exit status 78: the configuration is wrong, or the model cannot run here. It stays so."
-        return problem("unit", what, meaning, f"edge-daemon check-config; sudo systemctl restart {NAME}")
+        return problem(
+            "unit", what, meaning, f"edge-daemon check-config{unit.config_option}; sudo systemctl restart {name}"
+        )
     if active == "failed" or values.get("SubState") == "auto-restart":
         meaning = (
             f"It ended ({values.get('Result', '')}, status {values.get('ExecMainStatus', '')}); the journal says why."
         )
-        return problem("unit", what, meaning, f"journalctl -u {NAME} -n 50")
+        return problem("unit", what, meaning, f"journalctl -u {name} -n 50")
     if values.get("NeedDaemonReload") == "yes":
         meaning = "The unit's file has changed since systemd read it."
-        return warning("unit", what, meaning, f"sudo systemctl daemon-reload && sudo systemctl restart {NAME}")
+        return warning("unit", what, meaning, f"sudo systemctl daemon-reload && sudo systemctl restart {name}")
     if active != "active" and active != "activating":
-        return warning("unit", what, "The service does not run.", f"sudo systemctl enable --now {NAME}")
+        return warning("unit", what, "The service does not run.", f"sudo systemctl enable --now {name}")
     if values.get("UnitFileState") == "disabled":
         meaning = "It runs, but is not started with the board."
-        return warning("unit", f"{what}, disabled", meaning, f"sudo systemctl enable {NAME}")
+        return warning("unit", f"{what}, disabled", meaning, f"sudo systemctl enable {name}")
     if int(restarts or 0) > 0:
         meaning = "It has ended by itself; the journal says why."
-        return warning("unit", what, meaning, f"journalctl -u {NAME} -p warning")
+        return warning("unit", what, meaning, f"journalctl -u {name} -p warning")
     return ok("unit", f"{what}. {values.get('StatusText', '')}".rstrip(". "))
 
 
-def journal(text: str) -> Finding:
+def journal(text: str, name: str) -> Finding:
     """Its last warnings and errors; journalctl says in words that there are none."""
     if not text:
         return skipped("journal", "this user may not read it, or it does not answer")
@@ -109,9 +119,9 @@ def journal(text: str) -> Finding:
     said = "\n".join(lines[-LINES:])
     return warning(
         "journal",
-        f"the last warnings of {NAME}:\n{said}",
+        f"the last warnings of {name}:\n{said}",
         "The service's own words.",
-        f"journalctl -u {NAME} -p warning",
+        f"journalctl -u {name} -p warning",
     )
 
 

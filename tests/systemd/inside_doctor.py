@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNIT_FILE = Path("/etc/systemd/system/edge-daemon.service")
+INSTANCES = UNIT_FILE.with_name("edge-daemon@.service")
+PORCH = Path("/etc/edge-daemon/porch.yaml")
 UNIT = """\
 [Service]
 Type=exec
@@ -40,20 +42,20 @@ def run(*argv: str) -> str:
     return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=LONGEST_S).stdout
 
 
-def doctor(directory: Path) -> dict[str, dict[str, str]]:
+def doctor(directory: Path, config: str | Path = "c.yaml") -> dict[str, dict[str, str]]:
     """Its findings by their ids; without torch, which others try."""
-    argv = [sys.executable, "-m", "edge_daemon", "doctor", "-c", str(directory / "c.yaml"), "--json", "--no-caption"]
+    argv = [sys.executable, "-m", "edge_daemon", "doctor", "-c", str(directory / config), "--json", "--no-caption"]
     findings = json.loads(run("env", f"PYTHONPATH={directory}", *argv))["findings"]
     return {finding["id"]: finding for finding in findings}
 
 
-def start(command: str, state: str) -> None:
+def start(command: str, state: str, file: Path = UNIT_FILE, unit: str = "edge-daemon", more: str = "") -> None:
     """Install the unit with this command, start it, wait until systemd says that it is in this state."""
-    UNIT_FILE.write_text(UNIT.format(command=command))
+    file.write_text(UNIT.format(command=command) + more)
     run("systemctl", "daemon-reload")
-    run("systemctl", "restart", "edge-daemon")
+    run("systemctl", "restart", unit)
     end_s = time.monotonic() + LONGEST_S
-    while run("systemctl", "is-active", "edge-daemon").strip() != state and time.monotonic() < end_s:
+    while run("systemctl", "is-active", unit).strip() != state and time.monotonic() < end_s:
         time.sleep(0.05)
     run("journalctl", "--sync")
 
@@ -63,6 +65,7 @@ def no_unit(directory: Path) -> None:
     found = doctor(directory)
     assert found["unit"]["state"] == "warning", found["unit"]
     assert "there is no unit" in found["unit"]["what"]
+    assert found["unit"]["command"] == "sudo deploy/install.sh"
 
 
 def ended_with_78(directory: Path) -> None:
@@ -84,7 +87,21 @@ def runs(directory: Path) -> None:
     assert found["model.memory"]["what"].startswith("the service (process "), found["model.memory"]
 
 
-PROOFS: tuple[Callable[[Path], None], ...] = (no_unit, ended_with_78, runs)
+def an_instance(directory: Path) -> None:
+    """Of its configuration, while the other one has failed: its state, its journal, its state directory."""
+    start(ENDS_WITH_CONFIG, "failed")
+    PORCH.parent.mkdir(exist_ok=True)
+    PORCH.write_text(CONFIG)
+    state_dir = "Environment=EDGE_DAEMON_STATE_DIR=%S/edge-daemon-%i\n"
+    start(f"echo '<4>of the porch' >&2; {STAYS}", "active", INSTANCES, "edge-daemon@porch", state_dir)
+    found = doctor(directory, PORCH)
+    assert found["unit"]["what"].startswith("active (running)"), found["unit"]
+    assert "of the porch" in found["journal"]["what"], found["journal"]
+    assert "nothing of that name" not in found["journal"]["what"], found["journal"]
+    assert "systemd gives /var/lib/edge-daemon-porch to edge-daemon" in found["state"]["what"], found["state"]
+
+
+PROOFS: tuple[Callable[[Path], None], ...] = (no_unit, ended_with_78, runs, an_instance)
 
 
 def main() -> int:

@@ -145,6 +145,17 @@ def another_torch_is_refused(_: Machine) -> None:
     assert not leftovers()
 
 
+def not_strict_is_not_started(_: Machine) -> None:
+    """The broker's name has no address now, so the network cannot be closed."""
+    options = ("--yes", "--no-packages", "--wheelhouse", str(WHEELS), "--broker", "broker.invalid", "--strict")
+    said = deploy("install.sh", *options, expected=69)
+    assert "no address is known for it now" in said, said
+    assert "--allow the network" in said, said
+    assert show("ActiveState") == "inactive"
+    assert run("systemctl", "is-enabled", UNIT, check=False).strip() == "disabled"
+    (ETC / "config.yaml").unlink()
+
+
 def installed(machine: Machine) -> None:
     """One command, and the service captions, under the strict profile."""
     password = Path("/run/password")
@@ -242,6 +253,34 @@ def two_instances(_: Machine) -> None:
     run("systemctl", "daemon-reload")
 
 
+def model_on_a_late_disk(_: Machine) -> None:
+    """It is mounted after everything else, as by `nofail` in fstab: the start waits, and the service outlives it."""
+    config, late = ETC / "config.yaml", Path("/run/late")
+    before = config.read_text()
+    shutil.copytree(CHECKOUT / "edge_daemon/demo/model", late / "shapes", copy_function=shutil.copyfile)
+    run("chmod", "-R", "a+rX", str(late))
+    slow = UNITS / "late-disk.service"
+    slow.write_text("[Service]\nType=oneshot\nExecStart=/bin/sleep 3\n")
+    disk = UNITS / "mnt-late.mount"
+    needs = f"[Unit]\nRequires={slow.name}\nAfter={slow.name}\n"
+    disk.write_text(f"{needs}[Mount]\nWhat={late}\nWhere=/mnt/late\nType=none\nOptions=bind\nLazyUnmount=yes\n")
+    config.write_text(before.replace('"demo-shapes"', "/mnt/late/shapes"))
+    run("edge-daemon", "systemd", "render", "--strict", "--write")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "stop", UNIT)
+    run("systemctl", "start", "--no-block", disk.name)  # as the start of the board does
+    run("systemctl", "start", UNIT)
+    assert show("ActiveState") == "active"
+    run("systemctl", "stop", disk.name)
+    assert show("ActiveState") == "active"
+    config.write_text(before)
+    run("edge-daemon", "systemd", "render", "--strict", "--write")
+    for path in (disk, slow):
+        path.unlink()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", UNIT)
+
+
 # ---- another release --------------------------------------------------------------------------------------
 
 
@@ -284,6 +323,28 @@ def a_good_one_takes_over(machine: Machine) -> None:
     machine.caption_of_next_picture()
 
 
+def one_of_another_python_is_made_anew(machine: Machine) -> None:
+    """As after Debian 12 has become 13: its packages lie where the new Python does not look."""
+    wheelhouse_of_current = wheels_with(*DOCTORED.glob("edge_daemon-0.*.whl"))
+    before = current()
+    as_of_another_python()
+    said = deploy("upgrade.sh", "--wheelhouse", wheelhouse_of_current)
+    assert f"{before} is not whole" in said, said
+    assert current() == before
+    machine.caption_of_next_picture()
+    as_of_another_python()
+    run("systemctl", "restart", "--no-block", UNIT)
+    wait_for("the service cannot start", lambda: show("SubState") == "auto-restart")
+    deploy("install.sh", "--yes", "--no-packages", "--wheelhouse", wheelhouse_of_current)
+    assert (current(), show("ActiveState")) == (before, "active")
+
+
+def as_of_another_python() -> None:
+    """The current release, as if its packages had been installed for Python 3.9."""
+    (packages,) = (OPT / "current/lib").glob("python3.*")
+    packages.rename(packages.with_name("python3.9"))
+
+
 def away_s(heard: Subscriber, act: Callable[[], object]) -> float:
     """How long a subscriber was without the service: from its goodbye to the next `online`."""
     since = len(heard.on("availability"))
@@ -320,22 +381,39 @@ def uninstalled(_: Machine) -> None:
 
 
 def purged(_: Machine) -> None:
-    deploy("uninstall.sh", "--purge")
-    assert not leftovers(), leftovers()
+    """With the state of an instance; what only has a name like ours is its owner's."""
+    purged_by(lambda: deploy("uninstall.sh", "--purge"))
     assert INBOX.is_dir(), "pictures are their owner's"
+
+
+def purged_by(purge: Callable[[], object]) -> None:
+    """Purge beside an instance that has run, and a directory that is none of ours."""
+    (ETC / "porch.yaml").write_text((ETC / "config.yaml").read_text())
+    Path("/var/lib/private/edge-daemon-porch/models").mkdir(parents=True)
+    Path("/var/lib/edge-daemon-porch").symlink_to("private/edge-daemon-porch")
+    mine = [Path(f"/var/lib/edge-daemon-{name}") for name in ("config", "models-of-mine")]
+    for path in mine:
+        path.mkdir()
+    purge()
+    assert sorted(leftovers()) == [str(path) for path in mine], leftovers()
+    for path in mine:
+        path.rmdir()
 
 
 PROOFS = (
     dry_run,
     another_torch_is_refused,
+    not_strict_is_not_started,
     installed,
     again_changes_nothing,
     reloaded,
     confined,
     two_instances,
+    model_on_a_late_disk,
     one_that_cannot_caption_is_not_taken,
     one_that_dies_is_rolled_back,
     a_good_one_takes_over,
+    one_of_another_python_is_made_anew,
     uninstalled,
     purged,
 )

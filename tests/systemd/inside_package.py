@@ -10,7 +10,19 @@ from pathlib import Path
 
 from tests.integration.service import subscribed
 from tests.systemd import inside_install
-from tests.systemd.inside_install import ETC, STATE, current, deploy, doctored, fresh, leftovers, said_by, wheels_with
+from tests.systemd.inside_install import (
+    ETC,
+    STATE,
+    as_of_another_python,
+    current,
+    deploy,
+    doctored,
+    fresh,
+    leftovers,
+    purged_by,
+    said_by,
+    wheels_with,
+)
 from tests.systemd.inside_service import BROKER_PORT, UNIT, Machine, go_through, run, show
 
 
@@ -59,6 +71,18 @@ def package_upgraded(machine: Machine) -> None:
     machine.caption_of_next_picture()
 
 
+def package_for_another_python(machine: Machine) -> None:
+    """As after Debian 12 has become 13."""
+    (good,) = Path("/run/packages").glob("edge-daemon_1.0.1_*.deb")
+    dpkg("--install", str(good))
+    before, started = current(), show("InvocationID")
+    as_of_another_python()
+    said_by("dpkg-reconfigure", "edge-daemon", DEBIAN_FRONTEND="noninteractive")
+    assert (current(), show("ActiveState")) == (before, "active")
+    assert show("InvocationID") != started, "it runs what is not there any more"
+    machine.caption_of_next_picture()
+
+
 def package_removed(_: Machine) -> None:
     dpkg("--remove", "edge-daemon")
     kept = [place for place in leftovers() if not place.startswith("edge-daemon:")]
@@ -70,14 +94,13 @@ def package_removed(_: Machine) -> None:
 
 
 def package_purged(_: Machine) -> None:
-    dpkg("--purge", "edge-daemon")
-    assert not leftovers(), leftovers()
+    purged_by(lambda: dpkg("--purge", "edge-daemon"))
 
 
 PROOFS = (
     *inside_install.PROOFS,
     package_in_an_image,
-    *(package_installed, package_upgraded, package_removed, package_purged),
+    *(package_installed, package_upgraded, package_for_another_python, package_removed, package_purged),
 )
 
 

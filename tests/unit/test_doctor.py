@@ -276,10 +276,22 @@ def test_memory_of_the_board() -> None:
 def test_swap(tmp_path: Path) -> None:
     head = "Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
     put(tmp_path / "block/zram0/disksize", f"{512 * MIB}\n")
-    found = capacity.swap(f"{head}/dev/zram0  partition 524284 0 100\n", tmp_path)
+    found = capacity.swap(f"{head}/dev/zram0  partition 524284 0 100\n", tmp_path, MOUNTS)
     assert (found.state, found.what.partition(";")[0]) == ("ok", "zram of 512 MiB")
-    found = capacity.swap(f"{head}/dev/mmcblk0p3  partition 524284 0 -2\n", tmp_path)
+    found = capacity.swap(f"{head}/dev/mmcblk0p3  partition 524284 0 -2\n", tmp_path, MOUNTS)
     assert (found.state, found.what) == ("warning", "swap on the SD card: /dev/mmcblk0p3")
+    assert found.command.startswith("sudo swapoff /dev/mmcblk0p3;")
+
+
+def test_swap_in_a_file_on_the_card(subject: Subject) -> None:
+    put(subject.places.proc / "self/mountinfo", MOUNTS)
+    put(subject.places.proc / "swaps", "Filename Type Size Used Priority\n/var/swap file 524272 0 -2\n")
+    found = next(f for f in capacity.look(subject) if f.id == "swap")
+    assert (found.state, found.what) == ("warning", "swap on the SD card: /var/swap")
+    assert found.command.startswith("sudo systemctl disable --now dphys-swapfile;"), "it would be back after a restart"
+    elsewhere = "Filename Type Size Used Priority\n/mnt/usb\\040disk/swap file 524272 0 -2\n"
+    assert capacity.swap(elsewhere, subject.places.sys, MOUNTS).state == "ok"
+    assert capacity.swap(elsewhere, subject.places.sys, "").state == "ok", "the kernel does not tell where it lies"
 
 
 def test_cgroups(tmp_path: Path) -> None:
@@ -418,21 +430,50 @@ NeedDaemonReload=no
     ],
 )
 def test_states_of_the_unit(changes: dict[str, str], state: str, words: str) -> None:
-    found = unit.state(unit.parsed(RUNNING) | changes)
+    found = unit.state(Unit(unit.parsed(RUNNING) | changes))
     assert found.state == state
     assert words in found.what
 
 
 def test_a_unit_that_gave_up_on_its_configuration_says_so() -> None:
     ended = unit.parsed(RUNNING) | {"ActiveState": "failed", "SubState": "failed"}
-    assert "the configuration is wrong" in unit.state(ended | {"ExecMainStatus": "78"}).meaning
-    assert "the configuration is wrong" not in unit.state(ended | {"ExecMainStatus": "1"}).meaning
+    assert "the configuration is wrong" in unit.state(Unit(ended | {"ExecMainStatus": "78"})).meaning
+    assert "the configuration is wrong" not in unit.state(Unit(ended | {"ExecMainStatus": "1"})).meaning
+
+
+def test_without_a_unit_the_installer_is_named() -> None:
+    """The unit alone has nothing to start: it would fail with 203/EXEC for ever."""
+    assert unit.state(Unit({"LoadState": "not-found"})).command == "sudo deploy/install.sh"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("/etc/edge-daemon/config.yaml", "edge-daemon"),
+        ("/etc/edge-daemon/porch.yaml", "edge-daemon@porch"),
+        ("/home/pi/draft.yaml", "edge-daemon"),
+    ],
+)
+def test_which_unit_runs_a_configuration(config: str, name: str) -> None:
+    assert unit.name_of(Path(config)) == name
+
+
+def test_an_instance_is_spoken_of_by_its_name() -> None:
+    values = unit.parsed(RUNNING + 'Environment="A=x y" "EDGE_DAEMON_STATE_DIR=/var/lib/edge-daemon-my porch" B=c\n')
+    porch = Unit(values | {"ActiveState": "failed", "ExecMainStatus": "78"}, "edge-daemon@porch")
+    option = "-c /etc/edge-daemon/porch.yaml"
+    assert unit.state(porch).command == f"edge-daemon check-config {option}; sudo systemctl restart edge-daemon@porch"
+    assert unit.concealed("x", "y", "PrivateTmp", porch).command == f"sudo edge-daemon systemd render {option} --write"
+    assert "of edge-daemon@porch" in unit.journal("oh\n", porch.name).what
+    assert porch.state_dir == Path("/var/lib/edge-daemon-my porch")
+    assert Unit({"Environment": "EDGE_DAEMON_STATE_DIR=/mnt/x A=b"}).state_dir == Path("/mnt/x")
+    assert (Unit().state_dir, Unit().config_option) == (None, "")
 
 
 def test_the_journal() -> None:
-    assert unit.journal("-- No entries --\n").state == "ok"
-    assert unit.journal("").state == "skipped", "who may not read it sees nothing"
-    found = unit.journal("\n".join(f"line {number}" for number in range(9)))
+    assert unit.journal("-- No entries --\n", "edge-daemon").state == "ok"
+    assert unit.journal("", "edge-daemon").state == "skipped", "who may not read it sees nothing"
+    found = unit.journal("\n".join(f"line {number}" for number in range(9)), "edge-daemon")
     assert (found.state, found.what) == (
         "warning",
         "the last warnings of edge-daemon:\nline 4\nline 5\nline 6\nline 7\nline 8",
@@ -457,7 +498,7 @@ def test_what_the_unit_hides_of_model_and_tls(subject: Subject) -> None:
 
 
 def test_no_systemd(subject: Subject) -> None:
-    assert unit.read(subject.places.run) == Unit()
+    assert unit.read(subject.places.run, "edge-daemon") == Unit()
     assert states(list(unit.look(subject))) == {"unit": "skipped"}
 
 

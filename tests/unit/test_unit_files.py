@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from edge_daemon import cli, config, unit_command, unit_files
 from edge_daemon.errors import ConfigError, UnavailableError
+from tests.conftest import missing
 
 FOLDER = {"type": "folder", "path": "/srv/pictures"}
 
@@ -31,7 +34,7 @@ def test_of_a_home_only_what_is_named_is_seen() -> None:
     lines = rendered(
         sources={"inbox": {"type": "folder", "path": "/home/pi/my 100%: pictures"}}, model={"name": "/root/model"}
     )
-    assert lines[1:] == [
+    assert lines[lines.index("[Service]") + 1 :] == [
         "ProtectHome=tmpfs",
         'BindReadOnlyPaths=-"/home/pi/my 100%%\\: pictures"',
         "BindReadOnlyPaths=-/root/model",
@@ -66,7 +69,26 @@ def test_credentials_are_loaded_from_beside_the_configuration() -> None:
 
 
 def test_another_state_directory_can_be_written() -> None:
-    assert rendered(state_dir="/mnt/ssd/edge")[1:] == ["ReadWritePaths=-/mnt/ssd/edge"]
+    assert rendered(state_dir="/mnt/ssd/edge")[-2:] == ["[Service]", "ReadWritePaths=-/mnt/ssd/edge"]
+
+
+def test_the_start_waits_for_the_disks_of_model_and_state() -> None:
+    """Wherever one is mounted; it is not required, as the service goes on when one of them goes."""
+    lines = rendered(model={"name": "/mnt/usb/my model"}, state_dir="/mnt/ssd")
+    mounts = "mnt.mount mnt-usb.mount mnt-usb-my\\x20model.mount mnt-ssd.mount"
+    assert lines[:4] == ["[Unit]", f"Wants={mounts}", f"After={mounts}", "[Service]"]
+    own = "/var/lib/edge-daemon/models/x"
+    assert rendered(model={"name": own}) == ["[Service]"], "systemd waits for its own state directory by itself"
+
+
+@pytest.mark.parametrize("path", ["/mnt", "/a-b/c_d:e.f", "/.hidden/.x", "/mnt/my 100%\\ ä"])
+def test_mounts_are_named_as_systemd_names_them(path: str) -> None:
+    program = shutil.which("systemd-escape")
+    if program is None:
+        missing("systemd")
+    argv = [program, "--path", "--suffix=mount", path]
+    told = subprocess.run(argv, check=True, capture_output=True, text=True)
+    assert unit_files.mount_unit(Path(path)) == told.stdout.strip()
 
 
 def test_the_strict_profile_closes_the_network_but_for_what_is_named() -> None:
