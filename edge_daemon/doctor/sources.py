@@ -168,10 +168,7 @@ def stream(id: str, source: StreamConfig) -> Finding:
         if os.access(parts.path, os.R_OK):
             return ok(id, f"file {source.place}")
         return problem(id, f"{source.place} cannot be read", meaning, f"ls -l {source.place}")
-    try:
-        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
-    except ValueError:
-        host, port = None, None
+    host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
     if host is None or port is None or shown_address.host(parts) == shown_address.HIDDEN:
         return skipped(id, f"{source.place}: no host and port that the doctor could try")
     try:

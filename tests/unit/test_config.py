@@ -387,7 +387,7 @@ def test_the_place_of_a_camera_holds_no_secret(url: str, place: str) -> None:
         *(
             (
                 f"sources:\n  p:\n    type: rtsp\n    url: '{url}'\n",
-                f"4:5: sources.p.url: value (hidden): the host or the port in it is none: a port is a number up to "
+                "4:5: sources.p.url: value (hidden): the host or the port in it is none: a port is a number up to "
                 "65535, an IPv6 address stands in brackets",
             )
             for url in ("rtsp://[fe80::1/stream", "rtsp://camera.local:abc/x", "http://camera.local:99999/x")
