@@ -25,12 +25,14 @@ NAMED = re.compile(
 )
 BEARER = re.compile(r"(?P<key>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 TOKEN = re.compile(r"\b(?:hf_|ghp_|github_pat_|sk-)[A-Za-z0-9_-]{8,}")
-SECRET_KEYS = ("password", "username", "token", "secret", "credential")
+SECRET_KEYS = ("password", "token", "secret", "credential")
 SECRET_VARIABLES = re.compile(r"TOKEN|PASSW|SECRET|API_?KEY|CREDENTIAL(?!S_DIRECTORY)", re.IGNORECASE)
 NO_SECRETS = frozenset({"edge-daemon", "edge_daemon", "mosquitto", "root", "localhost"})
 """Names that are no secret even where they are a login's, and without which the report cannot be read."""
 SHORT = 4
 """A secret of fewer characters is hidden only where it stands alone: else hardly a word would be left."""
+APART = r"(?<![\w-])", r"(?![\w-])"
+"""Around a user name: a node may be called porch-pi, and is named in topics."""
 HOMES = re.compile(r"(?<![\w/])(?:/home/[^/\s:'\",;]+|/root)(?=[/\s:'\",;.]|$)")
 FIRST_USER = 1000
 
@@ -42,11 +44,17 @@ class Hiding:
     secrets: frozenset[str] = frozenset()
     people: frozenset[str] = frozenset()
     """User names of this machine, hidden in a report."""
+    logins: frozenset[str] = frozenset()
+    """User names of the configuration."""
 
     def secrets_in(self, text: str) -> str:
         """A text for the screen of its owner."""
         for secret in sorted(self.secrets, key=len, reverse=True):
-            text = _replaced(text, secret, whole=len(secret) < SHORT)
+            text = (
+                _replaced(text, secret, r"(?<!\w)", r"(?!\w)") if len(secret) < SHORT else text.replace(secret, HIDDEN)
+            )
+        for name in sorted(self.logins, key=len, reverse=True):
+            text = _replaced(text, name, *APART)
         text = UNCLEAR.sub(rf"\g<scheme>{HIDDEN}", text)
         text = LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)
         text = QUERY.sub(rf"\g<address>?{HIDDEN}", text)
@@ -57,31 +65,37 @@ class Hiding:
         """A text for everybody."""
         text = HOMES.sub("~", self.secrets_in(text))
         for name in sorted(self.people, key=len, reverse=True):
-            text = _replaced(text, name, whole=True, by="USER")
+            text = _replaced(text, name, *APART, by="USER")
         return text
 
 
-def _replaced(text: str, what: str, *, whole: bool, by: str = HIDDEN) -> str:
-    pattern = rf"(?<!\w){re.escape(what)}(?!\w)" if whole else re.escape(what)
-    return re.sub(pattern, lambda _: by, text)
+def _replaced(text: str, what: str, before: str, behind: str, by: str = HIDDEN) -> str:
+    return re.sub(f"{before}{re.escape(what)}{behind}", lambda _: by, text)
 
 
 def hiding(config_path: Path) -> Hiding:
     """Of a configuration file, which may be wrong, of the environment and of this machine."""
-    return Hiding(frozenset(secrets_of(config_path)) - NO_SECRETS, frozenset(_people()) - NO_SECRETS)
-
-
-def secrets_of(config_path: Path) -> Iterator[str]:
-    """Values that came by a tag or stand behind a telling key, and those of telling environment variables."""
     try:
         document = yaml_file.read(config_path)
     except ConfigError:
-        found = []
-    else:
-        found = [*_values(document.values, (), document.secrets)]
-    found += [value for name, value in os.environ.items() if SECRET_VARIABLES.search(name)]
-    for value in found:
-        yield from {value, unquote(value), quote(value, safe="")} - {""}
+        document = None
+    secrets = [value for name, value in os.environ.items() if SECRET_VARIABLES.search(name)]
+    secrets += [*_values(document.values, (), document.secrets)] if document else []
+    logins = [*_logins(document.values)] if document else []
+    return Hiding(_spellings(secrets), frozenset(_people()) - NO_SECRETS, _spellings(logins))
+
+
+def _spellings(values: list[str]) -> frozenset[str]:
+    """As they may stand in an address, too."""
+    found = {spelt for value in values for spelt in (value, unquote(value), quote(value, safe=""))}
+    return frozenset(found - {""} - NO_SECRETS)
+
+
+def _logins(values: Any) -> Iterator[str]:
+    if isinstance(values, dict):
+        yield from (str(value) for name, value in values.items() if str(name).lower() == "username" and value)
+    for below in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _logins(below)
 
 
 def _values(values: Any, key: tuple[str | int, ...], secrets: frozenset[tuple[str | int, ...]]) -> Iterator[str]:

@@ -470,6 +470,15 @@ def test_secrets_that_nobody_knows_of(text: str) -> None:
     assert "SECRET" not in hiding.Hiding().secrets_in(text)
 
 
+def test_a_user_name_is_hidden_where_it_stands_alone(tmp_path: Path) -> None:
+    """Nodes and their topics have names that begin alike."""
+    (tmp_path / "config.yaml").write_text("node: porch-pi\nmqtt: {username: porch}\n")
+    hide = hiding.hiding(tmp_path / "config.yaml")
+    assert hide.secrets_in("porch may write edge-daemon/porch-pi/x") == "••• may write edge-daemon/porch-pi/x"
+    people = hiding.Hiding(people=frozenset({"pi"}))
+    assert people.all_in("pi's porch-pi") == "USER's porch-pi"
+
+
 def test_short_secrets_leave_the_words_as_they_are() -> None:
     hide = hiding.Hiding(frozenset({"a"}))
     assert hide.secrets_in("a camera, a=a") == "••• camera, •••=•••"
