@@ -203,7 +203,8 @@ class Outbox:
     def __len__(self) -> int:
         """Entries that wait, without those that are passed over."""
         on_disk = self._book.count - len(self._waiting.gone) if self._book else 0
-        return on_disk + len(self._waiting.entries) - len(self._aside)
+        waiting = on_disk + len(self._waiting.entries) - len(self._aside)
+        return max(0, waiting)  # while a disk fails, rows may be counted as gone that are; len() raises below 0
 
     @property
     def size_bytes(self) -> int:
