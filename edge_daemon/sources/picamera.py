@@ -93,7 +93,7 @@ class Link:
     def idle(self) -> None:
         """Say now and then that there is nothing to deliver yet."""
         if time.monotonic() - self._sent_s >= HEARTBEAT_S:
-            self.send(encode("Idle", {"problem": ""}))
+            self.send(encode("Idle", {"problem": "", "late": ""}))
 
     def _listen(self) -> None:
         while line := self._input.readline():

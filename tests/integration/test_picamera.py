@@ -306,7 +306,7 @@ def test_its_bytes_are_those_of_the_wire() -> None:
     assert sent == wire.encode(messages.pack(message))
     reason = "die Kamera trägt nichts bei ☹"
     assert picamera.problem(reason) == wire.encode(messages.pack(Problem(reason, None)))
-    assert picamera.encode("Idle", {"problem": ""}) == wire.encode(messages.pack(Idle()))
+    assert picamera.encode("Idle", {"problem": "", "late": ""}) == wire.encode(messages.pack(Idle()))
     assert picamera.THUMBNAIL_PX == messages.THUMBNAIL_PX
 
 
