@@ -253,8 +253,6 @@ class Daemon:
         start_s = time.monotonic()
         try:
             results = await self._ask(origin, tasks, image_of(capture.config) if capture and job.is_kept else None)
-            if all(errors := [outcome.error for outcome in results.tasks]):
-                raise CaptionError("; ".join(errors))
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
@@ -267,14 +265,15 @@ class Daemon:
         worker = self.captioner.state.ready
         assert worker is not None
         self._tell(origin.source, results)
+        errors = [outcome.error for outcome in results.tasks]
         made = documents(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
             if isinstance(capture.config, LiveSource) and origin.trigger != "request":
                 made = self.repeats.handled(origin.source, capture.config.repeats, made)
             self._show(origin.source, results)
-            self._keep(origin, made, capture)
-        job.done(made)
+            self._keep(origin, made, capture, came=not all(errors))
+        (job.done(made) if made else job.failed("; ".join(errors)))
 
     def _tell(self, source: str, results: Results) -> None:
         """What a picture did not get; once, until a later one does."""
@@ -291,12 +290,13 @@ class Daemon:
         if results.payload or results.image_problem:
             self.connection.state(self.topics.image(source), results.payload, qos=0)
 
-    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture) -> None:
+    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture, came: bool) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
         capture.captioned(origin.frame)
         self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
-        capture.state.captioned += 1
-        capture.state.last_result_at = utc(time.time())
+        if came:  # something, if only what is suppressed as a repetition
+            capture.state.captioned += 1
+            capture.state.last_result_at = utc(time.time())
         self.written.set()
         self.changed.set()
         for document in made:
