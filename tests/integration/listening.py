@@ -65,6 +65,13 @@ class Listener:
         self._client.loop_start()
         assert self._subscribed.wait(LONG_S)
 
+    def again(self) -> None:
+        """Count on no subscription of before."""
+        self._subscribed.clear()
+
+    def listens(self) -> bool:
+        return self._subscribed.is_set()
+
     def on(self, topic: str) -> list[bytes]:
         return [payload for heard, payload, _ in self.heard if heard == topic]
 

@@ -169,8 +169,13 @@ async def test_a_result_is_kept_until_its_event_is_confirmed_whatever_is_refused
             await until("the event is on its way", lambda: ours.outgoing.owed)
             broker.stop(kill=True)
         await until("the loss is noticed", lambda: not ours.connected.is_set())
+        await publisher.stop()
+        assert len(outbox) == 1
+        listener.again()  # a broker that is killed has not kept its session
         broker.start()
         await until("connected again", ours.connected.is_set)
+        await until("somebody listens again", listener.listens)
+        publisher = Publisher(outbox, ours)
         await until("it is heard", lambda: [event["id"] for event in listener.events()] == ["r"])
         await until("it is confirmed", lambda: not len(outbox))
         await publisher.stop()
