@@ -245,14 +245,19 @@ def check_config(arguments: argparse.Namespace) -> int:
 
 def _refuse_lengths(path: Path, settings: Config, directory: Path) -> None:
     """Raise ConfigError for a length of captions that the model does not have: there would be none."""
+    from edge_daemon import yaml_file
     from edge_daemon.models.inventory import lengths
 
-    known = lengths(directory)
+    try:
+        known = lengths(directory)
+    except ModelError:  # what is wrong with it is told with what it needs
+        return
     for name, source in settings.sources.items():
         if source.caption not in ("none", *known):
+            where = yaml_file.read(path).where(("sources", name, "caption"))
             raise ConfigError(
-                f"{path}: sources.{name}.caption: value {source.caption!r}: {settings.model.name} has no such caption; "
-                f"it has: {', '.join(known)}"
+                f"{where}: sources.{name}.caption: value {source.caption!r}: {settings.model.name} has no such "
+                f"caption; it has: {', '.join(known)}"
             )
 
 

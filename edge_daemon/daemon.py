@@ -273,7 +273,7 @@ class Daemon:
                 made = self.repeats.handled(origin.source, capture.config.repeats, made)
             self._show(origin.source, results)
             self._keep(origin, made, capture, came=not all(errors))
-        (job.done(made) if made else job.failed("; ".join(errors)))
+        job.done(made, "; ".join(errors))
 
     def _tell(self, source: str, results: Results) -> None:
         """What a picture did not get; once, until a later one does."""

@@ -25,9 +25,11 @@ class Job:
     answer: Answer | None = None
     """Of a command; nobody waits any more when it is done."""
 
-    def done(self, made: list[dict[str, Any]]) -> None:
-        """These documents came out."""
-        if self.answer is not None and not self.answer.done():
+    def done(self, made: list[dict[str, Any]], errors: str) -> None:
+        """These documents came out; none, and why."""
+        if not made:
+            self.failed(errors)
+        elif self.answer is not None and not self.answer.done():
             self.answer.set_result(made)
 
     def failed(self, reason: str) -> None:

@@ -93,9 +93,14 @@ def _spellings(values: list[str]) -> frozenset[str]:
 
 def _logins(values: Any) -> Iterator[str]:
     if isinstance(values, dict):
-        yield from (str(value) for name, value in values.items() if str(name).lower() == "username" and value)
-    for below in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        yield from _logins(below)
+        for name, value in values.items():
+            if str(name).lower() == "username" and value:
+                yield str(value)
+            else:
+                yield from _logins(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _logins(value)
 
 
 def _values(values: Any, key: tuple[str | int, ...], secrets: frozenset[tuple[str | int, ...]]) -> Iterator[str]:

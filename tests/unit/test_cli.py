@@ -200,7 +200,7 @@ def test_check_config_refuses_a_length_that_the_model_has_not(file: Path) -> Non
     done = edge_daemon("check-config", "-c", str(file))
     assert done.returncode == cli.CONFIG
     assert re.search(
-        r"sources\.\w+\.caption: value 'long': demo-shapes has no such caption; it has: short, n", done.stderr
+        r":3:\d+: sources\.\w+\.caption: value 'long': demo-shapes has no such caption; it has: short, n", done.stderr
     )
 
 
