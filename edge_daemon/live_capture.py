@@ -11,10 +11,10 @@ import re
 import time
 import zlib
 from collections.abc import Callable
-from datetime import datetime
 
 from edge_daemon.capture import SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
+from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import ChildError, PictureError, SourceLost
 from edge_daemon.gate import Gate
 from edge_daemon.hygiene import Hygiene
@@ -130,7 +130,7 @@ class LiveCapture(Capture[LiveConfig]):
         if problem:
             self._skip("problem")
             return
-        verdict = self.gate.judge(thumbnail, time.monotonic(), datetime.now().astimezone())
+        verdict = self.gate.judge(thumbnail, time.monotonic(), on_the_wall())
         if not verdict.passes:
             self._skip(verdict.why)
         elif self._renew(frame, verdict.why):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_daemon import subcommand
+from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import EdgeDaemonError, UnavailableError
 from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.subcommand import Commands
@@ -185,7 +186,7 @@ async def _gate(child: Child, name: str, source: LiveSource, frame: Frame, limit
     from edge_daemon.gate import Gate
 
     gate = Gate(source.gate, source.interval_s)
-    now_s, local, first = time.monotonic(), datetime.now().astimezone(), bytes.fromhex(frame.thumbnail_hex)
+    now_s, local, first = time.monotonic(), on_the_wall(), bytes.fromhex(frame.thumbnail_hex)
     verdict = gate.judge(first, now_s, local)
     said: dict[str, Any] = {**asdict(verdict), "next": None}
     with suppress(EdgeDaemonError):  # a program that writes one picture only

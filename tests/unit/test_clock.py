@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +121,10 @@ def test_the_real_one() -> None:
     assert stamp.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert same_boot(stamp, Clock()())
     assert kernel_says() in (True, False)
+
+
+def test_a_board_that_is_told_where_it_is_shows_the_hours_of_there_at_once() -> None:
+    moves = "import os; from edge_daemon.clock import on_the_wall as wall; before = wall(); os.environ['TZ'] = 'JST-9'"
+    code = f"{moves}; print(before.utcoffset(), wall().utcoffset())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"TZ": "UTC"}, check=True)
+    assert ran.stdout == "0:00:00 9:00:00\n"
