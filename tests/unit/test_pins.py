@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from edge_daemon.deaths import ADVICE
+from edge_daemon.doctor import packages
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,6 +76,16 @@ def test_the_installer_says_the_same_pytorch() -> None:
     for requirement in (Requirement(pin) for pin in PROJECT["dependencies"] if pin.startswith("torch==")):
         (specifier,) = requirement.specifier
         assert f"echo {specifier.version}" in script
+
+
+def test_what_is_advised_on_a_board_is_what_is_pinned_for_it() -> None:
+    torch = (Requirement(pin) for pin in PROJECT["dependencies"] if pin.startswith("torch=="))
+    (pin,) = (
+        f"torch{one.specifier}" for one in torch if one.marker and one.marker.evaluate({"platform_machine": "aarch64"})
+    )
+    assert ADVICE[signal.SIGILL].endswith(f"pip install {pin}")
+    found = packages.torch_build("2.13.0", "aarch64", "")
+    assert (found.state, found.command) == ("problem", packages.pip_install(pin))
 
 
 def test_the_wheels_for_a_raspberry_pi_are_asked_for_by_its_pins() -> None:
