@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,11 +24,12 @@ from edge_daemon import environment, memory
 from edge_daemon.allowance import Allowance
 from edge_daemon.child import Child
 from edge_daemon.config import MIB, ModelConfig
-from edge_daemon.deaths import COMES_AGAIN, PERHAPS, Witness
+from edge_daemon.deaths import COMES_AGAIN, Witness
 from edge_daemon.errors import (
     BudgetError,
     CaptionError,
     ChildBootError,
+    ChildDied,
     ChildEnded,
     ChildError,
     ChildTimeout,
@@ -367,7 +369,9 @@ class Captioner:
             last = self.witness.last
             if last is not None and last.worker_bytes is not None and self.needs is not None:
                 self._allowance.killed(last.worker_bytes, self.needs, now_s)
-        again, passes = returncode in COMES_AGAIN and not answered, PERHAPS in str(error)
+        again = returncode in COMES_AGAIN and not answered
+        # Somebody else killed it, most often for memory, which comes back.
+        passes = isinstance(error, ChildDied) and error.returncode == -signal.SIGKILL
         delay_s = self._policy.died(str(error), now_s, comes_again=again, passes=passes)
         if delay_s is None:
             self._change("failed")

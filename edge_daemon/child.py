@@ -179,7 +179,8 @@ class Child:
         if lives:
             raise ChildDied(f"the {self.name} closed its pipe and was killed")
         words = f"; its last words: {self._last_lines[-1]}" if self._last_lines else ""
-        raise ChildDied(f"the {self.name} {exit_in_words(self._process.returncode)}{words}")
+        returncode = self._process.returncode
+        raise ChildDied(f"the {self.name} {exit_in_words(returncode)}{words}", returncode)
 
     async def _follow_stderr(self) -> None:
         assert self._process.stderr is not None

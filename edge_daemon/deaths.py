@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
+from edge_daemon.child import exit_in_words
 from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES
 from edge_daemon.readings import Files, Kills, Reading, board
 
-PERHAPS = "was ended by SIGKILL (perhaps out of memory)"
-"""How child.py says it, who has not seen the kernel's counters. Somebody else did it, and memory comes back."""
+PERHAPS = exit_in_words(-signal.SIGKILL)
+"""As it is said by who has not seen the kernel's counters."""
 COMES_AGAIN = (-signal.SIGILL,)
 """Exit statuses. A processor that lacks an instruction lacks it the next time as well."""
 ADVICE: dict[int, str] = {

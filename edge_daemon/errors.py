@@ -91,7 +91,12 @@ class ChildTimeout(ChildError):
 
 
 class ChildDied(ChildError):
-    """Raised when a child ended unexpectedly; carries its exit status and its last words."""
+    """Raised when a child ended unexpectedly; says its exit status and its last words."""
+
+    def __init__(self, why: str, returncode: int | None = None) -> None:
+        """`returncode` is what it ended with by itself; None where we ended it."""
+        super().__init__(why)
+        self.returncode = returncode
 
 
 class SourceLost(ChildError):

@@ -93,7 +93,7 @@ LEAVES: dict[str, set[str]] = {
     "allowance": {"memory", "readings", "supervisor"},
     "worker_state": {"messages"},
     "growth": {"memory"},
-    "deaths": {"memory", "readings"},
+    "deaths": {"child", "memory", "readings"},
     "doctor.finding": set(),
     "doctor.screen": {"doctor.finding"},
 }
