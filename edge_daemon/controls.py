@@ -226,7 +226,7 @@ class Controls:
             raise CommandError("the model is just starting for the first time, or waits for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
-            ready = await captioner.ready()
+            ready = await captioner.ready(whatever=captioner.allowed.is_set())  # one try: who asked waits for an answer
         except (ChildError, ModelError, BudgetError) as error:
             raise CommandError(f"it was ended, and does not start now: {error}") from error
         return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}
