@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -159,7 +160,8 @@ def run(arguments: argparse.Namespace) -> int:
     faulthandler.enable()  # systemd's watchdog ends us with SIGABRT: say where we were
     directory, reason = find_model(arguments.config, settings)
     try:
-        asyncio.run(daemon.run(settings, directory, reason, partial(configured, arguments)))
+        with suppress(asyncio.CancelledError):  # by a second signal: it ends as it was asked to
+            asyncio.run(daemon.run(settings, directory, reason, partial(configured, arguments)))
     except* EdgeDaemonError as group:
         first = _first(group)
         if isinstance(first, ModelError):  # neither its files nor the machine will be better after a restart
