@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import io
 import json
 import os
 import sys
@@ -36,7 +37,12 @@ try it:     edge-daemon demo"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run the command; what we start has our environment."""
     environment.prepare(os.environ)
-    return perform(parser().parse_args(argv))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text, and a terminal may lack a character
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return perform(parser().parse_args(argv))
+    finally:
+        _flush()
 
 
 def perform(arguments: argparse.Namespace) -> int:
@@ -48,11 +54,18 @@ def perform(arguments: argparse.Namespace) -> int:
     except EdgeDaemonError as error:
         return fail(error, UNAVAILABLE)
     except BrokenPipeError:
-        # whoever read our output has gone (`| head`); Python would complain once more at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return fail("interrupted", UNEXPECTED)
+
+
+def _flush() -> None:
+    """What is still to be printed; whoever read it may have gone (`| head`). Python itself would complain at its exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: EdgeDaemonError | str, code: int) -> int:
@@ -221,7 +234,7 @@ def check_config(arguments: argparse.Namespace) -> int:
 
     settings = config.load(arguments.config)
     if arguments.json:
-        print(settings.model_dump_json(indent=2))
+        print(json.dumps(settings.model_dump(mode="json"), indent=2))
         return OK
     broker = f"{settings.mqtt.host}:{settings.mqtt.port}"
     named = settings.model.name
