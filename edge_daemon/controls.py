@@ -206,14 +206,19 @@ class Controls:
             raise CommandError(f"the configuration is wrong, and nothing has changed: {error}") from error
         outcome = reload.reloaded(self._running, new)
         self._running = outcome.running
+        overridden: list[str] = []
         for name, capture in self._parts.captures.items():
-            capture.config = self._parts.settings.over_source(name, outcome.running.sources[name])
+            source = outcome.running.sources[name]
+            capture.config = self._parts.settings.over_source(name, source)
+            overridden += [f"sources.{name}.{key}" for key in reload.different(capture.config, source)]
+        applied = [key for key in outcome.applied if key not in overridden]
         if "log_level" in outcome.applied:
             logging.getLogger().setLevel(new.log_level.upper())
         self._changed()
         # soon: first the answer is sent, which still goes to the broker that asked
         asyncio.get_running_loop().call_soon(self._connection.move, outcome.running.mqtt)
-        return {"applied": outcome.applied, "needs_restart": outcome.restart, "restart_required": bool(outcome.restart)}
+        outcomes = {"applied": applied, "overridden": overridden, "needs_restart": outcome.restart}
+        return {**outcomes, "restart_required": bool(outcome.restart)}
 
     def _changed(self) -> None:
         """A source is another one now."""
