@@ -30,6 +30,7 @@ from edge_daemon.topics import JSON, Incoming, Publication, json_bytes
 
 AT_ONCE, PER_MINUTE = 60, 120.0
 """Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
+WRONG = "the configuration is wrong, and nothing has changed: {}"
 log = logging.getLogger(__name__)
 
 
@@ -185,6 +186,8 @@ class Controls:
             "questions": request.questions,
         }
         changes = {key: value for key, value in wanted.items() if value is not None}
+        if request.length is not None and (problem := self._no_such_length(request.length)):
+            raise CommandError(f"length: {problem}")
         try:
             made = config.changed(capture.config, changes)
         except ConfigError as error:
@@ -198,12 +201,22 @@ class Controls:
         settings = {"enabled": made.enabled, "length": made.caption, **interval, **questions}
         return {"source": request.source, **settings, **kept, "restart_required": False}
 
+    def _no_such_length(self, length: str) -> str:
+        """Why there would be no caption of any picture; empty where there is one, or none is wanted."""
+        ready = self._parts.captioner.state.ready
+        if ready is None or not ready.lengths or length in ("none", *ready.lengths):
+            return ""
+        return f"{ready.model} has no {length!r} caption; it has: {', '.join(ready.lengths)}"
+
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again; what holds now, and what needs a restart. Raises CommandError."""
         try:
             new = await asyncio.to_thread(self._parts.read_config)
         except ConfigError as error:
-            raise CommandError(f"the configuration is wrong, and nothing has changed: {error}") from error
+            raise CommandError(WRONG.format(error)) from error
+        for name, source in new.sources.items():
+            if problem := self._no_such_length(source.caption):
+                raise CommandError(WRONG.format(f"sources.{name}.caption: {problem}"))
         outcome = reload.reloaded(self._running, new)
         self._running = outcome.running
         overridden: list[str] = []

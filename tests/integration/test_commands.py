@@ -240,6 +240,7 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(line: Line) -> None:
     assert "a folder has no interval" in line.refusal("set", source="inbox", interval_s=5)
     twice = [{"id": "circle-shape", "ask": "Is there a circle?"}]
     assert "the id 'circle-shape' is there twice" in line.refusal("set", source="inbox", questions=twice)
+    assert "demo-shapes has no 'long' caption; it has: short, normal" in line.refusal("set", source="inbox", length="long")
     assert kept.read_bytes() == before
 
 
@@ -260,6 +261,8 @@ def test_the_configuration_is_read_again(line: Line) -> None:
         assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
         path.write_text("sources: 5")
         assert "nothing has changed" in line.refusal("reload")
+        path.write_text(original.replace("settle_s:", "caption: long\n    settle_s:"))
+        assert "nothing has changed: sources.inbox.caption: demo-shapes has no 'long' caption" in line.refusal("reload")
     finally:
         path.write_text(original)
     outcome = line.data("reload")
