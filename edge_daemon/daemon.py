@@ -271,7 +271,7 @@ class Daemon:
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
             if isinstance(capture.config, LiveSource) and origin.trigger != "request":
-                made = self.repeats.handled(origin.source, capture.config.repeats, made)
+                made = self.repeats.handled(origin.source, capture.config.repeats, made, self.connection.sessions)
             self._show(origin.source, results)
             self._keep(origin, made, capture, came=not all(errors))
         job.done(made, "; ".join(errors))
