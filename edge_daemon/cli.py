@@ -8,6 +8,7 @@ import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def perform(arguments: argparse.Namespace) -> int:
 
 
 def _flush() -> None:
-    """What is still to be printed; whoever read it may have gone (`| head`). Python itself would complain at its exit."""
+    """Print what is still to be printed. Whoever read it may have gone (`| head`): Python complains at its exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -314,5 +315,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """`edge-daemon demo`."""
     from edge_daemon.demo import show
 
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: broker and service must not outlive us, nor a closed terminal
+        signal.signal(getattr(signal, name, signal.SIGTERM), signal.default_int_handler)
     options = {"as_json": arguments.json, "embedded": arguments.embedded}
     return OK if show.run(arguments.pictures, arguments.seed, **options) else UNEXPECTED

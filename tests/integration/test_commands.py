@@ -240,7 +240,8 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(line: Line) -> None:
     assert "a folder has no interval" in line.refusal("set", source="inbox", interval_s=5)
     twice = [{"id": "circle-shape", "ask": "Is there a circle?"}]
     assert "the id 'circle-shape' is there twice" in line.refusal("set", source="inbox", questions=twice)
-    assert "demo-shapes has no 'long' caption; it has: short, normal" in line.refusal("set", source="inbox", length="long")
+    refusal = line.refusal("set", source="inbox", length="long")
+    assert "demo-shapes has no 'long' caption; it has: short, normal" in refusal
     assert kept.read_bytes() == before
 
 

@@ -1,13 +1,18 @@
-"""The service is told to stop while a caption is in work that does not come to its end."""
+"""The service is told to stop while a caption is in work that does not come to its end; and the demo is."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edge_daemon.demo.broker import Broker
@@ -41,6 +46,29 @@ def test_it_has_its_grace_once(busy: Service) -> None:
     start_s = time.monotonic()
     assert busy.end() == 0
     assert GRACE_S <= time.monotonic() - start_s < 1.8 * GRACE_S
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-m", "edge_daemon", "demo", "--pictures", "60"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    demo = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("scene-01"):
+            break
+    started = psutil.Process(demo.pid).children(recursive=True)
+    assert len(started) > 1
+    demo.send_signal(number)
+    try:
+        assert demo.wait(60) == 1
+        assert [process for process in started if process.is_running()] == []
+    finally:
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert demo.stdout.read().endswith("edge-daemon: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -267,9 +267,9 @@ def test_a_reader_that_has_gone_is_no_error(file: Path, arguments: list[str]) ->
 
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-8:strict", "→"), ("ascii", "\\u2192")])
 def test_what_cannot_be_shown_is_escaped(tmp_path: Path, encoding: str, shown: str) -> None:
-    path = os.fsencode(tmp_path) + b"/odd\xff.yaml"
-    Path(os.fsdecode(path)).write_text(CONFIG)
-    argv = [sys.executable, "-m", "edge_daemon", "check-config", "-c", path]
+    path = tmp_path / os.fsdecode(b"odd\xff.yaml")
+    path.write_text(CONFIG)
+    argv = [sys.executable, "-m", "edge_daemon", "check-config", "-c", str(path)]
     done = subprocess.run(argv, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, check=False)
     assert done.returncode == 0, done.stderr
     assert b"odd\\udcff.yaml: good" in done.stdout
