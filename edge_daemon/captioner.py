@@ -324,11 +324,11 @@ class Captioner:
                 raise ChildError(f"the worker began with {type(answer).__name__}")
 
     def _refused(self, refusal: WorkerRefused) -> NoReturn:
-        """Memory that was there once may come back: that is a death like others.
+        """What was there once may come back, memory or the model's disk: that is a death like others.
 
         Memory that others have now is waited for: from here on the watchdog says when. Anything else is final.
         """
-        if refusal.kind == "memory" and self.state.ready is not None:
+        if self.state.ready is not None:
             raise ChildError(refusal.reason)
         needs = memory.needs_from(refusal.needs)
         if refusal.kind == "memory" and needs is not None and needs.least_bytes <= self._most_bytes():

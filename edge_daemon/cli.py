@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
+import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +38,12 @@ try it:     edge-daemon demo"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run the command; what we start has our environment."""
     environment.prepare(os.environ)
-    return perform(parser().parse_args(argv))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no text, and a terminal may lack a character
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return perform(parser().parse_args(argv))
+    finally:
+        _flush()
 
 
 def perform(arguments: argparse.Namespace) -> int:
@@ -47,11 +55,18 @@ def perform(arguments: argparse.Namespace) -> int:
     except EdgeDaemonError as error:
         return fail(error, UNAVAILABLE)
     except BrokenPipeError:
-        # whoever read our output has gone (`| head`); Python would complain once more at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return fail("interrupted", UNEXPECTED)
+
+
+def _flush() -> None:
+    """Print what is still to be printed. Whoever read it may have gone (`| head`): Python complains at its exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: EdgeDaemonError | str, code: int) -> int:
@@ -159,7 +174,8 @@ def run(arguments: argparse.Namespace) -> int:
     faulthandler.enable()  # systemd's watchdog ends us with SIGABRT: say where we were
     directory, reason = find_model(arguments.config, settings)
     try:
-        asyncio.run(daemon.run(settings, directory, reason, partial(configured, arguments)))
+        with suppress(asyncio.CancelledError):  # by a second signal: it ends as it was asked to
+            asyncio.run(daemon.run(settings, directory, reason, partial(configured, arguments)))
     except* EdgeDaemonError as group:
         first = _first(group)
         if isinstance(first, ModelError):  # neither its files nor the machine will be better after a restart
@@ -219,7 +235,7 @@ def check_config(arguments: argparse.Namespace) -> int:
 
     settings = config.load(arguments.config)
     if arguments.json:
-        print(settings.model_dump_json(indent=2))
+        print(json.dumps(settings.model_dump(mode="json"), indent=2))
         return OK
     broker = f"{settings.mqtt.host}:{settings.mqtt.port}"
     named = settings.model.name
@@ -299,5 +315,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """`edge-daemon demo`."""
     from edge_daemon.demo import show
 
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: broker and service must not outlive us, nor a closed terminal
+        signal.signal(getattr(signal, name, signal.SIGTERM), signal.default_int_handler)
     options = {"as_json": arguments.json, "embedded": arguments.embedded}
     return OK if show.run(arguments.pictures, arguments.seed, **options) else UNEXPECTED

@@ -30,6 +30,7 @@ from edge_daemon.topics import JSON, Incoming, Publication, json_bytes
 
 AT_ONCE, PER_MINUTE = 60, 120.0
 """Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
+WRONG = "the configuration is wrong, and nothing has changed: {}"
 log = logging.getLogger(__name__)
 
 
@@ -185,6 +186,8 @@ class Controls:
             "questions": request.questions,
         }
         changes = {key: value for key, value in wanted.items() if value is not None}
+        if request.length is not None and (problem := self._no_such_length(request.length)):
+            raise CommandError(f"length: {problem}")
         try:
             made = config.changed(capture.config, changes)
         except ConfigError as error:
@@ -198,22 +201,37 @@ class Controls:
         settings = {"enabled": made.enabled, "length": made.caption, **interval, **questions}
         return {"source": request.source, **settings, **kept, "restart_required": False}
 
+    def _no_such_length(self, length: str) -> str:
+        """Why there would be no caption of any picture; empty where there is one, or none is wanted."""
+        ready = self._parts.captioner.state.ready
+        if ready is None or not ready.lengths or length in ("none", *ready.lengths):
+            return ""
+        return f"{ready.model} has no {length!r} caption; it has: {', '.join(ready.lengths)}"
+
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again; what holds now, and what needs a restart. Raises CommandError."""
         try:
             new = await asyncio.to_thread(self._parts.read_config)
         except ConfigError as error:
-            raise CommandError(f"the configuration is wrong, and nothing has changed: {error}") from error
+            raise CommandError(WRONG.format(error)) from error
+        for name, source in new.sources.items():
+            if problem := self._no_such_length(source.caption):
+                raise CommandError(WRONG.format(f"sources.{name}.caption: {problem}"))
         outcome = reload.reloaded(self._running, new)
         self._running = outcome.running
+        overridden: list[str] = []
         for name, capture in self._parts.captures.items():
-            capture.config = self._parts.settings.over_source(name, outcome.running.sources[name])
+            source = outcome.running.sources[name]
+            capture.config = self._parts.settings.over_source(name, source)
+            overridden += [f"sources.{name}.{key}" for key in reload.different(capture.config, source)]
+        applied = [key for key in outcome.applied if key not in overridden]
         if "log_level" in outcome.applied:
             logging.getLogger().setLevel(new.log_level.upper())
         self._changed()
         # soon: first the answer is sent, which still goes to the broker that asked
         asyncio.get_running_loop().call_soon(self._connection.move, outcome.running.mqtt)
-        return {"applied": outcome.applied, "needs_restart": outcome.restart, "restart_required": bool(outcome.restart)}
+        outcomes = {"applied": applied, "overridden": overridden, "needs_restart": outcome.restart}
+        return {**outcomes, "restart_required": bool(outcome.restart)}
 
     def _changed(self) -> None:
         """A source is another one now."""
@@ -226,7 +244,7 @@ class Controls:
             raise CommandError("the model is just starting for the first time, or waits for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
-            ready = await captioner.ready()
+            ready = await captioner.ready(whatever=captioner.allowed.is_set())  # one try: who asked waits for an answer
         except (ChildError, ModelError, BudgetError) as error:
             raise CommandError(f"it was ended, and does not start now: {error}") from error
         return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}

@@ -53,8 +53,7 @@ WORKER_TRIES = 2
 """A picture that two workers died of is reported and left alone."""
 STUCK_MARGIN_S = 60.0
 DAY_S = 86400.0
-DRAIN_S = 3.0
-WATCH_S = 5.0
+DRAIN_S, WATCH_S = 3.0, 5.0
 HEALTH_EVERY_S, HEALTH_PAUSE_S = 30.0, 1.0
 log = logging.getLogger(__name__)
 
@@ -81,6 +80,7 @@ class Daemon:
         outbox.on_change = self.changed.set
         self.written = asyncio.Event()
         self.stopping, self.hangup = asyncio.Event(), asyncio.Event()
+        self.grace_s = config.model.stop_grace_s
         self.progress = Progress(time.monotonic)
         self.slots: Slots[Job] = Slots(config.sources, lambda name: self.captures[name].config.priority)
         self.connection = Connection(config.mqtt, self.topics, self._on_connection)
@@ -133,7 +133,7 @@ class Daemon:
             self.connection.start()
             closing.push_async_callback(self.connection.stop)
             closing.push_async_callback(self._goodbye)
-            closing.push_async_callback(self.captioner.stop, self.config.model.stop_grace_s)
+            closing.push_async_callback(lambda: self.captioner.stop(self.grace_s))
             closing.push_async_callback(self.remote.controls.stop)
             await self._until_stopped(self._start_worker())
             if self.stopping.is_set():
@@ -240,11 +240,12 @@ class Daemon:
 
     async def _finish(self, work: asyncio.Future[None]) -> None:
         """The service stops: the picture in flight has its grace, unless it waits for memory."""
-        grace_s = self.config.model.stop_grace_s if self.captioner.allowed.is_set() else 0.0
-        await asyncio.wait([work], timeout=grace_s)
-        if not work.done():
-            log.warning("the caption in flight was not done within %.0f s and is given up", grace_s)
-            work.cancel()
+        try:
+            await asyncio.wait([work], timeout=self.grace_s if self.captioner.allowed.is_set() else 0.0)
+        finally:
+            if work.cancel():
+                log.warning("the caption in flight is not done, and is given up")
+                self.grace_s = 0.0  # the worker has had it
 
     async def _one_picture(self, job: Job) -> None:
         origin, capture = job.origin, self.captures.get(job.origin.source)
@@ -270,7 +271,7 @@ class Daemon:
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
             if isinstance(capture.config, LiveSource) and origin.trigger != "request":
-                made = self.repeats.handled(origin.source, capture.config.repeats, made)
+                made = self.repeats.handled(origin.source, capture.config.repeats, made, self.connection.sessions)
             self._show(origin.source, results)
             self._keep(origin, made, capture, came=not all(errors))
         job.done(made, "; ".join(errors))
@@ -341,11 +342,9 @@ class Daemon:
             self.changed.clear()
             self.health.publish()
             await asyncio.sleep(HEALTH_PAUSE_S)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(HEALTH_EVERY_S):
                     await self.changed.wait()
-            except TimeoutError:
-                pass
 
     async def _goodbye(self) -> None:
         """The last health; a daemon that failed at once waits a moment for the broker to tell it why."""
@@ -396,5 +395,6 @@ async def run(
 
 def _on_signal(daemon: Daemon, main: asyncio.Task[Any] | None) -> None:
     if daemon.stopping.is_set() and main is not None:
+        daemon.grace_s = 0.0
         main.cancel()
     daemon.stop()

@@ -31,6 +31,8 @@ async def reload_on(asked: asyncio.Event, reload: Callable[[], Awaitable[dict[st
 def _in_words(outcome: dict[str, Any]) -> str:
     """What holds now, and what needs more."""
     words = f"these keys hold now: {', '.join(outcome['applied'])}" if outcome["applied"] else "nothing new holds now"
+    if outcome["overridden"]:
+        words += f"; what was set over MQTT goes before: {', '.join(outcome['overridden'])}"
     if outcome["needs_restart"]:
         words += f"; after a restart: {', '.join(outcome['needs_restart'])}"
     return words

@@ -150,7 +150,8 @@ class MemoryWatchdog:
         if why := self.growth.recycle(now_s):
             log.warning("the model's process is replaced between two captions: %s", why)
             await self._captioner.end(why)
-        if self._captioner.state.state in ("unloaded", "ready"):  # ended on purpose, or died while nobody asked
+        # ended on purpose, died while nobody asked, or was not to be started the last time
+        if self._captioner.state.state in ("unloaded", "ready", "restarting"):
             self._begin_start()
 
     def _begin_start(self) -> None:

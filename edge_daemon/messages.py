@@ -209,6 +209,8 @@ class WorkerReady:
     """What it takes in all: memory.Needs, by its fields' names. Empty: it cannot be told to take less."""
     least_needs: dict[str, int] = field(default_factory=dict)
     """The same of the next worker, should that find too little memory for this precision. Empty: no less."""
+    lengths: list[str] = field(default_factory=list)
+    """Of captions, that it can be asked for. Empty: that is not known."""
 
 
 @dataclass(frozen=True)

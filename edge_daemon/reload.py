@@ -39,14 +39,15 @@ def reloaded(old: Config, new: Config) -> Reloaded:
         if name not in old.sources or name not in new.sources:
             restart.append(f"sources.{name}")
             continue
-        changed = _different(old.sources[name], new.sources[name])
-        live = {key: getattr(new.sources[name], key) for key in changed if key in LIVE}
-        sources[name] = old.sources[name].model_copy(update=live)
-        applied += [f"sources.{name}.{key}" for key in changed if key in LIVE]
-        restart += [f"sources.{name}.{key}" for key in changed if key not in LIVE]
+        changed = different(old.sources[name], new.sources[name])
+        live = [key for key in changed if key in LIVE and key in type(old.sources[name]).model_fields]
+        sources[name] = old.sources[name].model_copy(update={key: getattr(new.sources[name], key) for key in live})
+        applied += [f"sources.{name}.{key}" for key in live]
+        restart += [f"sources.{name}.{key}" for key in changed if key not in live]
     running = old.model_copy(update={"log_level": new.log_level, "mqtt": mqtt, "sources": sources})
     return Reloaded(running, applied, restart)
 
 
-def _different(old: SourceConfig, new: SourceConfig) -> list[str]:
+def different(old: SourceConfig, new: SourceConfig) -> list[str]:
+    """The keys of the new one that have other values."""
     return [key for key in type(new).model_fields if getattr(old, key, None) != getattr(new, key)]

@@ -24,7 +24,7 @@ def add(commands: Commands, name: str, summary: str, examples: str) -> argparse.
 
 def add_config_option(command: argparse.ArgumentParser) -> None:
     """Where the configuration is."""
-    default = os.environ.get("EDGE_DAEMON_CONFIG", DEFAULT_CONFIG)
+    default = os.environ.get("EDGE_DAEMON_CONFIG") or DEFAULT_CONFIG
     command.add_argument(
         *("-c", "--config"), metavar="FILE", type=Path, default=Path(default), help=f"YAML (default: {default})"
     )

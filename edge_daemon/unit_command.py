@@ -113,7 +113,10 @@ def reading_group(path: Path) -> str:
     if status.st_mode & (needed << 3) == needed << 3 and status.st_gid != 0:
         import grp  # not everywhere
 
-        return grp.getgrgid(status.st_gid).gr_name
+        try:
+            return grp.getgrgid(status.st_gid).gr_name
+        except KeyError:  # a disk or a share of another machine; systemd takes numbers as well
+            return str(status.st_gid)
     rights = "rX" if directory else "r"
     print(f"{path}: only its owner can read it; sudo setfacl -m u:edge-daemon:{rights} {path}", file=sys.stderr)
     return ""

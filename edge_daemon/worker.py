@@ -194,6 +194,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
         release_vision=fit.releases_vision,
         needs=needs_told,
         least_needs=least_told,
+        lengths=list(config.templates.caption),
     )
 
 

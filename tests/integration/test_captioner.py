@@ -363,14 +363,30 @@ async def test_a_first_worker_that_dies_when_memory_is_back_is_followed_by_anoth
     await captioner.stop(60)
 
 
-async def test_memory_that_was_there_once_is_waited_for(stage: Theatre) -> None:
-    captioner = stage.captioner(["ready", "die of sigkill"], *[["refuse for memory"]] * 4, GOOD)
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [("refuse for memory", "100 MiB of memory are missing"), ("refuse the model", "config.json is not there")],
+)
+async def test_what_was_there_once_is_waited_for(stage: Theatre, deed: str, reason: str) -> None:
+    captioner = stage.captioner(["ready", "die of sigkill"], *[[deed]] * 4, GOOD)
     await captioner.ready()
     with pytest.raises(ChildDied):
         await captioner.run(REQUEST)
     await captioner.run(REQUEST)
     assert captioner.state.restarts == 5
-    assert captioner.state.last_death == "100 MiB of memory are missing"
+    assert captioner.state.last_death == reason
+    await captioner.stop(60)
+
+
+async def test_also_while_nobody_asks_anything(stage: Theatre) -> None:
+    captioner = stage.captioner(["ready with needs"], *[["refuse the model"]] * 2, ["ready with needs"])
+    watchdog = MemoryWatchdog(captioner, lambda: None)
+    await captioner.ready()
+    await captioner.end("there is none")
+    while captioner.state.restarts < 2 or not captioner.is_ready:
+        await looked(watchdog, 1)
+        await asyncio.sleep(0.01)
+    assert stage.states[-1] == "ready"
     await captioner.stop(60)
 
 

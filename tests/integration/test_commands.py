@@ -240,6 +240,8 @@ def test_what_cannot_be_set_is_refused_and_changes_nothing(line: Line) -> None:
     assert "a folder has no interval" in line.refusal("set", source="inbox", interval_s=5)
     twice = [{"id": "circle-shape", "ask": "Is there a circle?"}]
     assert "the id 'circle-shape' is there twice" in line.refusal("set", source="inbox", questions=twice)
+    refusal = line.refusal("set", source="inbox", length="long")
+    assert "demo-shapes has no 'long' caption; it has: short, normal" in refusal
     assert kept.read_bytes() == before
 
 
@@ -247,19 +249,26 @@ def test_the_configuration_is_read_again(line: Line) -> None:
     path = line.service.config
     original = path.read_text()
     values = yaml.safe_load(original)
-    values["sources"]["inbox"]["caption"] = "long"
+    line.data("set", source="inbox", length="short")
+    values["sources"]["inbox"]["caption"] = "normal"
+    values["sources"]["inbox"]["priority"] = 2
     values["sources"]["inbox"]["rescan_s"] = 77
     values["log_level"] = "debug"
     try:
         path.write_text(yaml.safe_dump(values))
         outcome = line.data("reload")
-        assert outcome["applied"] == ["log_level", "sources.inbox.caption"]
+        assert outcome["applied"] == ["log_level", "sources.inbox.priority"]
+        assert outcome["overridden"] == ["sources.inbox.caption"]
         assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
         path.write_text("sources: 5")
         assert "nothing has changed" in line.refusal("reload")
+        path.write_text(original.replace("settle_s:", "caption: long\n    settle_s:"))
+        assert "nothing has changed: sources.inbox.caption: demo-shapes has no 'long' caption" in line.refusal("reload")
     finally:
         path.write_text(original)
-    assert line.data("reload")["applied"] == ["log_level", "sources.inbox.caption"]
+    outcome = line.data("reload")
+    assert outcome["applied"] == ["log_level", "sources.inbox.priority", "sources.inbox.caption"]
+    assert outcome["overridden"] == []
 
 
 def test_a_hangup_reads_it_again_and_survives_a_wrong_one(line: Line) -> None:

@@ -154,6 +154,7 @@ def test_reload_moves_the_service(broker: Broker, other: Broker, tmp_path: Path)
             answer = wait_for("the answer", lambda: old.results("response/reload"))[0]
             assert answer["data"] == {
                 "applied": ["mqtt"],
+                "overridden": [],
                 "needs_restart": ["mqtt.base_topic"],
                 "restart_required": True,
             }

@@ -251,3 +251,31 @@ def test_a_device_option_wins_over_the_configuration() -> None:
     assert cli.parser().parse_args(["run", "--device", "cuda"]).device == "cuda"
     assert cli.parser().parse_args(["caption", "a.jpg"]).device == "auto"
     assert cli.parser().parse_args(["caption", "a.jpg", "--cpu"]).device == "cpu"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check-config"], ["systemd", "render"]])
+def test_a_reader_that_has_gone_is_no_error(file: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "EDGE_DAEMON_CONFIG": str(file)}
+    environment.pop("PYTHONUNBUFFERED", None)
+    argv = [sys.executable, "-m", "edge_daemon", *arguments]
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8:strict", "→"), ("ascii", "\\u2192")])
+def test_what_cannot_be_shown_is_escaped(tmp_path: Path, encoding: str, shown: str) -> None:
+    path = tmp_path / os.fsdecode(b"odd\xff.yaml")
+    path.write_text(CONFIG)
+    argv = [sys.executable, "-m", "edge_daemon", "check-config", "-c", str(path)]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"odd\\udcff.yaml: good" in done.stdout
+    assert shown in done.stdout.decode()
+
+
+def test_an_empty_variable_names_no_configuration() -> None:
+    done = edge_daemon("check-config", "--help", EDGE_DAEMON_CONFIG="")
+    assert "/etc/edge-daemon/config.yaml" in done.stdout

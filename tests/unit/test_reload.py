@@ -65,3 +65,12 @@ def test_sources_that_come_and_go_need_a_restart() -> None:
     assert reloaded(OLD, more).restart == reloaded(more, OLD).restart == ["sources.shed"]
     assert reloaded(OLD, more).running == OLD
     assert reloaded(more, OLD).running == more
+
+
+def test_what_a_source_of_another_kind_has_needs_a_restart() -> None:
+    camera = {"type": "command", "command": ["/bin/cat"], "interval_s": 5, "caption": "long"}
+    new = Config.model_validate({"node": "test", "sources": {"porch": camera}})
+    outcome = reloaded(OLD, new)
+    assert outcome.applied == ["sources.porch.caption"]
+    assert outcome.running == configured({"caption": "long"})
+    assert {"sources.porch.type", "sources.porch.interval_s", "sources.porch.gate"} <= set(outcome.restart)

@@ -136,13 +136,16 @@ def test_localhost_has_addresses_of_loopback() -> None:
     assert unit_command.addresses("fe80::1%eth0") == ("fe80::1",)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(0o755, ""), (0o750, "games"), (0o700, "")])
+@pytest.mark.parametrize(
+    ("mode", "group", "expected"),
+    [(0o755, 60, ""), (0o750, 60, "games"), (0o700, 60, ""), (0o750, 54321, "54321")],
+)
 def test_a_folder_for_one_group_adds_the_service_to_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int, expected: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: int, group: int, expected: str
 ) -> None:
     if os.getuid() != 0:
         pytest.skip("only root gives a folder to another group")
-    os.chown(tmp_path, -1, 60)
+    os.chown(tmp_path, -1, group)
     tmp_path.chmod(mode)
     assert unit_command.reading_group(tmp_path) == expected
     assert ("setfacl" in capsys.readouterr().err) == (mode == 0o700)
