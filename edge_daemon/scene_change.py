@@ -43,8 +43,9 @@ JUMP_AREAS = 3
 LOOKS_A_LIMIT = 4
 """Noise changes slowly: what follows from it is worked out at every fourth look."""
 FOLLOW_S = 120.0
-FLAT = 6
-"""A picture with fewer levels between its dark and its bright parts shows nothing: black, white, or one colour."""
+FLAT, NO_LONGER_FLAT = 6, 12
+"""A picture with fewer levels between its dark and its bright parts shows nothing: black, white, or one colour. After
+such a caption more is asked for, or a night would pass back and forth with its noise."""
 FLAT_LOOKS = 3
 """After so many flat pictures in a row this is how it is; one or two are the camera finding its exposure."""
 LIGHT = 6.0
@@ -68,6 +69,7 @@ Verdict = Literal["change", "light", "unchanged"]
 Cells = Sequence[float]
 Light = tuple[float, float]
 """Gain and offset."""
+_AS_IT_IS: Light = (1.0, 0.0)
 
 
 class Scene:
@@ -78,7 +80,7 @@ class Scene:
         self._reference: Cells = ()
         """Empty: there is nothing to compare with."""
         self._reference_is_flat = False
-        self._flat_looks = 0
+        self._flat_looks = self._unfit_looks = 0
         self._noise: list[float] = [_NOISE_AT_FIRST] * CELLS
         self._learned = 0
         self._rest_before: Cells = ()
@@ -100,7 +102,7 @@ class Scene:
     def refer(self, thumbnail: bytes) -> None:
         """Compare with this one from now on."""
         self._published, self._reference = thumbnail, list(map(float, thumbnail))
-        self._reference_is_flat = _is_flat(thumbnail)
+        self._reference_is_flat = _is_flat(thumbnail, FLAT)
         # Under this reference nothing is left of the frame itself; of another one it is not known what is.
         self._rest_before = [0.0] * CELLS if thumbnail == self._seen else ()
         self._calm = None
@@ -109,20 +111,22 @@ class Scene:
         """What has become of the scene since the reference; any scene is a change from none."""
         passed_s = 0.0 if self._looked_s is None else max(0.0, now_s - self._looked_s)
         self._looked_s, self._seen = now_s, thumbnail
-        flat = _is_flat(thumbnail)
-        light = None if flat or self._reference_is_flat or not self._reference else _fit(self._reference, thumbnail)
-        if light is None:
+        flat = _is_flat(thumbnail, NO_LONGER_FLAT if self._reference_is_flat else FLAT)
+        if flat or self._reference_is_flat or not self._reference:
             return self._without_structure(flat)
         self._flat_looks = 0
-        return self._compare(thumbnail, light, passed_s)
+        light = _fit(self._reference, thumbnail)
+        self._unfit_looks = 0 if light else self._unfit_looks + 1
+        if 0 < self._unfit_looks < FLAT_LOOKS:
+            return "light"
+        # A lamp in the dark: what is black on both tells no light, and is the same nevertheless.
+        return self._compare(thumbnail, light or _AS_IT_IS, passed_s)
 
     def _without_structure(self, flat: bool) -> Verdict:
-        """There is nothing to compare: one of the two pictures is flat, or so over- or underexposed as to be it."""
+        """There is nothing to compare: one of the two pictures is flat, or there is only one."""
         if self._reference_is_flat and flat:
             return "unchanged"
-        if self._reference_is_flat:
-            return "change"
-        self._flat_looks = self._flat_looks + 1 if flat or self._reference else 0
+        self._flat_looks = self._flat_looks + 1 if flat else 0
         return "light" if 0 < self._flat_looks < FLAT_LOOKS else "change"
 
     def _compare(self, thumbnail: bytes, light: Light, passed_s: float) -> Verdict:
@@ -254,9 +258,9 @@ class _Means:
         return list(map(sub, seen, map(mul, expected, factors)))
 
 
-def _is_flat(thumbnail: bytes) -> bool:
+def _is_flat(thumbnail: bytes, least: int) -> bool:
     levels = sorted(thumbnail)
-    return levels[-11] - levels[10] < FLAT
+    return levels[-11] - levels[10] < least
 
 
 def _fit(reference: Cells, thumbnail: bytes) -> Light | None:

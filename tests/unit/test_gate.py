@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,47 @@ def test_a_camera_that_starts_with_black_frames_is_waited_for() -> None:
     assert why(gate, wall(), 2.0) == "first"
     night = Gate(GateConfig(), 1.0)
     assert [why(night, bytes(CELLS), float(second)) for second in range(3)][-1] == "first"
+
+
+def captions(gate: Gate, frames: Iterable[bytes]) -> list[int]:
+    """The seconds at which a camera is captioned, with a frame a second, and each caption is out at once."""
+    times = []
+    for second, frame in enumerate(frames):
+        if gate.judge(frame, float(second), NOON).passes:
+            gate.published(frame, float(second))
+            times.append(second)
+    return times
+
+
+def noisy(dice: random.Random, levels: Sequence[float], sigma: float) -> bytes:
+    return bytes(min(255, max(0, round(dice.gauss(level, sigma)))) for level in levels)
+
+
+@pytest.mark.parametrize("dark", [2, 5])
+@pytest.mark.parametrize("lamp_cells", [4, 7, 12])
+def test_a_lamp_in_the_dark_is_a_scene_like_others(dark: float, lamp_cells: int) -> None:
+    dice = random.Random(5)
+
+    def night(second: int) -> bytes:
+        levels = [float(dark)] * CELLS
+        for y, x in product(range(lamp_cells), range(lamp_cells)):
+            levels[(6 + y) * SIDE + 6 + x] = 60 + 5 * y + 6 * x
+        if 200 <= second < 300:  # another one
+            for y, x in product(range(5), range(5)):
+                levels[(22 + y) * SIDE + 22 + x] = 50
+        return noisy(dice, levels, 0.7)
+
+    first, another, gone = captions(Gate(GateConfig(heartbeat_s=0), 1.0), map(night, range(400)))
+    assert (first, another) == (0, 200)
+    assert gone <= 302, "the camera may be finding its exposure"
+
+
+@pytest.mark.parametrize("levels", [1, 3, 4, 5])
+@pytest.mark.parametrize("sigma", [0.4, 0.8, 1.2])
+def test_noise_about_the_edge_of_showing_nothing_is_no_change(levels: int, sigma: float) -> None:
+    dice = random.Random(5)
+    frames = [noisy(dice, [30 + levels * (cell % SIDE) / SIDE for cell in range(CELLS)], sigma) for _ in range(400)]
+    assert len(captions(Gate(GateConfig(heartbeat_s=0), 1.0), frames)) <= 2
 
 
 def test_leaves_that_always_move_become_still() -> None:
