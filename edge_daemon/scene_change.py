@@ -63,6 +63,8 @@ _COUNTS = [float(rows * columns) for rows in _IN_REACH for columns in _IN_REACH]
 _FITTED = [cell for cell in range(CELLS) if (cell + cell // SIDE) % 3 == 0]
 """Enough for two numbers, at a third of the time."""
 _LEAST_FITTED = 50
+_STRANGE = 8.0
+"""A median error that no light makes: most of the picture is another one, as always where most is an ignored screen."""
 _QUIETEST, _NOISE_AT_FIRST = 0.4, 2.0
 
 Verdict = Literal["change", "light", "unchanged"]
@@ -115,12 +117,19 @@ class Scene:
         if flat or self._reference_is_flat or not self._reference:
             return self._without_structure(flat)
         self._flat_looks = 0
-        light = _fit(self._reference, thumbnail)
+        light = self._light(thumbnail)
         self._unfit_looks = 0 if light else self._unfit_looks + 1
         if 0 < self._unfit_looks < FLAT_LOOKS:
             return "light"
         # A lamp in the dark: what is black on both tells no light, and is the same nevertheless.
         return self._compare(thumbnail, light or _AS_IT_IS, passed_s)
+
+    def _light(self, thumbnail: bytes) -> Light | None:
+        """Told by the whole picture, as somebody may fill all that counts; else by what counts, if it is enough."""
+        light, error = _fit(self._reference, thumbnail, _FITTED)
+        if error > _STRANGE and self._ignored:
+            return _fit(self._reference, thumbnail, self._counted)[0] or light
+        return light
 
     def _without_structure(self, flat: bool) -> Verdict:
         """There is nothing to compare: one of the two pictures is flat, or there is only one."""
@@ -263,13 +272,16 @@ def _is_flat(thumbnail: bytes, least: int) -> bool:
     return levels[-11] - levels[10] < least
 
 
-def _fit(reference: Cells, thumbnail: bytes) -> Light | None:
-    """Gain and offset from one to the other by least squares, thrice, each time without what does not follow."""
-    pairs = [(reference[cell], thumbnail[cell]) for cell in _FITTED if _DARK < thumbnail[cell] < _BRIGHT]
-    was = [cell for cell, _ in pairs if _DARK < cell < _BRIGHT]
-    seen = [level for cell, level in pairs if _DARK < cell < _BRIGHT]
-    if len(was) < _LEAST_FITTED:
-        return None
+def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Light | None, float]:
+    """Gain and offset from one to the other by least squares, thrice, each time without what does not follow.
+
+    And the median error that is left. None where too few cells tell anything.
+    """
+    pairs = [(reference[cell], thumbnail[cell]) for cell in fitted if _DARK < thumbnail[cell] < _BRIGHT]
+    pairs = [(cell, level) for cell, level in pairs if _DARK < cell < _BRIGHT]
+    if len(pairs) < _LEAST_FITTED:
+        return None, math.inf
+    was, seen = [cell for cell, _ in pairs], [level for _, level in pairs]
     gain, offset = _line(was, seen)
     for _ in range(2):
         errors = [abs(level - gain * cell - offset) for cell, level in zip(was, seen, strict=True)]
@@ -279,7 +291,8 @@ def _fit(reference: Cells, thumbnail: bytes) -> Light | None:
             break
         was, seen = list(compress(was, follows)), list(compress(seen, follows))
         gain, offset = _line(was, seen)
-    return gain, offset
+    errors = sorted(abs(level - gain * cell - offset) for cell, level in pairs)
+    return (gain, offset), errors[len(errors) // 2]
 
 
 def _line(was: Cells, seen: Cells) -> Light:

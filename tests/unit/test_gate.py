@@ -287,6 +287,32 @@ def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: i
     assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
 
 
+@pytest.mark.parametrize("side", [8, 12, 16])
+@pytest.mark.parametrize("every_s", [1, 5, 30])
+def test_a_screen_that_fills_what_is_ignored_does_not_reach_into_the_region(side: int, every_s: int) -> None:
+    dice, region = random.Random(5), (8, 8, 8 + side, 8 + side)
+
+    def scene(second: int) -> bytes:
+        film = random.Random(second // every_s)
+        blocks = [film.uniform(10, 245) for _ in range(64)]
+        somebody = SOMEBODY if second >= 180 else {}
+        levels = [
+            float(level) if region[0] <= x < region[2] and region[1] <= y < region[3] else blocks[y // 4 * 8 + x // 4]
+            for (y, x), level in zip(product(range(SIDE), range(SIDE)), wall(**somebody), strict=True)
+        ]
+        return noisy(dice, levels, 0.7)
+
+    rules = GateConfig.model_validate({"heartbeat_s": 0, "regions": [[share / SIDE for share in region]]})
+    times = captions(Gate(rules, 1.0), map(scene, range(200)))
+    assert times[-1] == 180
+    assert len(times) <= 3
+
+
+def test_who_fills_a_whole_region_is_seen() -> None:
+    gate = opened(regions=[[8 / SIDE, 8 / SIDE, 20 / SIDE, 20 / SIDE]])
+    assert why(gate, wall(bus=(6, 6, 22, 22, 90)), 1.0) == "change"
+
+
 def test_more_sensitive_is_never_blinder() -> None:
     things = [wall(thing=(8, 8, 8 + side, 8 + side, 90 + tone)) for side in (1, 2, 4, 7) for tone in (8, 20, 60)]
     seen = []
