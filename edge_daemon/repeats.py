@@ -1,4 +1,7 @@
-"""Words that a camera says again: a scene that looks the same is often described the same. Pure."""
+"""Words that a camera says again: a scene that looks the same is often described the same. Pure.
+
+A value that is believed at the second picture changes when the words do not: then the answer is news.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,15 @@ class Repeats:
     """Remembers the last words of every source and task."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, str], str] = {}
+        self._last: dict[tuple[str, str], tuple[Any, ...]] = {}
 
     def handled(self, source: str, wish: Repetition, documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The documents that are to be published, in their order; `unchanged` is added where that is wished for."""
         kept = []
         for document in documents:
-            words = next((document[key] for key in WORDS if key in document), None)
-            key = source, document["task"]
-            repeated = words is not None and self._last.get(key) == words
-            if words is not None:
-                self._last[key] = words
+            key, said = (source, document["task"]), tuple(document.get(part) for part in (*WORDS, "value"))
+            repeated = any(part in document for part in WORDS) and self._last.get(key) == said
+            self._last[key] = said
             if wish == "publish" or not repeated:
                 kept.append(document)
             elif wish == "mark":

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge_daemon.repeats import Repeats
+import pytest
+
+from edge_daemon.repeats import Repeats, Repetition
+from edge_daemon.source_config import Question
+from edge_daemon.values import Values
 
 
 def caption(words: str) -> dict[str, Any]:
@@ -39,3 +43,15 @@ def test_what_is_published_anyway_is_remembered_all_the_same() -> None:
 def test_boxes_are_never_repeated() -> None:
     found = {"task": "car", "objects": [], "count": 0}
     assert Repeats().handled("porch", "suppress", [found, found]) == [found, found]
+
+
+@pytest.mark.parametrize("wish", ["mark", "suppress"])
+def test_a_value_that_is_believed_at_the_second_picture_is_no_repetition(wish: Repetition) -> None:
+    values, repeats = Values(), Repeats()
+    question = Question(id="gate", ask="Is the gate open?", type="yes_no", for_frames=2)
+    published: list[Any] = []
+    for words in ["No.", "No.", "Yes.", "Yes.", "Yes."]:
+        made = values.typed("porch", [question], [{**answer("gate", words), "finish_reason": "eos"}])
+        new = [document for document in repeats.handled("porch", wish, made) if "unchanged" not in document]
+        published += [document["value"] for document in new]
+    assert published == ["unknown", False, False, True]
