@@ -269,7 +269,7 @@ class Daemon:
         made = documents(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
-            if isinstance(capture.config, LiveSource) and origin.trigger != "request":
+            if isinstance(capture.config, LiveSource):
                 made = self.repeats.handled(origin.source, capture.config.repeats, made)
             self._show(origin.source, results)
             self._keep(origin, made, capture, came=not all(errors))

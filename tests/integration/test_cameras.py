@@ -181,3 +181,20 @@ def test_priority_gives_turns_and_what_is_said_again_is_not_published(tmp_path: 
     assert "unchanged" not in often[0]
     assert all(result["unchanged"] for result in often[1:])
     assert [result["seq"] for result in seldom] == list(range(1, len(seldom) + 1))
+
+
+def test_what_was_said_on_request_is_what_the_next_words_repeat(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 2, 7)
+    often = {"change": False, "cooldown_s": 5}
+    service = Service(tmp_path, broker.port, sources={"porch": camera(stage.directory, gate=often, repeats="suppress")})
+    with subscribed(broker.port) as heard, running(service):
+        truth = stage.scenes[0][1]
+        wait_for("the first caption", lambda: said(heard) == [truth])
+        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
+        other = stage.show(1)
+        wait_for("the camera sees it", lambda: line.data("caption", source="porch")["caption"] == other)
+        line.send("porch/trigger", "-n")
+        wait_for("it is said on request", lambda: said(heard)[-1] == other)
+        stage.show(0)
+        wait_for("the first scene is said again", lambda: said(heard)[-1] == truth, 30.0)
+        assert service.end() == 0
