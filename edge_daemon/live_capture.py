@@ -130,7 +130,7 @@ class LiveCapture(Capture[LiveConfig]):
         if problem:
             self._skip("problem")
             return
-        verdict = self.gate.judge(thumbnail, time.monotonic(), datetime.now().astimezone())
+        verdict = self.gate.judge(thumbnail, time.monotonic(), wall_clock())
         if not verdict.passes:
             self._skip(verdict.why)
         elif self._renew(frame, verdict.why):
@@ -174,6 +174,13 @@ class LiveCapture(Capture[LiveConfig]):
     def captioned(self, frame: Frame) -> None:
         """The next ones are compared with this one."""
         self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic())
+
+
+def wall_clock() -> datetime:
+    """What the clock on the wall shows, also when somebody has set another time zone since this program started."""
+    if hasattr(time, "tzset"):  # Windows has none
+        time.tzset()
+    return datetime.now().astimezone()
 
 
 def _gist(reason: str) -> str:

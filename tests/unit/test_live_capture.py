@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from edge_daemon.errors import ChildDied, PictureError
-from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
+from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture, wall_clock
 from edge_daemon.source_config import CommandConfig
 from edge_daemon.supervisor import RestartPolicy
 
@@ -65,3 +67,11 @@ async def test_a_camera_that_is_switched_off_is_not_opened_until_it_is_on() -> N
     camera.config = camera.config.model_copy(update={"enabled": True})
     camera.changed()
     await asyncio.wait_for(waiting, 10)
+
+
+def test_a_time_zone_that_is_set_later_holds_for_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as zone:
+        for name, hours in (("UTC0", 0), ("JST-9", 9)):
+            zone.setenv("TZ", name)
+            assert wall_clock().utcoffset() == timedelta(hours=hours)
+    time.tzset()
