@@ -61,7 +61,7 @@ class Gate:
         if schedule and not covered(schedule, local):
             return Verdict(False, "schedule")
         since_s = None if self._published_s is None else now_s - self._published_s
-        cooling = since_s is not None and since_s < self._rules.cooldown_s
+        cooling = self.is_cooling(now_s)
         if not self._rules.change:
             return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "interval")
         seen = self._scene.look(thumbnail, now_s)
@@ -70,6 +70,10 @@ class Gate:
         if since_s is not None and since_s >= self._rules.heartbeat_s > 0 and not cooling:
             return Verdict(True, "heartbeat")
         return Verdict(False, seen)
+
+    def is_cooling(self, now_s: float) -> bool:
+        """Whether the last caption is so fresh that there is no other; nor of a frame that passed before it was out."""
+        return self._published_s is not None and now_s - self._published_s < self._rules.cooldown_s
 
     def published(self, thumbnail: bytes, now_s: float) -> None:
         """A result of this frame went out, whoever asked for it: what comes is compared with it."""

@@ -165,10 +165,11 @@ class LiveCapture(Capture[LiveConfig]):
         self.tell(self.config.place, reason)
 
     def is_stale(self, waited_s: float) -> bool:
-        """Whether a frame has waited for longer than max_age_s."""
-        stale = waited_s > self.config.max_age_s
+        """Whether a frame has waited for longer than max_age_s, or until one before it was captioned."""
+        too_old = waited_s > self.config.max_age_s
+        stale = too_old or self.gate.is_cooling(time.monotonic())
         if stale:
-            self._skip("too_old")
+            self._skip("too_old" if too_old else "cooldown")
         return stale
 
     def captioned(self, frame: Frame) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,17 @@ def test_priority_gives_turns_and_what_is_said_again_is_not_published(tmp_path: 
     assert "unchanged" not in often[0]
     assert all(result["unchanged"] for result in often[1:])
     assert [result["seq"] for result in seldom] == list(range(1, len(seldom) + 1))
+
+
+def test_what_passed_while_the_model_was_busy_waits_for_the_cooldown(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 2, 7)
+    porch = camera(stage.directory, gate={"change": False, "cooldown_s": 3}, interval_s=0.1)
+    service = Service(tmp_path, broker.port, sources={"porch": porch})
+    with subscribed(broker.port) as heard, running(service):
+        wait_for("five captions", lambda: len(said(heard)) >= 5)
+        assert service.end() == 0
+    times = [datetime.fromisoformat(result["captured_at"]).timestamp() for result in heard.results("porch/event")]
+    assert all(later - sooner >= 3 for sooner, later in pairwise(times))
 
 
 def test_what_was_said_on_request_is_what_the_next_words_repeat(tmp_path: Path, broker: Broker) -> None:
