@@ -292,7 +292,7 @@ class Daemon:
 
     def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture, came: bool) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
-        capture.captioned(origin.frame)
+        capture.captioned(origin.frame, origin.source in self.values.doubted)
         self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
         if came:  # something, if only what is suppressed as a repetition
             capture.state.captioned += 1

@@ -172,9 +172,9 @@ class LiveCapture(Capture[LiveConfig]):
             self._skip("too_old" if too_old else "cooldown")
         return stale
 
-    def captioned(self, frame: Frame) -> None:
+    def captioned(self, frame: Frame, doubted: bool) -> None:
         """The next ones are compared with this one."""
-        self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic())
+        self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic(), doubted)
 
 
 def wall_clock() -> datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import time
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -210,4 +211,24 @@ def test_what_was_said_on_request_is_what_the_next_words_repeat(tmp_path: Path, 
         wait_for("it is said on request", lambda: said(heard)[-1] == other)
         stage.show(0)
         wait_for("the first scene is said again", lambda: said(heard)[-1] == truth, 30.0)
+        assert service.end() == 0
+
+
+def test_an_answer_that_two_pictures_have_to_give_is_believed_while_nothing_moves(
+    tmp_path: Path, broker: Broker
+) -> None:
+    stage = Stage(tmp_path / "stage", 3, 7)
+    question = {"id": "circle", "ask": "Is there a circle?", "type": "yes_no", "for_frames": 2}
+    porch = camera(stage.directory, gate={"cooldown_s": 1}, questions=[question])
+    with subscribed(broker.port) as heard, running(Service(tmp_path, broker.port, sources={"porch": porch})) as service:
+        for number, there in ((0, False), (2, True), (0, False)):
+            stage.show(number)
+            wait_for(
+                f"it is {there}",
+                lambda there=there: [a["value"] for a in heard.results("porch/answer/circle")][-1:] == [there],  # type: ignore[misc]
+                30.0,
+            )
+        before = len(heard.on("porch/caption"))
+        time.sleep(5.0)
+        assert len(heard.on("porch/caption")) == before, "what is believed is not looked at again"
         assert service.end() == 0

@@ -122,6 +122,14 @@ def test_a_caption_on_demand_counts_as_well() -> None:
     assert why(gate, wall(**SOMEBODY), 35.0) == "heartbeat"
 
 
+def test_what_is_not_believed_yet_is_looked_at_again_after_the_cooldown() -> None:
+    gate = opened(cooldown_s=3)
+    gate.published(wall(), 1.0, doubted=True)
+    assert [why(gate, wall(), second) for second in (2.0, 3.0, 4.0)] == ["not: cooldown", "not: cooldown", "change"]
+    gate.published(wall(), 5.0)
+    assert why(gate, wall(), 9.0) == "not: unchanged"
+
+
 def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     gate, captions = opened(heartbeat_s=60), []
     for second in range(1, 200):
