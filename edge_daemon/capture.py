@@ -93,8 +93,8 @@ class Capture(ABC, Generic[Config]):
         """Whether a frame has waited too long to be worth a caption."""
         return False
 
-    def captioned(self, frame: Frame) -> None:
-        """What came of this frame is on its way to the broker."""
+    def captioned(self, frame: Frame, doubted: bool) -> None:
+        """What came of this frame is on its way to the broker; `doubted`: another picture is needed to believe it."""
 
     def changed(self) -> None:
         """The configuration is another one."""

@@ -116,6 +116,8 @@ class Child:
         except TimeoutError:
             await self._give_up(f"said nothing for {deadline_s:.0f} s")
         except WireError as error:
+            if self._process.stdout.at_eof():  # it died in the middle of a message
+                return await self._dead()
             await self.kill()
             raise ChildDied(f"the {self.name} sent something that is no message: {error}") from error
         return await self._dead()

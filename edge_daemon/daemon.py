@@ -270,7 +270,7 @@ class Daemon:
         made = documents(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
-            if isinstance(capture.config, LiveSource) and origin.trigger != "request":
+            if isinstance(capture.config, LiveSource):
                 made = self.repeats.handled(origin.source, capture.config.repeats, made, self.connection.sessions)
             self._show(origin.source, results)
             self._keep(origin, made, capture, came=not all(errors))
@@ -293,7 +293,7 @@ class Daemon:
 
     def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture, came: bool) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
-        capture.captioned(origin.frame)
+        capture.captioned(origin.frame, origin.source in self.values.doubted)
         self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
         if came:  # something, if only what is suppressed as a repetition
             capture.state.captioned += 1

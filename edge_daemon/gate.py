@@ -18,8 +18,8 @@ SKIPPED = ("interval", "unchanged", "light", "cooldown", "schedule", "quiet_hour
 """Why a frame does not pass: it came too soon after the one that was looked at before; the same scene as in the last
 caption; the same in another light; too soon after the last caption; by the clock."""
 PASSED = ("first", "change", "interval", "heartbeat")
-"""Why one does: there is no caption yet; another scene than in the last caption; every frame that is looked at is
-wanted; the last caption is old."""
+"""Why one does: there is no caption yet; another scene than in the last caption, or what that one said has to be
+seen once more; every frame that is looked at is wanted; the last caption is old."""
 _EARLY = 0.1
 """A frame may come this share of the interval before its time: cameras are not punctual."""
 
@@ -42,6 +42,7 @@ class Gate:
         self._scene = Scene(rules.cells, rules.sensitivity)
         self._due_s: float | None = None
         self._published_s: float | None = None
+        self._doubted = False
 
     def change_rules(self, rules: GateConfig, interval_s: float) -> None:
         """Judge by other rules from now on; what is known of the scene stays known."""
@@ -61,20 +62,27 @@ class Gate:
         if schedule and not covered(schedule, local):
             return Verdict(False, "schedule")
         since_s = None if self._published_s is None else now_s - self._published_s
-        cooling = since_s is not None and since_s < self._rules.cooldown_s
+        cooling = self.is_cooling(now_s)
         if not self._rules.change:
             return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "interval")
         seen = self._scene.look(thumbnail, now_s)
-        if seen == "change":
+        if seen == "change" or self._doubted:
             return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "change")
         if since_s is not None and since_s >= self._rules.heartbeat_s > 0 and not cooling:
             return Verdict(True, "heartbeat")
         return Verdict(False, seen)
 
-    def published(self, thumbnail: bytes, now_s: float) -> None:
-        """A result of this frame went out, whoever asked for it: what comes is compared with it."""
+    def is_cooling(self, now_s: float) -> bool:
+        """Whether the last caption is so fresh that there is no other; nor of a frame that passed before it was out."""
+        return self._published_s is not None and now_s - self._published_s < self._rules.cooldown_s
+
+    def published(self, thumbnail: bytes, now_s: float, doubted: bool = False) -> None:
+        """A result of this frame went out, whoever asked for it: what comes is compared with it.
+
+        `doubted`: it said something that is believed when another picture says so as well, which need not differ.
+        """
         self._scene.refer(thumbnail)
-        self._published_s = now_s
+        self._published_s, self._doubted = now_s, doubted
 
     def _is_due(self, now_s: float) -> bool:
         """Whether the interval is over. Its times are fixed, so that early frames do not make it shorter."""

@@ -165,15 +165,16 @@ class LiveCapture(Capture[LiveConfig]):
         self.tell(self.config.place, reason)
 
     def is_stale(self, waited_s: float) -> bool:
-        """Whether a frame has waited for longer than max_age_s."""
-        stale = waited_s > self.config.max_age_s
+        """Whether a frame has waited for longer than max_age_s, or until one before it was captioned."""
+        too_old = waited_s > self.config.max_age_s
+        stale = too_old or self.gate.is_cooling(time.monotonic())
         if stale:
-            self._skip("too_old")
+            self._skip("too_old" if too_old else "cooldown")
         return stale
 
-    def captioned(self, frame: Frame) -> None:
+    def captioned(self, frame: Frame, doubted: bool) -> None:
         """The next ones are compared with this one."""
-        self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic())
+        self.gate.published(bytes.fromhex(frame.thumbnail_hex), time.monotonic(), doubted)
 
 
 def _gist(reason: str) -> str:

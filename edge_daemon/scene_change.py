@@ -43,8 +43,9 @@ JUMP_AREAS = 3
 LOOKS_A_LIMIT = 4
 """Noise changes slowly: what follows from it is worked out at every fourth look."""
 FOLLOW_S = 120.0
-FLAT = 6
-"""A picture with fewer levels between its dark and its bright parts shows nothing: black, white, or one colour."""
+FLAT, NO_LONGER_FLAT = 6, 12
+"""A picture with fewer levels between its dark and its bright parts shows nothing: black, white, or one colour. After
+such a caption more is asked for, or a night would pass back and forth with its noise."""
 FLAT_LOOKS = 3
 """After so many flat pictures in a row this is how it is; one or two are the camera finding its exposure."""
 LIGHT = 6.0
@@ -62,12 +63,15 @@ _COUNTS = [float(rows * columns) for rows in _IN_REACH for columns in _IN_REACH]
 _FITTED = [cell for cell in range(CELLS) if (cell + cell // SIDE) % 3 == 0]
 """Enough for two numbers, at a third of the time."""
 _LEAST_FITTED = 50
+_STRANGE = 8.0
+"""A median error that no light makes: most of the picture is another one, as always where most is an ignored screen."""
 _QUIETEST, _NOISE_AT_FIRST = 0.4, 2.0
 
 Verdict = Literal["change", "light", "unchanged"]
 Cells = Sequence[float]
 Light = tuple[float, float]
 """Gain and offset."""
+_AS_IT_IS: Light = (1.0, 0.0)
 
 
 class Scene:
@@ -78,7 +82,7 @@ class Scene:
         self._reference: Cells = ()
         """Empty: there is nothing to compare with."""
         self._reference_is_flat = False
-        self._flat_looks = 0
+        self._flat_looks = self._unfit_looks = 0
         self._noise: list[float] = [_NOISE_AT_FIRST] * CELLS
         self._learned = 0
         self._rest_before: Cells = ()
@@ -100,7 +104,7 @@ class Scene:
     def refer(self, thumbnail: bytes) -> None:
         """Compare with this one from now on."""
         self._published, self._reference = thumbnail, list(map(float, thumbnail))
-        self._reference_is_flat = _is_flat(thumbnail)
+        self._reference_is_flat = _is_flat(thumbnail, FLAT)
         # Under this reference nothing is left of the frame itself; of another one it is not known what is.
         self._rest_before = [0.0] * CELLS if thumbnail == self._seen else ()
         self._calm = None
@@ -109,20 +113,29 @@ class Scene:
         """What has become of the scene since the reference; any scene is a change from none."""
         passed_s = 0.0 if self._looked_s is None else max(0.0, now_s - self._looked_s)
         self._looked_s, self._seen = now_s, thumbnail
-        flat = _is_flat(thumbnail)
-        light = None if flat or self._reference_is_flat or not self._reference else _fit(self._reference, thumbnail)
-        if light is None:
+        flat = _is_flat(thumbnail, NO_LONGER_FLAT if self._reference_is_flat else FLAT)
+        if flat or self._reference_is_flat or not self._reference:
             return self._without_structure(flat)
         self._flat_looks = 0
-        return self._compare(thumbnail, light, passed_s)
+        light = self._light(thumbnail)
+        self._unfit_looks = 0 if light else self._unfit_looks + 1
+        if 0 < self._unfit_looks < FLAT_LOOKS:
+            return "light"
+        # A lamp in the dark: what is black on both tells no light, and is the same nevertheless.
+        return self._compare(thumbnail, light or _AS_IT_IS, passed_s)
+
+    def _light(self, thumbnail: bytes) -> Light | None:
+        """Told by the whole picture, as somebody may fill all that counts; else by what counts, if it is enough."""
+        light, error = _fit(self._reference, thumbnail, _FITTED)
+        if error > _STRANGE and self._ignored:
+            return _fit(self._reference, thumbnail, self._counted)[0] or light
+        return light
 
     def _without_structure(self, flat: bool) -> Verdict:
-        """There is nothing to compare: one of the two pictures is flat, or so over- or underexposed as to be it."""
+        """There is nothing to compare: one of the two pictures is flat, or there is only one."""
         if self._reference_is_flat and flat:
             return "unchanged"
-        if self._reference_is_flat:
-            return "change"
-        self._flat_looks = self._flat_looks + 1 if flat or self._reference else 0
+        self._flat_looks = self._flat_looks + 1 if flat else 0
         return "light" if 0 < self._flat_looks < FLAT_LOOKS else "change"
 
     def _compare(self, thumbnail: bytes, light: Light, passed_s: float) -> Verdict:
@@ -254,18 +267,21 @@ class _Means:
         return list(map(sub, seen, map(mul, expected, factors)))
 
 
-def _is_flat(thumbnail: bytes) -> bool:
+def _is_flat(thumbnail: bytes, least: int) -> bool:
     levels = sorted(thumbnail)
-    return levels[-11] - levels[10] < FLAT
+    return levels[-11] - levels[10] < least
 
 
-def _fit(reference: Cells, thumbnail: bytes) -> Light | None:
-    """Gain and offset from one to the other by least squares, thrice, each time without what does not follow."""
-    pairs = [(reference[cell], thumbnail[cell]) for cell in _FITTED if _DARK < thumbnail[cell] < _BRIGHT]
-    was = [cell for cell, _ in pairs if _DARK < cell < _BRIGHT]
-    seen = [level for cell, level in pairs if _DARK < cell < _BRIGHT]
-    if len(was) < _LEAST_FITTED:
-        return None
+def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Light | None, float]:
+    """Gain and offset from one to the other by least squares, thrice, each time without what does not follow.
+
+    And the median error that is left. None where too few cells tell anything.
+    """
+    pairs = [(reference[cell], thumbnail[cell]) for cell in fitted if _DARK < thumbnail[cell] < _BRIGHT]
+    pairs = [(cell, level) for cell, level in pairs if _DARK < cell < _BRIGHT]
+    if len(pairs) < _LEAST_FITTED:
+        return None, math.inf
+    was, seen = [cell for cell, _ in pairs], [level for _, level in pairs]
     gain, offset = _line(was, seen)
     for _ in range(2):
         errors = [abs(level - gain * cell - offset) for cell, level in zip(was, seen, strict=True)]
@@ -275,7 +291,8 @@ def _fit(reference: Cells, thumbnail: bytes) -> Light | None:
             break
         was, seen = list(compress(was, follows)), list(compress(seen, follows))
         gain, offset = _line(was, seen)
-    return gain, offset
+    errors = sorted(abs(level - gain * cell - offset) for cell, level in pairs)
+    return (gain, offset), errors[len(errors) // 2]
 
 
 def _line(was: Cells, seen: Cells) -> Light:

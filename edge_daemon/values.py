@@ -14,6 +14,8 @@ class Values:
 
     def __init__(self) -> None:
         self._settlings: dict[tuple[str, str], tuple[Question, Settling]] = {}
+        self.doubted: set[str] = set()
+        """Sources whose last picture said something that is not believed yet: one more picture may settle it."""
 
     def typed(self, source: str, questions: Sequence[Question], made: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The documents of one picture, with `value`, `type` and `unit` by the questions of its source.
@@ -21,6 +23,7 @@ class Values:
         To be called once for each picture: it counts.
         """
         asked = {question.id: question for question in questions}
+        self.doubted.discard(source)
         return [
             self._typed(source, asked[document["task"]], document)
             if "answer" in document and document["task"] in asked
@@ -34,7 +37,11 @@ class Values:
             settling = Settling(question.for_frames)
         self._settlings[source, question.id] = question, settling
         unit = {"unit": question.unit} if question.unit is not None else {}
-        return {**document, "value": settling.settle(_value(question, document)), "type": question.type, **unit}
+        said = _value(question, document)
+        believed = settling.settle(said)
+        if believed != said:
+            self.doubted.add(source)
+        return {**document, "value": believed, "type": question.type, **unit}
 
 
 def _value(question: Question, document: dict[str, Any]) -> Value:

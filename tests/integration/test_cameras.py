@@ -9,6 +9,9 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +184,51 @@ def test_priority_gives_turns_and_what_is_said_again_is_not_published(tmp_path: 
     assert "unchanged" not in often[0]
     assert all(result["unchanged"] for result in often[1:])
     assert [result["seq"] for result in seldom] == list(range(1, len(seldom) + 1))
+
+
+def test_what_passed_while_the_model_was_busy_waits_for_the_cooldown(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 2, 7)
+    porch = camera(stage.directory, gate={"change": False, "cooldown_s": 3}, interval_s=0.1)
+    service = Service(tmp_path, broker.port, sources={"porch": porch})
+    with subscribed(broker.port) as heard, running(service):
+        wait_for("five captions", lambda: len(said(heard)) >= 5)
+        assert service.end() == 0
+    times = [datetime.fromisoformat(result["captured_at"]).timestamp() for result in heard.results("porch/event")]
+    assert all(later - sooner >= 3 for sooner, later in pairwise(times))
+
+
+def test_what_was_said_on_request_is_what_the_next_words_repeat(tmp_path: Path, broker: Broker) -> None:
+    stage = Stage(tmp_path / "stage", 2, 7)
+    often = {"change": False, "cooldown_s": 5}
+    service = Service(tmp_path, broker.port, sources={"porch": camera(stage.directory, gate=often, repeats="suppress")})
+    with subscribed(broker.port) as heard, running(service):
+        truth = stage.scenes[0][1]
+        wait_for("the first caption", lambda: said(heard) == [truth])
+        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
+        other = stage.show(1)
+        wait_for("the camera sees it", lambda: line.data("caption", source="porch")["caption"] == other)
+        line.send("porch/trigger", "-n")
+        wait_for("it is said on request", lambda: said(heard)[-1] == other)
+        stage.show(0)
+        wait_for("the first scene is said again", lambda: said(heard)[-1] == truth, 30.0)
+        assert service.end() == 0
+
+
+def test_an_answer_that_two_pictures_have_to_give_is_believed_while_nothing_moves(
+    tmp_path: Path, broker: Broker
+) -> None:
+    stage = Stage(tmp_path / "stage", 3, 7)
+    question = {"id": "circle", "ask": "Is there a circle?", "type": "yes_no", "for_frames": 2}
+    porch = camera(stage.directory, gate={"cooldown_s": 1}, questions=[question])
+    with subscribed(broker.port) as heard, running(Service(tmp_path, broker.port, sources={"porch": porch})) as service:
+        for number, there in ((0, False), (2, True), (0, False)):
+            stage.show(number)
+            wait_for(
+                f"it is {there}",
+                lambda there=there: [a["value"] for a in heard.results("porch/answer/circle")][-1:] == [there],  # type: ignore[misc]
+                30.0,
+            )
+        before = len(heard.on("porch/caption"))
+        time.sleep(5.0)
+        assert len(heard.on("porch/caption")) == before, "what is believed is not looked at again"
+        assert service.end() == 0

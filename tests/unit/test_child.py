@@ -93,7 +93,12 @@ async def test_a_large_payload_arrives_whole() -> None:
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
         ("os.kill(os.getpid(), 40)", "was ended by signal 40"),
         ("raise RuntimeError('no camera')", "exit code 1; its last words: RuntimeError: no camera"),
-        ("say('Progress', step='a')\nos.write(1, b'{\"type\"')", "sent something that is no message"),
+        ("say('Progress', step='a')\nos.write(1, b'{\"type\"')\nsys.exit(3)", "ended with exit code 3"),
+        (
+            "header = dict(type='Frame', fields={}, payload_bytes=99)\n"
+            "os.write(1, json.dumps(header).encode() + b'\\nhalf')\nos.kill(os.getpid(), signal.SIGKILL)",
+            "was ended by SIGKILL (perhaps out of memory)",
+        ),
         ("os.write(1, b'Hello!\\n')\ntime.sleep(600)", "sent something that is no message"),
         ("say('Gossip')\ntime.sleep(600)", "unknown message type 'Gossip'"),
         ("say('Progress', step=1)\ntime.sleep(600)", "Progress.step"),

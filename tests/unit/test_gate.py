@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,14 @@ def test_a_caption_on_demand_counts_as_well() -> None:
     assert why(gate, wall(**SOMEBODY), 35.0) == "heartbeat"
 
 
+def test_what_is_not_believed_yet_is_looked_at_again_after_the_cooldown() -> None:
+    gate = opened(cooldown_s=3)
+    gate.published(wall(), 1.0, doubted=True)
+    assert [why(gate, wall(), second) for second in (2.0, 3.0, 4.0)] == ["not: cooldown", "not: cooldown", "change"]
+    gate.published(wall(), 5.0)
+    assert why(gate, wall(), 9.0) == "not: unchanged"
+
+
 def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     gate, captions = opened(heartbeat_s=60), []
     for second in range(1, 200):
@@ -192,6 +200,47 @@ def test_a_camera_that_starts_with_black_frames_is_waited_for() -> None:
     assert [why(night, bytes(CELLS), float(second)) for second in range(3)][-1] == "first"
 
 
+def captions(gate: Gate, frames: Iterable[bytes]) -> list[int]:
+    """The seconds at which a camera is captioned, with a frame a second, and each caption is out at once."""
+    times = []
+    for second, frame in enumerate(frames):
+        if gate.judge(frame, float(second), NOON).passes:
+            gate.published(frame, float(second))
+            times.append(second)
+    return times
+
+
+def noisy(dice: random.Random, levels: Sequence[float], sigma: float) -> bytes:
+    return bytes(min(255, max(0, round(dice.gauss(level, sigma)))) for level in levels)
+
+
+@pytest.mark.parametrize("dark", [2, 5])
+@pytest.mark.parametrize("lamp_cells", [4, 7, 12])
+def test_a_lamp_in_the_dark_is_a_scene_like_others(dark: float, lamp_cells: int) -> None:
+    dice = random.Random(5)
+
+    def night(second: int) -> bytes:
+        levels = [float(dark)] * CELLS
+        for y, x in product(range(lamp_cells), range(lamp_cells)):
+            levels[(6 + y) * SIDE + 6 + x] = 60 + 5 * y + 6 * x
+        if 200 <= second < 300:  # another one
+            for y, x in product(range(5), range(5)):
+                levels[(22 + y) * SIDE + 22 + x] = 50
+        return noisy(dice, levels, 0.7)
+
+    first, another, gone = captions(Gate(GateConfig(heartbeat_s=0), 1.0), map(night, range(400)))
+    assert (first, another) == (0, 200)
+    assert gone <= 302, "the camera may be finding its exposure"
+
+
+@pytest.mark.parametrize("levels", [1, 3, 4, 5])
+@pytest.mark.parametrize("sigma", [0.4, 0.8, 1.2])
+def test_noise_about_the_edge_of_showing_nothing_is_no_change(levels: int, sigma: float) -> None:
+    dice = random.Random(5)
+    frames = [noisy(dice, [30 + levels * (cell % SIDE) / SIDE for cell in range(CELLS)], sigma) for _ in range(400)]
+    assert len(captions(Gate(GateConfig(heartbeat_s=0), 1.0), frames)) <= 2
+
+
 def test_leaves_that_always_move_become_still() -> None:
     dice = random.Random(3)
 
@@ -244,6 +293,32 @@ def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: i
     gate = opened(ignore=[[0, 0, 0.5, 1]])
     assert not why(gate, wall(bus=(16 - wide, 4, 16, 28, level)), 1.0).startswith("change")
     assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
+
+
+@pytest.mark.parametrize("side", [8, 12, 16])
+@pytest.mark.parametrize("every_s", [1, 5, 30])
+def test_a_screen_that_fills_what_is_ignored_does_not_reach_into_the_region(side: int, every_s: int) -> None:
+    dice, region = random.Random(5), (8, 8, 8 + side, 8 + side)
+
+    def scene(second: int) -> bytes:
+        film = random.Random(second // every_s)
+        blocks = [film.uniform(10, 245) for _ in range(64)]
+        somebody = SOMEBODY if second >= 180 else {}
+        levels = [
+            float(level) if region[0] <= x < region[2] and region[1] <= y < region[3] else blocks[y // 4 * 8 + x // 4]
+            for (y, x), level in zip(product(range(SIDE), range(SIDE)), wall(**somebody), strict=True)
+        ]
+        return noisy(dice, levels, 0.7)
+
+    rules = GateConfig.model_validate({"heartbeat_s": 0, "regions": [[share / SIDE for share in region]]})
+    times = captions(Gate(rules, 1.0), map(scene, range(200)))
+    assert times[-1] == 180
+    assert len(times) <= 3
+
+
+def test_who_fills_a_whole_region_is_seen() -> None:
+    gate = opened(regions=[[8 / SIDE, 8 / SIDE, 20 / SIDE, 20 / SIDE]])
+    assert why(gate, wall(bus=(6, 6, 22, 22, 90)), 1.0) == "change"
 
 
 def test_more_sensitive_is_never_blinder() -> None:

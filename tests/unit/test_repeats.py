@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from edge_daemon.repeats import Repeats, Repetition
+from edge_daemon.source_config import Question
+from edge_daemon.values import Values
 
 
 def caption(words: str) -> dict[str, Any]:
@@ -66,3 +68,15 @@ def test_in_another_session_it_is_said_once_more() -> None:
     repeats = Repeats()
     said = [repeats.handled("porch", "suppress", [caption("a cat")], session) for session in (1, 1, 2, 2)]
     assert said == [[caption("a cat")], [], [{**caption("a cat"), "unchanged": True}], []]
+
+
+@pytest.mark.parametrize("wish", ["mark", "suppress"])
+def test_a_value_that_is_believed_at_the_second_picture_is_no_repetition(wish: Repetition) -> None:
+    values, repeats = Values(), Repeats()
+    question = Question(id="gate", ask="Is the gate open?", type="yes_no", for_frames=2)
+    published: list[Any] = []
+    for words in ["No.", "No.", "Yes.", "Yes.", "Yes."]:
+        made = values.typed("porch", [question], [{**answer("gate", words), "finish_reason": "eos"}])
+        new = [document for document in repeats.handled("porch", wish, made, 1) if "unchanged" not in document]
+        published += [document["value"] for document in new]
+    assert published == ["unknown", False, False, True]

@@ -44,6 +44,17 @@ def test_a_change_is_believed_when_enough_pictures_of_its_source_say_it() -> Non
     assert said("porch", "Yes.", GATE.model_copy(update={"for_frames": 1})) is True, "another question begins anew"
 
 
+def test_a_source_is_doubted_while_its_last_picture_said_what_is_not_believed() -> None:
+    values, doubted = Values(), []
+    for words in ("No.", "No.", "Yes.", "No.", "Who knows?", "Who knows?"):
+        values.typed("porch", [GATE], [answered("gate", words)])
+        doubted.append("porch" in values.doubted)
+    assert doubted == [True, False, True, False, True, False]
+    values.typed("porch", [GATE], [answered("gate", "Yes.")])
+    values.typed("porch", [GATE], [])
+    assert not values.doubted, "the question had no answer: one more picture settles nothing"
+
+
 def test_what_is_not_among_the_questions_is_left_alone() -> None:
     made = [answered("ask", "Yes."), {"task": "gate", "target": "gate", "objects": [], "count": 0}]
     assert Values().typed("porch", [GATE, COUNT], made) == made
