@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -493,6 +494,23 @@ def test_a_rectangle_on_the_grid_is_its_cells(x: int, y: int, wide: int, high: i
     x2, y2 = min(SIDE, x + wide), min(SIDE, y + high)
     corners = [(a / SIDE, b / SIDE) for a, b in ((x, y), (x2, y), (x2, y2), (x, y2))]
     assert areas.cells([corners], []) == tuple(row * SIDE + column for row in range(y, y2) for column in range(x, x2))
+
+
+@settings(max_examples=30)
+@given(st.tuples(corner, corner, corner))
+def test_a_triangle_is_what_lies_on_the_inner_side_of_all_three(corners: tuple[tuple[float, float], ...]) -> None:
+    """But for the cells that a side goes through."""
+    (ax, ay), (bx, by), (cx, cy) = corners
+    turn = math.copysign(1.0, (bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
+    found = set(areas.cells([corners], []))
+    for cell in range(CELLS):
+        x, y = (cell % SIDE + 0.5) / SIDE, (cell // SIDE + 0.5) / SIDE
+        depths = [
+            turn * ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / (math.dist((x1, y1), (x2, y2)) or 1.0)
+            for (x1, y1), (x2, y2) in pairwise([*corners, corners[0]])
+        ]
+        if abs(min(depths)) > 1 / SIDE:
+            assert (cell in found) == (min(depths) > 0)
 
 
 def test_no_region_is_everywhere() -> None:
