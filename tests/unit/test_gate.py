@@ -173,6 +173,17 @@ def test_somebody_is_seen_in_another_exposure_as_well(gain: float) -> None:
     assert why(gate, bytes(min(255, round(gain * cell)) for cell in wall(**SOMEBODY)), 1.0) == "change"
 
 
+def test_in_fog_there_is_light_and_somebody_as_well() -> None:
+    """Less contrast than tells a gain from an offset."""
+    gate, levels = Gate(GateConfig(), 1.0), [100 + level // 3 % 8 for level in wall()]
+    gate.published(bytes(levels), 0.0)
+    brighter = bytearray(level + 20 for level in levels)
+    assert why(gate, bytes(brighter), 400.0) == "not: light"
+    for row in range(12, 24):
+        brighter[row * SIDE + 10 : row * SIDE + 15] = bytes([60]) * 5
+    assert why(gate, bytes(brighter), 401.0) == "change"
+
+
 @pytest.mark.parametrize("level", [0, 255])
 def test_one_black_or_white_frame_is_light_and_three_are_a_change(level: int) -> None:
     gate = opened()
@@ -237,6 +248,11 @@ def test_regions_and_ignored_areas() -> None:
     assert (why(not_left, wall(**right), 1.0), why(not_left, wall(**left), 2.0)) == ("change", "not: unchanged")
     gap = opened(regions=[[0.1, 0.1, 0.2, 0.2]])  # 9 cells: a change of 10 would never be one
     assert why(gap, wall(thing=(3, 3, 6, 6, 220)), 1.0) == "change"
+    keyhole = opened(regions=[[0.5, 0.5, 0.53, 0.53]])  # one cell
+    assert (why(keyhole, wall(), 1.0), why(keyhole, wall(thing=(15, 15, 18, 18, 220)), 2.0)) == (
+        "not: unchanged",
+        "change",
+    )
 
 
 @pytest.mark.parametrize("level", [0, 20, 200, 255])
