@@ -161,10 +161,11 @@ def test_new_rules_forget_nothing() -> None:
 # ---- what is a change -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gain", [0.5, 0.8, 1.3, 1.6])
-def test_a_jump_of_the_exposure_is_light(gain: float) -> None:
+@pytest.mark.parametrize(("gain", "veil"), [(0.5, 0), (0.8, 0), (1.3, 0), (1.6, 0), (0.6, 90), (1.3, -40)])
+def test_a_jump_of_the_exposure_is_light(gain: float, veil: int) -> None:
+    """With the sun in the lens, or black no longer black, as well."""
     gate = opened()
-    assert why(gate, bytes(min(255, round(gain * cell)) for cell in wall()), 1.0) == "not: light"
+    assert why(gate, bytes(min(255, max(0, round(gain * cell + veil))) for cell in wall()), 1.0) == "not: light"
 
 
 @pytest.mark.parametrize("gain", [0.5, 0.8, 1.3])
