@@ -264,6 +264,18 @@ def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: i
     assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
 
 
+@pytest.mark.parametrize(("side", "brighter"), [(5, 18), (6, 18), (8, 24), (10, 26)])
+def test_a_faint_thing_does_not_hide_itself(side: int, brighter: int) -> None:
+    """It is most of its own surroundings: with a say in what light there is, it would be that light."""
+    gate, seen = opened(), bytearray(wall())
+    for second in range(1, 30):
+        assert why(gate, wall(), float(second)) == "not: unchanged"
+    for row in range(10, 10 + side):
+        here = slice(row * SIDE + 10, row * SIDE + 10 + side)
+        seen[here] = bytes(cell + brighter for cell in seen[here])
+    assert why(gate, bytes(seen), 30.0) == "change"
+
+
 def test_more_sensitive_is_never_blinder() -> None:
     things = [wall(thing=(8, 8, 8 + side, 8 + side, 90 + tone)) for side in (1, 2, 4, 7) for tone in (8, 20, 60)]
     seen = []
