@@ -255,6 +255,9 @@ def test_the_configuration_is_read_again(line: Line) -> None:
         outcome = line.data("reload")
         assert outcome["applied"] == ["log_level", "sources.inbox.caption"]
         assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
+        before = line.service.log().count("DEBUG")
+        line.data("caption")
+        assert line.service.log().count("DEBUG") > before
         path.write_text("sources: 5")
         assert "nothing has changed" in line.refusal("reload")
     finally:

@@ -54,9 +54,7 @@ def test_single_frames_change_nothing() -> None:
     assert set(looks(hygiene, [BLACK, GOOD, GOOD] * 5, NOW_S + 10)) == {BLACK_PICTURE}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "less_so", "problem"), [(BLACK, DIM, BLACK_PICTURE), (GREEN, FAINT, FLAT_PICTURE)]
-)
+@pytest.mark.parametrize(("wrong", "less_so", "problem"), [(BLACK, DIM, BLACK_PICTURE), (GREEN, FAINT, FLAT_PICTURE)])
 def test_at_the_edge_it_stays_what_it_was(wrong: bytes, less_so: bytes, problem: str) -> None:
     assert not any(looks(Hygiene(), [less_so] * 9))
     hygiene = Hygiene()
