@@ -250,13 +250,14 @@ def test_the_configuration_is_read_again(line: Line) -> None:
     values["sources"]["inbox"]["caption"] = "long"
     values["sources"]["inbox"]["rescan_s"] = 77
     values["log_level"] = "debug"
+    line.data("set", source="inbox", length="short")
     try:
         path.write_text(yaml.safe_dump(values))
         outcome = line.data("reload")
         assert outcome["applied"] == ["log_level", "sources.inbox.caption"]
         assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
         before = line.service.log().count("DEBUG")
-        line.data("caption")
+        assert line.data("caption")["length"] == "short", "what was set by a command stays"
         assert line.service.log().count("DEBUG") > before
         path.write_text("sources: 5")
         assert "nothing has changed" in line.refusal("reload")
@@ -359,7 +360,8 @@ def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
     """A service of its own: what the broker repeats is refused, what waits is told of the end, what was set stays."""
     directory, base = line.service.directory / "second", "edge-daemon/second"
     directory.mkdir()
-    service = Service(directory, line.broker.port, model={"stop_grace_s": 0.5})
+    source = {"caption": "none", "questions": [{"id": "count", "ask": "How many shapes are there?"}]}
+    service = Service(directory, line.broker.port, model={"stop_grace_s": 0.5}, source=source)
     service.config.write_text(service.config.read_text().replace("node: test", "node: second"))
     shutil.copy(line.other[0], service.inbox)
     publish = ["mosquitto_pub", "-p", str(line.broker.port), "-t"]
@@ -376,23 +378,25 @@ def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
     try:
         with running(service):
             assert "a command must not be retained" in answers(1)[0]["error"]
+            subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
+            assert answers(2)[1]["data"]["length"] == "short", "whoever asks for one gets one"
             longer = '{"source": "inbox", "length": "normal"}'
             subprocess.run([*publish, f"{base}/request/set", "-m", longer], check=True)
-            assert answers(2)[1]["status"] == "ok"
+            assert answers(3)[2]["status"] == "ok"
             worker = wait_for("a worker", lambda: service.child("edge_daemon.worker"))
             subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            assert answers(3)[2]["data"]["length"] == "normal"
+            assert answers(4)[3]["data"]["length"] == "normal"
             worker.suspend()
             for _ in range(2):
                 subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            wait_for("they wait", lambda: service.log().count("request/caption") == 3)
+            wait_for("they wait", lambda: service.log().count("request/caption") == 4)
             assert service.end() == 0
-            assert [answer["error"] for answer in answers(5)[3:]] == ["the service stops"] * 2
+            assert [answer["error"] for answer in answers(6)[4:]] == ["the service stops"] * 2
             watched = service.log().count("watching with")
             service.start()
             wait_for("it lives", lambda: service.log().count("watching with") > watched)
             subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            assert answers(7)[-1]["data"]["length"] == "normal"
+            assert answers(8)[-1]["data"]["length"] == "normal"
     finally:
         subscriber.terminate()
         subscriber.wait()
