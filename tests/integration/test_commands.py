@@ -448,13 +448,20 @@ def test_mosquitto_rr_asks_and_is_answered(line: Line, version: str) -> None:
     assert json.loads(done.stdout)["data"]["caption"] == line.newest[1]
 
 
-def test_an_answer_is_never_sent_where_the_daemon_speaks_for_itself(line: Line) -> None:
+def test_an_answer_is_never_sent_where_the_daemon_speaks_for_itself(line: Line, tmp_path: Path) -> None:
+    """Neither below its own node nor to Home Assistant, which would believe it."""
     before = len(line.heard.on("inbox/caption/text"))
+    hear = ["mosquitto_sub", "-p", str(line.broker.port), "-t", "homeassistant/device/#", "-F", "%t"]
     pub = ["mosquitto_pub", "-V", "5", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-n"]
-    answers = len(line.heard.results("response/stats"))
-    subprocess.run([*pub, "-D", "publish", "response-topic", f"{BASE}/inbox/caption/text"], check=True)
-    line.answer("response/stats", after=answers)
-    line.data("health_check")
+    with (tmp_path / "heard").open("wb") as file, subprocess.Popen(hear, stdout=file) as listener:
+        wait_for("it listens", (tmp_path / "heard").read_text)
+        for topic in ("homeassistant/device/other/config", f"{BASE}/inbox/caption/text"):
+            answers = len(line.heard.results("response/stats"))
+            subprocess.run([*pub, "-D", "publish", "response-topic", topic], check=True)
+            line.answer("response/stats", after=answers)
+        line.data("health_check")
+        listener.terminate()
+    assert "other" not in (tmp_path / "heard").read_text()
     assert len(line.heard.on("inbox/caption/text")) == before
 
 
