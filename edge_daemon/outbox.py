@@ -352,6 +352,7 @@ class Outbox:
         self._aside.clear()  # the rows of another file
         for name, value in numbers.items():
             self._numbers[name] = max(value, self._numbers.get(name, 0))
+        self._waiting.numbers = {name: self._numbers[name] for name in self._waiting.numbers}
         self._newest = newest | {(e.source, e.task): row for row, e in self._waiting.entries.items()}
         self._next_row = max(self._next_row, book.last_row + 1)
         self._read_at_s = self._monotonic()

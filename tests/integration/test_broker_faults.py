@@ -20,9 +20,11 @@ from edge_daemon import mqtt, suspicion
 from edge_daemon import visit as visiting
 from edge_daemon.demo.broker import Broker
 from edge_daemon.errors import PublishRefused
+from edge_daemon.outbox import Outbox
+from edge_daemon.publisher import Publisher
 from edge_daemon.reasons import ANOTHER_CLIENT, NO_ACCESS, REASONS, UNREACHABLE, UNTAKEN
 from edge_daemon.topics import Publication
-from tests.integration.listening import EVENT, TOPICS, connection, mosquitto, retained, until, warnings
+from tests.integration.listening import CAPTION, EVENT, TOPICS, connection, mosquitto, retained, until, warnings
 
 SECRET = "correct horse battery"
 CONNACK, CONNECTED = 0x20, b"\x20\x02\x00\x00"
@@ -57,6 +59,10 @@ class Visit:
         """Of this visit, from 0."""
         self.granted = b"\x01"
         """The answer to each topic that somebody wants to listen to."""
+        self.hangs_up_at = ""
+        """A message of this topic is not taken."""
+        self.taken: list[str] = []
+        """Topics of those that are."""
         self._reader = reader
         self._writer = writer
 
@@ -82,6 +88,9 @@ class Visit:
                 await self.say(CONNECTED)
             elif kind >> 4 == 3:
                 end = 2 + int.from_bytes(content[:2])
+                if (topic := content[2:end].decode()) == self.hangs_up_at:
+                    return
+                self.taken.append(topic)
                 await self.say(b"\x40\x02" + content[end : end + 2])
             elif kind >> 4 == 8:
                 await self.say(b"\x90\x05" + content[:2] + self.granted * len(TOPICS.incoming))
@@ -349,6 +358,30 @@ async def test_a_state_that_is_too_large_does_not_end_every_connection(tmp_path:
             ours.state(TOPICS.health, b"small")
             await until("it is said", lambda: not len(ours.outgoing))
             assert await asyncio.to_thread(retained, port, TOPICS.health) == b"small"
+
+
+async def test_a_result_of_which_no_caption_is_taken_is_an_event_and_the_next_ones_follow(tmp_path: Path) -> None:
+    """What came with the caption is given back with the connection; it must not be asked for ever."""
+    visits: list[Visit] = []
+
+    async def behave(visit: Visit) -> None:
+        visits.append(visit)
+        visit.hangs_up_at = CAPTION
+        await visit.serve()
+
+    outbox, written = Outbox(tmp_path / "outbox.db"), asyncio.Event()
+    async with broker_that(behave) as port, connection(port, protocol="3.1.1") as ours:
+        task = asyncio.create_task(Publisher(outbox, ours, written, lambda: None, 0.1).run())
+        await until("connected", ours.connected.is_set)
+        outbox.put("porch", [{"id": "r", "task": "caption", "caption": "?"}], None)
+        outbox.put("yard", [{"id": "s", "task": "caption", "caption": "!"}], None)
+        written.set()
+        await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
+        task.cancel()
+    outbox.close()
+    assert EVENT in (taken := visits[-1].taken)
+    assert TOPICS.of("yard", "caption") in taken
+    assert ours.complaints.refused == 1
 
 
 async def test_a_broker_that_hangs_up_at_everything_is_told_in_words() -> None:

@@ -254,12 +254,16 @@ def test_the_configuration_is_read_again(line: Line) -> None:
     values["sources"]["inbox"]["priority"] = 2
     values["sources"]["inbox"]["rescan_s"] = 77
     values["log_level"] = "debug"
+    line.data("set", source="inbox", length="short")
     try:
         path.write_text(yaml.safe_dump(values))
         outcome = line.data("reload")
         assert outcome["applied"] == ["log_level", "sources.inbox.priority"]
         assert outcome["overridden"] == ["sources.inbox.caption"]
         assert outcome["needs_restart"] == ["sources.inbox.rescan_s"]
+        before = line.service.log().count("DEBUG")
+        assert line.data("caption")["length"] == "short", "what was set by a command stays"
+        assert line.service.log().count("DEBUG") > before
         path.write_text("sources: 5")
         assert "nothing has changed" in line.refusal("reload")
         path.write_text(original.replace("settle_s:", "caption: long\n    settle_s:"))
@@ -365,7 +369,8 @@ def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
     """A service of its own: what the broker repeats is refused, what waits is told of the end, what was set stays."""
     directory, base = line.service.directory / "second", "edge-daemon/second"
     directory.mkdir()
-    service = Service(directory, line.broker.port, model={"stop_grace_s": 0.5})
+    source = {"caption": "none", "questions": [{"id": "count", "ask": "How many shapes are there?"}]}
+    service = Service(directory, line.broker.port, model={"stop_grace_s": 0.5}, source=source)
     service.config.write_text(service.config.read_text().replace("node: test", "node: second"))
     shutil.copy(line.other[0], service.inbox)
     publish = ["mosquitto_pub", "-p", str(line.broker.port), "-t"]
@@ -382,23 +387,25 @@ def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
     try:
         with running(service):
             assert "a command must not be retained" in answers(1)[0]["error"]
+            subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
+            assert answers(2)[1]["data"]["length"] == "short", "whoever asks for one gets one"
             longer = '{"source": "inbox", "length": "normal"}'
             subprocess.run([*publish, f"{base}/request/set", "-m", longer], check=True)
-            assert answers(2)[1]["status"] == "ok"
+            assert answers(3)[2]["status"] == "ok"
             worker = wait_for("a worker", lambda: service.child("edge_daemon.worker"))
             subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            assert answers(3)[2]["data"]["length"] == "normal"
+            assert answers(4)[3]["data"]["length"] == "normal"
             worker.suspend()
             for _ in range(2):
                 subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            wait_for("they wait", lambda: service.log().count("request/caption") == 3)
+            wait_for("they wait", lambda: service.log().count("request/caption") == 4)
             assert service.end() == 0
-            assert [answer["error"] for answer in answers(5)[3:]] == ["the service stops"] * 2
+            assert [answer["error"] for answer in answers(6)[4:]] == ["the service stops"] * 2
             watched = service.log().count("watching with")
             service.start()
             wait_for("it lives", lambda: service.log().count("watching with") > watched)
             subprocess.run([*publish, f"{base}/request/caption", "-n"], check=True)
-            assert answers(7)[-1]["data"]["length"] == "normal"
+            assert answers(8)[-1]["data"]["length"] == "normal"
     finally:
         subscriber.terminate()
         subscriber.wait()
@@ -450,13 +457,20 @@ def test_mosquitto_rr_asks_and_is_answered(line: Line, version: str) -> None:
     assert json.loads(done.stdout)["data"]["caption"] == line.newest[1]
 
 
-def test_an_answer_is_never_sent_where_the_daemon_speaks_for_itself(line: Line) -> None:
+def test_an_answer_is_never_sent_where_the_daemon_speaks_for_itself(line: Line, tmp_path: Path) -> None:
+    """Neither below its own node nor to Home Assistant, which would believe it."""
     before = len(line.heard.on("inbox/caption/text"))
+    hear = ["mosquitto_sub", "-p", str(line.broker.port), "-t", "homeassistant/device/#", "-F", "%t"]
     pub = ["mosquitto_pub", "-V", "5", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-n"]
-    answers = len(line.heard.results("response/stats"))
-    subprocess.run([*pub, "-D", "publish", "response-topic", f"{BASE}/inbox/caption/text"], check=True)
-    line.answer("response/stats", after=answers)
-    line.data("health_check")
+    with (tmp_path / "heard").open("wb") as file, subprocess.Popen(hear, stdout=file) as listener:
+        wait_for("it listens", (tmp_path / "heard").read_text)
+        for topic in ("homeassistant/device/other/config", f"{BASE}/inbox/caption/text"):
+            answers = len(line.heard.results("response/stats"))
+            subprocess.run([*pub, "-D", "publish", "response-topic", topic], check=True)
+            line.answer("response/stats", after=answers)
+        line.data("health_check")
+        listener.terminate()
+    assert "other" not in (tmp_path / "heard").read_text()
     assert len(line.heard.on("inbox/caption/text")) == before
 
 

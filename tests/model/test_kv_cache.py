@@ -283,6 +283,8 @@ def test_what_is_in_half_precision_shrinks_with_what_it_is_read_in() -> None:
     assert cache.touched_bytes == (half + layer) // 10
     assert cache.packed().shape == cache.filled().shape
     assert cache.touched_bytes == (2 * half + layer) // 10, "with the copy that has no gaps"
+    cache.append(torch.zeros(3, 2, 4, 15, 8))
+    assert cache.touched_bytes == (2 * half + layer) // 5, "with what came ready-made"
     cache.resize(120)
     assert cache.size_bytes == (half + layer) * 120 // 150
     assert cache.packed().numel() == 0

@@ -19,18 +19,18 @@ SHORT = Reading(None, RESERVE_BYTES, Level(700 * MIB, 700 * MIB), None)
 
 def test_after_a_kill_it_is_less_for_a_while() -> None:
     allowance = Allowance(None)
-    before = allowance.budget(WELL, 0.0)
-    allowance.killed(800 * MIB, NEEDS, 10.0)
-    assert allowance.budget(WELL, 11.0).limit_bytes == int(OOM_LESS * 800 * MIB)
-    assert "killed" in allowance.budget(WELL, 11.0).reason
-    assert allowance.budget(WELL, 11.0 + GOOD_TIME_S) == before
-    assert allowance.budget(SHORT, 11.0).limit_bytes == 0, "and never more than there is"
+    before = allowance.budget(WELL, 8000.0)
+    allowance.killed(800 * MIB, NEEDS, 9000.0)
+    assert allowance.budget(WELL, 9001.0).limit_bytes == int(OOM_LESS * 800 * MIB)
+    assert "killed" in allowance.budget(WELL, 9001.0).reason
+    assert allowance.budget(WELL, 9001.0 + GOOD_TIME_S) == before
+    assert allowance.budget(SHORT, 9001.0).limit_bytes == 0, "and never more than there is"
 
 
 def test_but_not_less_than_the_smallest_takes() -> None:
     allowance = Allowance(None)
-    allowance.killed(460 * MIB, NEEDS, 10.0)
-    after = allowance.budget(WELL, 11.0)
+    allowance.killed(460 * MIB, NEEDS, 9000.0)
+    after = allowance.budget(WELL, 9001.0)
     assert (after.limit_bytes, NEEDS.least_bytes) == (466 * MIB, 458 * MIB)
     memory.fit(after, replace(NEEDS, runtime_bytes=NEEDS.runtime_bytes + MIB))  # the program of the next one is larger
 

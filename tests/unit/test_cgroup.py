@@ -45,6 +45,11 @@ def written(root: Path, files: dict[str, str]) -> Path:
         ("0::/../outside", {"memory.max": str(300 * MIB)}, 300),
         ("0::/with:colon", {"with:colon/memory.max": str(200 * MIB)}, 200),
         ("3:cpu,memory:/docker/1\n2:pids:/x", {"memory/docker/1/memory.limit_in_bytes": str(400 * MIB)}, 400),
+        (
+            "3:memory:/a\n2:pids:/b",
+            {"memory/a/memory.limit_in_bytes": str(400 * MIB), "memory/b/memory.limit_in_bytes": str(200 * MIB)},
+            400,
+        ),
         ("3:memory:/docker/1", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
         ("3:memory:/docker/1", {"memory/docker/1/memory.limit_in_bytes": "-1"}, None),
         ("0::/a", {"unified/a/memory.max": str(100 * MIB), "a/memory.max": str(50 * MIB)}, 100),

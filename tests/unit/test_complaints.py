@@ -26,3 +26,22 @@ def test_a_problem_is_over_when_all_is_allowed_that_was_not() -> None:
     assert not complaints.is_last_heard(["a/+"])
     assert complaints.is_last_heard(["b/+"])
     assert not complaints.is_last_heard(["b/+"])
+
+
+def test_a_problem_is_told_once_until_all_is_well(caplog: pytest.LogCaptureFixture) -> None:
+    health: list[str] = []
+    complaints = Complaints(lambda: health.append(complaints.problem))
+    told = [complaints.say(why) for why in ("it is away", "it is away", "it is full", "it is away")]
+    assert told == [True, False, True, False]
+    complaints.well()
+    assert complaints.say("it is away")
+    assert health == ["it is away", "it is full", "it is away", "", "it is away"]
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["it is away", "it is full", "it is away"]
+
+
+def test_what_is_denied_is_counted_by_topic_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    complaints = Complaints(lambda: None)
+    for topic in "aab":
+        complaints.deny("hub:1883", topic, "(Not authorized)")
+    assert complaints.problem == "the broker hub:1883 does not take what is for b and 1 other topics (Not authorized)"
+    assert len(caplog.records) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -168,16 +169,28 @@ def test_new_rules_forget_nothing() -> None:
 # ---- what is a change -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gain", [0.5, 0.8, 1.3, 1.6])
-def test_a_jump_of_the_exposure_is_light(gain: float) -> None:
+@pytest.mark.parametrize(("gain", "veil"), [(0.5, 0), (0.8, 0), (1.3, 0), (1.6, 0), (0.6, 90), (1.3, -40)])
+def test_a_jump_of_the_exposure_is_light(gain: float, veil: int) -> None:
+    """With the sun in the lens, or black no longer black, as well."""
     gate = opened()
-    assert why(gate, bytes(min(255, round(gain * cell)) for cell in wall()), 1.0) == "not: light"
+    assert why(gate, bytes(min(255, max(0, round(gain * cell + veil))) for cell in wall()), 1.0) == "not: light"
 
 
 @pytest.mark.parametrize("gain", [0.5, 0.8, 1.3])
 def test_somebody_is_seen_in_another_exposure_as_well(gain: float) -> None:
     gate = opened()
     assert why(gate, bytes(min(255, round(gain * cell)) for cell in wall(**SOMEBODY)), 1.0) == "change"
+
+
+def test_in_fog_there_is_light_and_somebody_as_well() -> None:
+    """Less contrast than tells a gain from an offset."""
+    gate, levels = Gate(GateConfig(), 1.0), [100 + level // 3 % 8 for level in wall()]
+    gate.published(bytes(levels), 0.0)
+    brighter = bytearray(level + 20 for level in levels)
+    assert why(gate, bytes(brighter), 400.0) == "not: light"
+    for row in range(12, 24):
+        brighter[row * SIDE + 10 : row * SIDE + 15] = bytes([60]) * 5
+    assert why(gate, bytes(brighter), 401.0) == "change"
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -285,6 +298,11 @@ def test_regions_and_ignored_areas() -> None:
     assert (why(not_left, wall(**right), 1.0), why(not_left, wall(**left), 2.0)) == ("change", "not: unchanged")
     gap = opened(regions=[[0.1, 0.1, 0.2, 0.2]])  # 9 cells: a change of 10 would never be one
     assert why(gap, wall(thing=(3, 3, 6, 6, 220)), 1.0) == "change"
+    keyhole = opened(regions=[[0.5, 0.5, 0.53, 0.53]])  # one cell
+    assert (why(keyhole, wall(), 1.0), why(keyhole, wall(thing=(15, 15, 18, 18, 220)), 2.0)) == (
+        "not: unchanged",
+        "change",
+    )
 
 
 @pytest.mark.parametrize("level", [0, 20, 200, 255])
@@ -319,6 +337,18 @@ def test_a_screen_that_fills_what_is_ignored_does_not_reach_into_the_region(side
 def test_who_fills_a_whole_region_is_seen() -> None:
     gate = opened(regions=[[8 / SIDE, 8 / SIDE, 20 / SIDE, 20 / SIDE]])
     assert why(gate, wall(bus=(6, 6, 22, 22, 90)), 1.0) == "change"
+
+
+@pytest.mark.parametrize(("side", "brighter"), [(5, 18), (6, 18), (8, 24), (10, 26)])
+def test_a_faint_thing_does_not_hide_itself(side: int, brighter: int) -> None:
+    """It is most of its own surroundings: with a say in what light there is, it would be that light."""
+    gate, seen = opened(), bytearray(wall())
+    for second in range(1, 30):
+        assert why(gate, wall(), float(second)) == "not: unchanged"
+    for row in range(10, 10 + side):
+        here = slice(row * SIDE + 10, row * SIDE + 10 + side)
+        seen[here] = bytes(cell + brighter for cell in seen[here])
+    assert why(gate, bytes(seen), 30.0) == "change"
 
 
 def test_more_sensitive_is_never_blinder() -> None:
@@ -568,6 +598,23 @@ def test_a_rectangle_on_the_grid_is_its_cells(x: int, y: int, wide: int, high: i
     x2, y2 = min(SIDE, x + wide), min(SIDE, y + high)
     corners = [(a / SIDE, b / SIDE) for a, b in ((x, y), (x2, y), (x2, y2), (x, y2))]
     assert areas.cells([corners], []) == tuple(row * SIDE + column for row in range(y, y2) for column in range(x, x2))
+
+
+@settings(max_examples=30)
+@given(st.tuples(corner, corner, corner))
+def test_a_triangle_is_what_lies_on_the_inner_side_of_all_three(corners: tuple[tuple[float, float], ...]) -> None:
+    """But for the cells that a side goes through."""
+    (ax, ay), (bx, by), (cx, cy) = corners
+    turn = math.copysign(1.0, (bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
+    found = set(areas.cells([corners], []))
+    for cell in range(CELLS):
+        x, y = (cell % SIDE + 0.5) / SIDE, (cell // SIDE + 0.5) / SIDE
+        depths = [
+            turn * ((x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)) / (math.dist((x1, y1), (x2, y2)) or 1.0)
+            for (x1, y1), (x2, y2) in pairwise([*corners, corners[0]])
+        ]
+        if abs(min(depths)) > 1 / SIDE:
+            assert (cell in found) == (min(depths) > 0)
 
 
 def test_no_region_is_everywhere() -> None:

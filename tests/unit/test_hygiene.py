@@ -23,6 +23,7 @@ CELLS = 1024
 GOOD = bytes(40 + cell % 150 for cell in range(CELLS))
 BLACK = bytes(cell % 12 for cell in range(CELLS))
 DIM = bytes(cell % 21 for cell in range(CELLS))
+FAINT = bytes(149 + cell % 6 for cell in range(CELLS))
 GREEN = bytes([149 + cell % 2 for cell in range(CELLS)])
 NOW_S = 1.8e9
 
@@ -53,11 +54,12 @@ def test_single_frames_change_nothing() -> None:
     assert set(looks(hygiene, [BLACK, GOOD, GOOD] * 5, NOW_S + 10)) == {BLACK_PICTURE}
 
 
-def test_at_the_edge_of_black_it_stays_what_it_was() -> None:
-    assert not any(looks(Hygiene(), [DIM] * 9))
+@pytest.mark.parametrize(("wrong", "less_so", "problem"), [(BLACK, DIM, BLACK_PICTURE), (GREEN, FAINT, FLAT_PICTURE)])
+def test_at_the_edge_it_stays_what_it_was(wrong: bytes, less_so: bytes, problem: str) -> None:
+    assert not any(looks(Hygiene(), [less_so] * 9))
     hygiene = Hygiene()
-    looks(hygiene, [BLACK] * 5)
-    assert set(looks(hygiene, [DIM] * 9, NOW_S + 10)) == {BLACK_PICTURE}
+    looks(hygiene, [wrong] * 5)
+    assert set(looks(hygiene, [less_so] * 9, NOW_S + 10)) == {problem}
 
 
 def test_a_clock_written_into_a_black_picture_does_not_hide_that_it_is_black() -> None:

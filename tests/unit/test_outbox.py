@@ -510,29 +510,67 @@ def test_without_a_disk_it_keeps_all_in_memory_until_there_is_one(
 
 def test_memory_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_daemon.outbox.MEMORY_BYTES", 1000)
+    monkeypatch.setattr("edge_daemon.outbox.MEMORY_FILES", 5)
     outbox = Outbox(tmp_path)
     put(outbox, *(scene(number, 100) for number in range(20)))
     kept = texts(outbox)
     assert kept == [scene(number, 100) for number in range(20 - len(kept), 20)]
     assert 4 < len(kept) < 10
     assert (len(outbox), outbox.dropped("full")) == (len(kept), 20 - len(kept))
+    files = [FileKey(scene(number, 100), 1, 1) for number in range(20)]
+    assert outbox.wanted("porch", files) == [True] * 15 + [False] * 5
     outbox.close()
 
 
-def test_results_in_memory_find_the_file_that_could_not_be_read_at_first(tmp_path: Path, clock: Clock) -> None:
-    """What is older is sent first, and numbers are not given twice from then on."""
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_results_in_memory_find_the_file_that_could_not_be_read_at_first(
+    tmp_path: Path, clock: Clock, count: int, restarts: bool
+) -> None:
+    """What is older is sent first, and numbers are not given twice from then on, nor after a restart."""
     (tmp_path / "away").mkdir()
     filled(tmp_path / "away" / "outbox.db", 3)
     (tmp_path / "state").touch()
     outbox = Outbox(tmp_path / "state" / "outbox.db", monotonic=clock)
-    put(outbox, "new")
+    put(outbox, *["new"] * count)
     (tmp_path / "state").unlink()
     (tmp_path / "away").rename(tmp_path / "state")
     clock.advance(RETRY_S)
     outbox.tend()
-    assert [text[:4] for text in texts(outbox)] == ["0001", "0002", "new"]
+    assert [text[:4] for text in texts(outbox)] == ["0001", "0002", *["new"] * count]
+    if restarts:
+        outbox.close()
+        outbox = Outbox(tmp_path / "state" / "outbox.db")
     put(outbox, "newer")
-    assert [entry.body["seq"] for entry in outbox.head(9)] == [2, 3, 1, 4]
+    assert [entry.body["seq"] for entry in outbox.head(9)] == [2, 3, *range(1, count + 1), max(3, count) + 1]
+    outbox.close()
+
+
+def test_what_is_in_memory_at_the_end_is_written_though_it_is_too_early_to_try_again(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "a")
+    path.unlink()
+    path.mkdir()
+    put(outbox, "b")
+    assert (outbox.in_memory(), bool(outbox.problem)) == (1, True)
+    path.rmdir()
+    outbox.close()
+    outbox = Outbox(path)
+    assert sorted(texts(outbox)) == ["a", "b"]
+    outbox.close()
+
+
+def test_a_disk_that_could_not_be_read_for_a_while_is_well_again(tmp_path: Path, clock: Clock) -> None:
+    outbox = Outbox(tmp_path / "outbox.db", monotonic=clock)
+    put(outbox, "a")
+    assert outbox._book is not None
+    outbox._book.connection.set_progress_handler(lambda: 1, 1)  # SQLite gives up whatever it begins
+    assert (texts(outbox), bool(outbox.problem)) == ([], True)
+    outbox._book.connection.set_progress_handler(None, 0)
+    clock.advance(RETRY_S)
+    outbox.tend()
+    assert (texts(outbox), outbox.problem) == (["a"], "")
     outbox.close()
 
 

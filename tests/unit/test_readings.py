@@ -40,6 +40,8 @@ def test_pressure_is_read_or_not_there() -> None:
         (Kills(1, 5), Kills(1, 5), False),
         (Kills(None, None), Kills(None, None), None),
         (Kills(None, None), Kills(1, 1), None),
+        (Kills(1, 5), Kills(None, 6), True),
+        (Kills(1, 1), Kills(None, None), None),
     ],
 )
 def test_whether_the_kernel_killed(before: Kills, after: Kills, risen: bool | None) -> None:

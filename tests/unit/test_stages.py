@@ -410,6 +410,13 @@ def test_a_wish_for_a_short_cache_is_no_lack() -> None:
     assert (plan.stage, plan.positions) == (Stage.OK, 1000)
 
 
+@pytest.mark.parametrize(("wanted", "positions"), [(5000, 2048), (2, 778)])
+def test_a_wish_beyond_what_the_model_can_is_no_lack(wanted: int, positions: int) -> None:
+    """Its context is shorter, and its shortest caption longer: nobody can have that, with any memory."""
+    plan = Board(wanted=wanted, positions=positions).look(5)
+    assert (plan.stage, plan.positions) == (Stage.OK, positions)
+
+
 def test_a_small_board_is_released_from_its_start() -> None:
     """As the worker itself decided by `memory.fit`."""
     board = Board(free_mib=room_mib(750), positions=1000)

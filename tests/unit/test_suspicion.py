@@ -71,6 +71,8 @@ def test_one_at_a_time_until_all_that_was_on_its_way_is_through() -> None:
         assert said.window == 1
         said.confirmed("a")
     assert said.window == WINDOW
+    said.confirmed("a")
+    assert said.window == WINDOW
 
 
 def test_an_end_long_after_the_message_has_another_reason() -> None:
@@ -84,6 +86,8 @@ def test_an_end_long_after_the_message_has_another_reason() -> None:
 
 def test_where_nothing_arrives_no_message_is_to_blame_but_the_first_topic_is_named() -> None:
     said = Suspicion()
+    said.connected(0.0)
+    said.confirmed("availability")  # of an earlier connection
     for number in range(2 * STRIKES):
         assert bool(said.unwelcome) == (number > STRIKES)
         said.connected(0.0)
@@ -97,15 +101,16 @@ def test_where_nothing_arrives_no_message_is_to_blame_but_the_first_topic_is_nam
 @pytest.mark.parametrize("between", [None, "unreachable", "lost", "long"])
 def test_again_and_again(between: str | None) -> None:
     """Thrown out in turn; a broker that restarts, or a network that comes and goes, looks otherwise."""
-    said, delays = Suspicion(), []
+    said, delays, flapping, start_s = Suspicion(), [], [], 1e6
     for _ in range(FLAPS + 3):
-        said.connected(0.0)
+        said.connected(start_s)
         if between == "lost":
-            said.lost(1.0)
+            said.lost(start_s + 1.0)
         else:
-            said.hung_up([], SHORT_S if between == "long" else 1.0)
+            said.hung_up([], start_s + (SHORT_S if between == "long" else 1.0))
         if between == "unreachable":
             said.unreachable()
         delays.append(said.delay_s)
-    assert said.flapping == (between is None)
+        flapping.append(said.flapping)
+    assert flapping == [between is None and number >= FLAPS for number in range(1, FLAPS + 4)]
     assert delays == ([1, 2, 4, 8, 16, 30, 30] if between in (None, "lost") else [1] * 7)
