@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from pydantic import SecretStr
 
 from edge_daemon import dialect, link
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
-from edge_daemon.mqtt import Connection
 from edge_daemon.reasons import NO_LOGIN, REASONS
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
+from edge_daemon.visit import ANSWER_S
 from tests.conftest import missing
 from tests.integration.listening import (
     SOURCE_STATE,
@@ -70,7 +69,6 @@ async def test_who_leaves_says_so_last_and_the_will_stays_unsent(broker: Broker,
 CHILD = """\
 import asyncio, sys
 from edge_daemon.mqtt_config import MqttConfig
-from edge_daemon.mqtt import Connection
 from edge_daemon.topics import Topics
 async def main():
     connection = Connection(MqttConfig(host="127.0.0.1", port=int(sys.argv[1])), Topics("edge-daemon", "test"), print)
@@ -262,15 +260,16 @@ async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
 async def test_stopping_does_not_wait_for_a_broker_that_is_not_there() -> None:
     async with connection(free_port()) as ours:
         await until("it was tried", lambda: "cannot be reached" in ours.problem)
+        async with asyncio.timeout(ANSWER_S / 2):
+            await ours.stop()
 
 
 async def test_stopping_does_not_wait_for_a_frozen_broker(broker: Broker) -> None:
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
-        process = broker._process
-        assert process is not None
-        process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGCONT)
+        with frozen(broker):
+            async with asyncio.timeout(ANSWER_S / 2):
+                await ours.stop()
 
 
 async def test_reconnects_leave_no_descriptor_open(broker: Broker) -> None:
