@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +76,11 @@ async def node(port: int, describe: Callable[[], dict[str, Any] | None], **mqtt:
 
 
 @pytest.fixture
-def listener(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+def listener(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Listener:
     """Hears all; and nobody waits longer than a broker on this machine needs."""
     monkeypatch.setattr(discovery, "EARLIER_S", 0.5)
     monkeypatch.setattr(discovery, "LONGEST_DELAY_S", 0.6)
-    made = Listener(broker.port)
-    yield made
-    made.stop()
+    return listener
 
 
 def publish(port: int, topic: str, payload: bytes, *, retain: bool = False) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from edge_daemon.demo.scenes import sample_pictures
 from tests.integration.service import BASE, PATIENCE_S, Service, Subscriber, running, subscribed, wait_for
 
 RESULT_SCHEMA = json.loads((Path(__file__).parents[2] / "configs/result.schema.json").read_text())
-
-
-@pytest.fixture
-def subscriber(broker: Broker) -> Iterator[Subscriber]:
-    with subscribed(broker.port) as heard:
-        yield heard
 
 
 def drop(service: Service, count: int, seed: int) -> list[tuple[str, str]]:

@@ -35,14 +35,6 @@ from tests.integration.listening import (
     warnings,
 )
 
-
-@pytest.fixture
-def listener(broker: Broker) -> Iterator[Listener]:
-    made = Listener(broker.port)
-    yield made
-    made.stop()
-
-
 # ---- being there ----------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from edge_daemon.errors import PictureError
 from edge_daemon.sources.jpeg_stream import BETWEEN_BYTES, JpegSplitter
-from tests.camera_grabber import ALIKE, DEADLINE_S, CameraGrabber, difference
 from tests.cameras import jpeg, program, scenes
+from tests.grabbers import ALIKE, DEADLINE_S, CameraGrabber, difference
 
 SCENES = scenes(3)
 MIB = 1 << 20
