@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import threading
@@ -133,13 +132,13 @@ async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
 @contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
     """The broker holds its connections and reads nothing, as behind a cut network."""
-    process = broker._process
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
+    process = process_of(broker.port)
+    process.suspend()
     try:
         yield
     finally:
-        process.send_signal(signal.SIGCONT)
+        with suppress(psutil.NoSuchProcess):  # it was killed as it was
+            process.resume()
 
 
 @contextmanager

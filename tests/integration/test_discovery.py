@@ -146,12 +146,13 @@ async def test_home_assistant_starts_and_is_told_again_with_all_states(broker: B
     assert listener.on(TOPICS.health) == [b"{}", b"last", b"last"]
 
 
-async def test_a_broker_that_has_forgotten_all_is_told_again(broker: Broker, listener: Listener) -> None:
+async def test_a_broker_that_has_forgotten_all_is_told_again(
+    broker: Broker, listener: Listener, tmp_path: Path
+) -> None:
     async with node(broker.port, message):
         await until("it is told", lambda: told(listener))
         broker.stop(kill=True)
-        for file in broker._directory.glob("mosquitto.db"):
-            file.unlink()
+        (tmp_path / "broker" / "mosquitto.db").unlink(missing_ok=True)
         broker.start()
         await until("it is told again", lambda: len(told(listener)) >= 2)
     assert json.loads(retained(broker.port, TOPIC) or b"") == message()
