@@ -91,6 +91,7 @@ def test_nothing_is_lost_while_the_broker_is_away_and_the_daemon_is_killed(tmp_p
             broker.start()
             assert subscriber.listens.wait(PATIENCE_S)
             service.process.send_signal(signal.SIGCONT)
+            wait_results(subscriber, 20)
             wait_for("the outbox is empty", lambda: (h := subscriber.last_health()) and h["mqtt"]["queued"] == 0)
             results = subscriber.results()
     assert [r["file"] for r in results] == [name for name, _ in dropped]
