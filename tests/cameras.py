@@ -21,8 +21,8 @@ import av
 from PIL import Image
 
 from edge_daemon.demo.scenes import draw, random_scene
-from tests.camera_grabber import DEADLINE_S
 from tests.conftest import missing
+from tests.grabbers import DEADLINE_S
 
 HEAD_BYTES = 12 + 2 + 4
 """Of RTP, of a fragment of H.264, and the first of the slice in it: so that it is still taken for one."""

@@ -21,8 +21,8 @@ from edge_daemon.demo.evaluate import SAMPLING, shrunk
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.sources.scaling import Scaler
-from tests.camera_grabber import ALIKE
 from tests.cameras import film, scenes
+from tests.grabbers import ALIKE
 
 SCENES = 8
 SEED = 11

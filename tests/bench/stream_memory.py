@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.camera_grabber import CameraGrabber
 from tests.cameras import RtspServer, scenes
+from tests.grabbers import CameraGrabber
 
 SHOWN_S = 2.0
 ASKED_S = 0.2

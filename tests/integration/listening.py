@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import threading
@@ -49,16 +47,25 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name in ours and record.levelno > logging.INFO]
 
 
+def catch_up(client: paho.Client) -> None:
+    """Hear all that the broker has had for a subscriber until now: it answers in order, and has kept nothing of `/`."""
+    answered = threading.Event()
+    client.on_unsubscribe = lambda *_: answered.set()
+    client.unsubscribe("/")
+    assert answered.wait(LONG_S)
+
+
 class Listener:
     """A subscriber whose session the broker keeps, so that it misses nothing while the broker restarts."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, topic: str = "#", client_id: str = "listener") -> None:
+        """Without a `client_id` it is a newcomer, and nothing is kept of it."""
         self.heard: list[tuple[str, bytes, bool]] = []
         """Topic, payload, and whether it was retained."""
         self._subscribed = threading.Event()
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="listener", clean_session=False)
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=not client_id)
         self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = lambda _c, _u, m: self.heard.append((m.topic, bytes(m.payload), m.retain))
         self._client.connect_async("127.0.0.1", port)
@@ -71,6 +78,10 @@ class Listener:
 
     def listens(self) -> bool:
         return self._subscribed.is_set()
+
+    def catch_up(self) -> None:
+        """Hear all that the broker has had until now."""
+        catch_up(self._client)
 
     def on(self, topic: str) -> list[bytes]:
         return [payload for heard, payload, _ in self.heard if heard == topic]
@@ -85,8 +96,24 @@ class Listener:
 
 def retained(port: int, topic: str) -> bytes | None:
     """What a newcomer hears first, or None."""
-    argv = [str(shutil.which("mosquitto_sub")), "-p", str(port), "-t", topic, "-C", "1", "-W", "2", "-N"]
-    return subprocess.run(argv, capture_output=True, check=False).stdout or None
+    newcomer = Listener(port, topic, client_id="")
+    newcomer.catch_up()
+    newcomer.stop()
+    return next((payload for _, payload, _ in newcomer.heard), None)
+
+
+def count_calls(ours: object, name: str) -> list[None]:
+    """A list that grows with every call of a method, which is called as before."""
+    calls: list[None] = []
+    callback = getattr(ours, name)
+
+    def counted(*arguments: Any) -> Any:
+        answer = callback(*arguments)
+        calls.append(None)
+        return answer
+
+    setattr(ours, name, counted)
+    return calls
 
 
 @asynccontextmanager
@@ -105,13 +132,13 @@ async def connection(port: int, **options: Any) -> AsyncIterator[Connection]:
 @contextmanager
 def frozen(broker: Broker) -> Iterator[None]:
     """The broker holds its connections and reads nothing, as behind a cut network."""
-    process = broker._process
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
+    process = process_of(broker.port)
+    process.suspend()
     try:
         yield
     finally:
-        process.send_signal(signal.SIGCONT)
+        with suppress(psutil.NoSuchProcess):  # it was killed as it was
+            process.resume()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import psutil
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.integration.listening import catch_up
 from tests.integration.promised import broken
 
 NODE = "test"
@@ -51,8 +52,16 @@ class Heard:
 class Subscriber:
     """Everything below our node's topic since it subscribed, in order."""
 
+    client: paho.Client
     messages: list[Heard] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    listens: threading.Event = field(default_factory=threading.Event)
+    """Set when the broker has taken its subscription."""
+
+    def catch_up(self) -> None:
+        """Hear all that the broker has had until now."""
+        assert self.listens.wait(PATIENCE_S)
+        catch_up(self.client)
 
     def on(self, topic: str) -> list[Heard]:
         """Messages of one topic, below the node."""
@@ -72,8 +81,8 @@ class Subscriber:
 @contextmanager
 def subscribed(port: int) -> Iterator[Subscriber]:
     """A subscriber that reconnects by itself. Whatever it hears has to be as promised."""
-    subscriber = Subscriber()
     client = paho.Client(CallbackAPIVersion.VERSION2)
+    subscriber = Subscriber(client)
     client.reconnect_delay_set(1, 1)
     client.on_connect = lambda c, *_: c.subscribe(f"{BASE}/#", qos=1)
 
@@ -82,6 +91,7 @@ def subscribed(port: int) -> Iterator[Subscriber]:
             subscriber.messages.append(Heard(message.topic, bytes(message.payload), message.retain, message.qos))
 
     client.on_message = on_message
+    client.on_subscribe = lambda *_: subscriber.listens.set()
     client.connect_async("127.0.0.1", port)
     client.loop_start()
     try:

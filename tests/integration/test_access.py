@@ -29,7 +29,17 @@ from edge_daemon.reasons import REASONS
 from edge_daemon.topics import Publication, Topics
 from tests.conftest import missing
 from tests.integration.authority import Authority
-from tests.integration.listening import CAPTION, EVENT, TOPICS, Listener, connection, mosquitto, retained, until
+from tests.integration.listening import (
+    CAPTION,
+    EVENT,
+    TOPICS,
+    Listener,
+    connection,
+    count_calls,
+    mosquitto,
+    retained,
+    until,
+)
 from tests.integration.service import BASE, Service, running, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "configs/mosquitto"
@@ -237,7 +247,8 @@ async def test_many_results_that_are_not_allowed_are_kept(
     async with connection(port) as ours:
         task = asyncio.create_task(publisher.Publisher(outbox, ours, asyncio.Event(), lambda: None, 0.1).run())
         await until("it is told", lambda: REASONS[135] in ours.problem and outbox.aside() == 3)
-        await asyncio.sleep(0.5)
+        again = count_calls(outbox, "take_up")
+        await until("it is tried again", lambda: len(again) > 1)
         assert (len(outbox) + outbox.aside(), outbox.aside() <= 3) == (30, True)
         allow(file)
         await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
@@ -263,7 +274,9 @@ async def test_a_retained_topic_that_is_not_allowed_gets_its_newest_when_it_is(
             outbox.put("porch", [{**RESULT, "id": f"new {number}"}], None)
         written.set()
         await until("all have arrived", lambda: not len(outbox) and not outbox.aside())
-        await asyncio.sleep(0.7)
+        again = count_calls(outbox, "take_up")
+        await until("it is tried again", lambda: len(again) > 1)
+        listener.catch_up()
         assert CAPTION in ours.problem
         events = [event["id"] for event in listener.events()]
         assert events == [f"{age} {number}" for age in ("old", "new") for number in range(3)]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from edge_daemon.discovery import Discovery
 from edge_daemon.homeassistant import Facts
 from edge_daemon.mqtt import Connection
 from edge_daemon.mqtt_config import MqttConfig
-from tests.integration.listening import TOPICS, Listener, until
+from edge_daemon.topics import Incoming
+from tests.integration.listening import TOPICS, Listener, retained, until
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "homeassistant.schema.json").read_text())
 PREFIX, DEVICE = "homeassistant", "edge_daemon_1f"
@@ -38,33 +39,35 @@ def message(*questions: dict[str, Any], prefix: str = "porch") -> dict[str, Any]
     return homeassistant.document(config, TOPICS, Facts(DEVICE, "1.2.3"))
 
 
-async def nothing_else() -> bool:
-    """What is to be done when it is told."""
-    return True
-
-
 @dataclass
 class Node:
     """A connection with its discovery."""
 
     connection: Connection
     discovery: Discovery
+    turns: list[None]
+    """Grows whenever it has told what is to be told, if anything."""
 
 
 @asynccontextmanager
 async def node(port: int, describe: Callable[[], dict[str, Any] | None], **mqtt: Any) -> AsyncIterator[Node]:
     """One that runs."""
     made: list[Discovery] = []
+    turns: list[None] = []
 
     def on_change() -> None:
         made[0].refresh()
 
+    async def afterwards() -> bool:
+        turns.append(None)
+        return True
+
     connection = Connection(MqttConfig(host="127.0.0.1", port=port, **mqtt), TOPICS, on_change)
-    made.append(Discovery(connection, PREFIX, DEVICE, describe, nothing_else))
+    made.append(Discovery(connection, PREFIX, DEVICE, describe, afterwards))
     connection.start()
     task = asyncio.create_task(made[0].run())
     try:
-        yield Node(connection, made[0])
+        yield Node(connection, made[0], turns)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -73,13 +76,11 @@ async def node(port: int, describe: Callable[[], dict[str, Any] | None], **mqtt:
 
 
 @pytest.fixture
-def listener(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+def listener(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Listener:
     """Hears all; and nobody waits longer than a broker on this machine needs."""
     monkeypatch.setattr(discovery, "EARLIER_S", 0.5)
     monkeypatch.setattr(discovery, "LONGEST_DELAY_S", 0.6)
-    made = Listener(broker.port)
-    yield made
-    made.stop()
+    return listener
 
 
 def publish(port: int, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -92,21 +93,13 @@ def told(listener: Listener) -> list[dict[str, Any]]:
     return [json.loads(payload) for payload in listener.on(TOPIC) if payload]
 
 
-async def kept(port: int) -> bytes:
-    """What a newcomer is told."""
-    newcomer = Listener(port)
-    await asyncio.sleep(0.3)
-    newcomer.stop()
-    return next((payload for topic, payload, retain in newcomer.heard if topic == TOPIC and retain), b"")
-
-
 async def test_one_message_on_connecting_and_it_stays(broker: Broker, listener: Listener) -> None:
     async with node(broker.port, message):
         await until("it is told", lambda: told(listener))
     (only,) = told(listener)
     jsonschema.validate(only, SCHEMA)
     assert listener.on(TOPIC) == [topics.json_bytes(message())]
-    assert json.loads(await kept(broker.port)) == message()
+    assert json.loads(retained(broker.port, TOPIC) or b"") == message()
 
 
 async def test_what_is_gone_from_the_configuration_is_removed_first(broker: Broker, listener: Listener) -> None:
@@ -139,24 +132,30 @@ async def test_home_assistant_starts_and_is_told_again_with_all_states(broker: B
     async with node(broker.port, message) as ours:
         ours.connection.state(TOPICS.health, b"{}")
         await until("it is told", lambda: told(listener))
-        states = len(listener.on(TOPICS.health))
+        heard: list[Incoming] = []
+        ours.connection.subscribe([STATUS], heard.append)
         publish(broker.port, STATUS, b"offline")
-        publish(broker.port, STATUS, b"online")
+        await until("it is heard", lambda: heard)
+        ours.discovery.refresh()  # after what `offline` would do
         await until("it is told again", lambda: len(told(listener)) == 2)
-        await until("states", lambda: len(listener.on(TOPICS.health)) > states)
-        await asyncio.sleep(1.0)
-    assert told(listener) == [message(), message()]
+        ours.connection.state(TOPICS.health, b"last")
+        publish(broker.port, STATUS, b"online")
+        await until("it and the states are told again", lambda: listener.on(TOPICS.health)[-2:] == [b"last", b"last"])
+    listener.catch_up()
+    assert told(listener) == [message()] * 3
+    assert listener.on(TOPICS.health) == [b"{}", b"last", b"last"]
 
 
-async def test_a_broker_that_has_forgotten_all_is_told_again(broker: Broker, listener: Listener) -> None:
+async def test_a_broker_that_has_forgotten_all_is_told_again(
+    broker: Broker, listener: Listener, tmp_path: Path
+) -> None:
     async with node(broker.port, message):
         await until("it is told", lambda: told(listener))
         broker.stop(kill=True)
-        for file in broker._directory.glob("mosquitto.db"):
-            file.unlink()
+        (tmp_path / "broker" / "mosquitto.db").unlink(missing_ok=True)
         broker.start()
         await until("it is told again", lambda: len(told(listener)) >= 2)
-    assert json.loads(await kept(broker.port)) == message()
+    assert json.loads(retained(broker.port, TOPIC) or b"") == message()
 
 
 async def test_another_broker_is_not_told_what_the_last_one_has_to_remove(
@@ -171,7 +170,7 @@ async def test_another_broker_is_not_told_what_the_last_one_has_to_remove(
             questions.clear()
             ours.connection.move(ours.connection.config.model_copy(update={"port": other.port}))
             await until("the other one is told", lambda: told(newcomer))
-            await asyncio.sleep(0.5)
+        newcomer.catch_up()
         newcomer.stop()
     assert told(newcomer) == [message()]
 
@@ -182,10 +181,10 @@ async def test_switched_off_it_takes_back_what_there_is_and_says_nothing_else(
     publish(broker.port, TOPIC, json.dumps(message()).encode(), retain=True)
     async with node(broker.port, lambda: None):
         await until("it is cleared", lambda: listener.on(TOPIC)[1:] == [b""])
-    assert await kept(broker.port) == b""
+    assert retained(broker.port, TOPIC) is None
     async with node(broker.port, lambda: None) as ours:
-        await until("connected", ours.connection.connected.is_set)
-        await asyncio.sleep(1.0)
+        await until("it has had its turn", lambda: ours.turns)
+    listener.catch_up()
     assert len(listener.on(TOPIC)) == 2
 
 
@@ -196,8 +195,7 @@ async def test_a_message_that_is_never_taken_is_tried_once_and_a_smaller_one_arr
     small = {**message(), "components": {}}
     described = [message(GATE)]
     async with node(broker.port, lambda: described[0], max_packet_kib=4) as ours:
-        await until("it is refused", lambda: ours.connection.complaints.refused)
-        await asyncio.sleep(0.5)
+        await until("it is refused, and woken by that", lambda: len(ours.turns) == 2)
         assert ours.connection.complaints.refused == 1
         described[0] = small
         ours.discovery.refresh()
@@ -209,4 +207,4 @@ async def test_rubbish_on_our_topic_is_replaced(broker: Broker, listener: Listen
     publish(broker.port, TOPIC, rubbish, retain=True)
     async with node(broker.port, message):
         await until("it is told", lambda: topics.json_bytes(message()) in listener.on(TOPIC))
-    assert json.loads(await kept(broker.port)) == message()
+    assert json.loads(retained(broker.port, TOPIC) or b"") == message()

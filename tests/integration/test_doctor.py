@@ -35,7 +35,7 @@ from edge_daemon.topics import Topics
 from tests.conftest import missing
 from tests.integration.authority import Authority
 from tests.integration.hub import COMMIT, REPOSITORY, Hub
-from tests.integration.listening import LONG_S, Listener, mosquitto
+from tests.integration.listening import LONG_S, Listener, mosquitto, until
 from tests.integration.promised import broken
 
 ROOT = Path(__file__).parents[2]
@@ -249,8 +249,11 @@ def namesake(port: int, client_id: str) -> Iterator[list[str]]:
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
     client.reconnect_delay_set(1, 1)
     client.on_disconnect = lambda *_: fate.append("thrown out")
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
     client.connect("127.0.0.1", port)
     client.loop_start()
+    assert connected.wait(LONG_S)
     try:
         yield fate
     finally:
@@ -260,7 +263,6 @@ def namesake(port: int, client_id: str) -> Iterator[list[str]]:
 
 def test_another_client_with_our_name(tmp_path: Path, broker: Broker) -> None:
     with namesake(broker.port, "shared") as fate:
-        time.sleep(0.2)
         found = examined(tmp_path, broker.port, alone_s=60.0, client_id="shared")
         assert states(found)["alone"] == "problem"
         assert "another client has our name" in found["broker.alone"].what
@@ -281,7 +283,7 @@ async def test_another_machine_with_our_node(tmp_path: Path, broker: Broker) -> 
     other.state(topics.availability, b"online")
     other.start()
     await asyncio.wait_for(other.connected.wait(), 60)
-    await asyncio.sleep(0.1)
+    await until("all is confirmed", lambda: not len(other.outgoing))
     found = await asyncio.to_thread(examined, tmp_path, broker.port)
     await other.stop()
     assert states(found)["alone"] == "warning"

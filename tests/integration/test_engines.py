@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,11 @@ from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.environment import SPIN_COUNT
 from edge_daemon.moondream.footprint import GRAPHS
-from tests.integration.service import Service, Subscriber, running, subscribed, wait_for
+from tests.integration.service import Service, Subscriber, running, wait_for
 from tests.model.onnx_models import as_graphs
 
 ROOT = Path(__file__).parents[2]
 RESULT_SCHEMA = json.loads((ROOT / "configs/result.schema.json").read_text())
-
-
-@pytest.fixture
-def subscriber(broker: Broker) -> Iterator[Subscriber]:
-    with subscribed(broker.port) as heard:
-        yield heard
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,9 @@ from edge_daemon.messages import Frame
 from edge_daemon.outbox import Outbox
 from edge_daemon.source_config import FolderConfig
 from tests.hostile import encode, scene
+from tests.integration.listening import until
 
 JPEG = encode(scene(40, 30), "JPEG")
-DEADLINE_S = 60.0
-
-
-async def until(probe: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not probe():
-            await asyncio.sleep(0.01)
 
 
 class Watched:
@@ -41,18 +35,22 @@ class Watched:
         self.folder.mkdir()
         self.outbox = Outbox(directory / "outbox.db")
         self.pictures: list[str] = []
+        self.beats = 0
         config = FolderConfig(type="folder", path=self.folder, settle_s=0.1, rescan_s=1.0)
-        self.capture = FolderCapture("inbox", config, self.outbox, self._deliver, lambda: None, lambda: None)
+        self.capture = FolderCapture("inbox", config, self.outbox, self._deliver, self._beat, lambda: None)
 
     async def _deliver(self, frame: Frame) -> None:
         assert frame.file is not None
         self.pictures.append(frame.file.name)
         self.outbox.put("inbox", [], frame.file)
 
+    def _beat(self) -> None:
+        self.beats += 1
+
     async def until(self, probe: Callable[[], bool]) -> None:
         """Capture meanwhile."""
         capturing = asyncio.create_task(self.capture.run())
-        await until(lambda: capturing.done() or probe())
+        await until("what is captured", lambda: capturing.done() or probe())
         assert not capturing.done(), capturing.exception()
         capturing.cancel()
         await asyncio.wait([capturing])
@@ -149,12 +147,13 @@ async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
     monkeypatch.setattr(capture, "STOP_GRACE_S", 0.1)
     monkeypatch.setattr(folder_capture, "SILENCE_S", 0.1)  # shorter than it is silent at rest
     capturing = asyncio.create_task(watched.capture.run())
-    await until(lambda: bool(started))
+    await until("it is started", lambda: started)
     try:
-        await until(hangs)
+        await until("it hangs", hangs)
         with pytest.raises(PictureError, match="hangs in the kernel"):
             await watched.capture.current()
-        await asyncio.sleep(2.5)  # it looks every second
+        beats = watched.beats
+        await until("it has looked again", lambda: watched.beats > beats + 2)  # every second
         assert (len(started), watched.capture.state.state) == (1, "offline")
         assert caplog.text.count("hangs in the kernel and cannot be ended") == 1
         assert caplog.text.count("cannot be killed") == 1
@@ -162,7 +161,7 @@ async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
         monkeypatch.undo()
         os.kill(started[0].pid, signal.SIGKILL)
     (watched.folder / "0.jpg").write_bytes(JPEG)
-    await until(lambda: watched.pictures == ["0.jpg"])
+    await until("it goes on", lambda: watched.pictures == ["0.jpg"])
     capturing.cancel()
     await asyncio.wait([capturing])
 

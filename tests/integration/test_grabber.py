@@ -10,70 +10,41 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 
 from edge_daemon import messages, wire
-from edge_daemon.messages import FileKey, Frame, GrabberReady, Idle, Next, Offer, Open, Opening, Problem, Wanted
+from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Open, Opening, Problem, Wanted
 from tests.bombs import jpeg_of_scans
+from tests.grabbers import COMMAND, DEADLINE_S, Grabber
 from tests.hostile import SCENE, Hostile, encode, make, scene
 
-DEADLINE_S = 60.0
-"""For every wait; nothing here takes a tenth of it."""
 MIB = 1 << 20
 JPEG = encode(scene(), "JPEG", quality=95)
 
 
-class Grabber:
-    """A grabber child, and the daemon's side of the conversation with it."""
+class FolderGrabber(Grabber):
+    """One of a folder; what it asks is answered."""
 
     def __init__(self, folder: Path, prefix: tuple[str, ...] = (), **options: object) -> None:
-        settings = {"type": "folder", "path": str(folder), "settle_s": 0.3, **options}
-        command = [*prefix, sys.executable, "-m", "edge_daemon.grabber"]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
         self.book: set[FileKey] = set()
         """What has been dealt with."""
         self.offered: list[FileKey] = []
         self.opened: list[FileKey] = []
         self.on_opening: Callable[[FileKey], None] = lambda file: None
         self.on_offer: Callable[[list[FileKey]], None] = lambda files: None
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        self.send(Open(json.dumps(settings)))
-        ready = self.receive()
-        assert isinstance(ready, GrabberReady)
-        self.decoder = ready.decoder
+        super().__init__({"type": "folder", "path": str(folder), "settle_s": 0.3, **options}, (*prefix, *COMMAND))
+        assert self.decoder
 
-    def _listen(self) -> None:
-        while (message := wire.read(cast(BinaryIO, self.process.stdout))) is not None:
-            self._messages.put(messages.unpack(message))
-        self._messages.put(None)
-
-    def receive(self) -> Any:
-        """The next message; None when the grabber has gone."""
-        return self._messages.get(timeout=DEADLINE_S)
-
-    def send(self, item: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(wire.encode(messages.pack(item)))
-        self.process.stdin.flush()
-
-    def next(self) -> Frame | Problem:
+    def next(self, *, fresh: bool = False) -> Frame | Problem:
         """Ask for one picture and answer offers until it comes."""
-        self.send(Next())
+        self.send(Next(fresh))
         return self.answer()
 
     def answer(self) -> Frame | Problem:
@@ -119,24 +90,10 @@ class Grabber:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def peak_rss_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
-
-    def leave(self) -> int:
-        """Close the pipe; the exit status."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return self.process.wait(DEADLINE_S)
-
-    def stderr(self) -> str:
-        """What it wrote, after it has been made to end."""
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        return self.status("VmHWM") << 10
 
 
-Start = Callable[..., Grabber]
+Start = Callable[..., FolderGrabber]
 
 
 def opening(settings: dict[str, object]) -> bytes:
@@ -147,22 +104,15 @@ def opening(settings: dict[str, object]) -> bytes:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Makes grabbers, and ends them."""
-    started: list[Grabber] = []
+    started: list[FolderGrabber] = []
 
-    def make_one(folder: Path, **options: Any) -> Grabber:
-        started.append(Grabber(folder, **options))
+    def make_one(folder: Path, **options: Any) -> FolderGrabber:
+        started.append(FolderGrabber(folder, **options))
         return started[-1]
 
     yield make_one
     for grabber in started:
-        grabber.process.kill()
-        grabber.process.wait(DEADLINE_S)
-        for stream in (grabber.process.stdin, grabber.process.stdout, grabber.process.stderr):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                continue
+        grabber.stderr()
 
 
 @pytest.fixture
@@ -491,7 +441,7 @@ def test_nothing_is_read_or_offered_before_it_is_asked_for(start: Start, folder:
     grabber = start(folder)
     assert isinstance(grabber.next(), Frame)
     with pytest.raises(queue.Empty):
-        grabber._messages.get(timeout=1.0)
+        grabber.arrived.get(timeout=1.0)
     assert isinstance(grabber.next(), Frame)
 
 

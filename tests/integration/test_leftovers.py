@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,7 @@ DISCOVERY = "homeassistant/device/+/config"
 def kept(port: int) -> set[str]:
     """The retained topics of sources."""
     with subscribed(port) as newcomer:
-        wait_for("availability", lambda: newcomer.on("availability"))
-        wait_for("health", lambda: newcomer.on("health"))
-        say(port, f"{BASE}/request/end-of-test", b"?")
-        wait_for("all before", lambda: newcomer.on("request/end-of-test"))
+        newcomer.catch_up()
         found = {m.topic.removeprefix(f"{BASE}/") for m in newcomer.messages if m.retain}
     return {topic for topic in found if "/" in topic}
 
@@ -99,13 +95,6 @@ def test_what_is_set_reloaded_or_gone_at_the_next_start(broker: Broker, tmp_path
 # ---- the parts ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    made = Outbox(tmp_path / "outbox.db")
-    yield made
-    made.close()
-
-
 def leftovers(ours: Connection, directory: Path, wished: list[str]) -> Leftovers:
     return Leftovers(ours, directory / "retained.json", lambda: wished)
 
@@ -115,10 +104,9 @@ def remembered(ours: Connection, directory: Path) -> set[str]:
 
 
 async def test_results_of_what_is_gone_are_events_and_nothing_else(
-    broker: Broker, tmp_path: Path, outbox: Outbox
+    broker: Broker, tmp_path: Path, outbox: Outbox, listener: Listener
 ) -> None:
     """Those that waited for the broker, and those that were in work."""
-    listener = Listener(broker.port)
     outbox.put("porch", [{"id": "old", "task": "gate", "answer": "Yes."}], None)
     async with connection(broker.port) as ours:
         leftovers(ours, tmp_path, TOPICS.retained("porch", ["other"], caption=True, image=False))
@@ -136,7 +124,6 @@ async def test_results_of_what_is_gone_are_events_and_nothing_else(
     assert [event["id"] for event in listener.events()] == ["old", "new", "other"]
     assert listener.on(GATE) == listener.on(IMAGE) == []
     assert listener.on(TOPICS.of("porch", "answer/other"))
-    listener.stop()
 
 
 async def test_what_the_broker_did_not_confirm_is_taken_off_later(broker: Broker, tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,9 @@ import pytest
 
 from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
-from tests.integration.service import BASE, Service, Subscriber, running, subscribed, wait_for
+from tests.integration.service import BASE, PATIENCE_S, Service, Subscriber, running, subscribed, wait_for
 
 RESULT_SCHEMA = json.loads((Path(__file__).parents[2] / "configs/result.schema.json").read_text())
-
-
-@pytest.fixture
-def subscriber(broker: Broker) -> Iterator[Subscriber]:
-    with subscribed(broker.port) as heard:
-        yield heard
 
 
 def drop(service: Service, count: int, seed: int) -> list[tuple[str, str]]:
@@ -70,8 +62,7 @@ def test_pictures_become_captions_on_every_promised_topic(
         wait_for("the outbox is empty", lambda: (subscriber.last_health() or {})["mqtt"]["queued"] == 0)
         assert service.end() == 0
     with subscribed(broker.port) as later:  # what the broker retained, for those who come later
-        wait_for("retained", lambda: len(later.messages) >= 6)
-        time.sleep(0.2)
+        later.catch_up()
         retained = {m.topic.removeprefix(f"{BASE}/"): m for m in later.messages}
     assert set(retained) == {
         *("availability", "health", "inbox/availability", "inbox/enabled/state"),
@@ -91,16 +82,17 @@ def test_nothing_is_lost_while_the_broker_is_away_and_the_daemon_is_killed(tmp_p
         dropped = drop(service, 20, seed=2)
         wait_for("20 captions in the log", lambda: service.log().count(" background. (") >= 20)
         service.end(signal.SIGKILL)
+        told = service.log().count("cannot be reached")
         service.start()
-        time.sleep(1)  # it starts without a broker
+        wait_for("it starts without a broker", lambda: service.log().count("cannot be reached") > told)
         with subscribed(broker.port) as subscriber:
             assert service.process is not None
             service.process.send_signal(signal.SIGSTOP)  # the subscriber shall be there first: events are not retained
             broker.start()
-            time.sleep(4)
+            assert subscriber.listens.wait(PATIENCE_S)
             service.process.send_signal(signal.SIGCONT)
-            results = wait_results(subscriber, 20)
-            time.sleep(1)
+            wait_results(subscriber, 20)
+            wait_for("the outbox is empty", lambda: (h := subscriber.last_health()) and h["mqtt"]["queued"] == 0)
             results = subscriber.results()
     assert [r["file"] for r in results] == [name for name, _ in dropped]
     assert all(r["replayed"] for r in results)
@@ -164,7 +156,7 @@ def test_sigterm_finishes_the_caption_in_flight(tmp_path: Path, broker: Broker, 
         wait_for("the picture is with the worker", lambda: "is in work" in service.log())
         assert service.process is not None
         service.process.terminate()
-        time.sleep(0.5)
+        wait_for("it stops", lambda: "stopping" in service.log())
         worker.resume()
         assert service.process.wait(30) == 0
         assert len(wait_results(subscriber, 1)) == 1

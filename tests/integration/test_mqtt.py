@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,29 +18,22 @@ from pydantic import SecretStr
 
 from edge_daemon import dialect, link
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
-from edge_daemon.mqtt import Connection
 from edge_daemon.reasons import NO_LOGIN, REASONS
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
+from edge_daemon.visit import ANSWER_S
 from tests.conftest import missing
 from tests.integration.listening import (
     SOURCE_STATE,
     TOPICS,
     Listener,
     connection,
+    count_calls,
     frozen,
     mosquitto,
     retained,
     until,
     warnings,
 )
-
-
-@pytest.fixture
-def listener(broker: Broker) -> Iterator[Listener]:
-    made = Listener(broker.port)
-    yield made
-    made.stop()
-
 
 # ---- being there ----------------------------------------------------------------------------------------
 
@@ -61,7 +53,7 @@ async def test_who_leaves_says_so_last_and_the_will_stays_unsent(broker: Broker,
         ours.state(TOPICS.health, b"{}")
         await until("all is said", lambda: len(listener.heard) == 3)
     await until("the goodbyes arrive", lambda: len(listener.heard) >= 5)
-    await asyncio.to_thread(retained, broker.port, "a/topic/nobody/uses")  # time for a will to come as well
+    listener.catch_up()  # a will would have come by now
     assert listener.heard[3:] == [(SOURCE_STATE, b"offline", False), (TOPICS.availability, b"offline", False)]
     assert retained(broker.port, TOPICS.availability) == b"offline"
 
@@ -169,19 +161,6 @@ async def test_a_broker_that_refuses_us_is_told_once(
     assert warnings(caplog) == [f"{ours.problem}; results are kept meanwhile"]
 
 
-def count_calls(ours: Connection, name: str) -> list[None]:
-    """A list that grows with every call of what the link calls, which is called as before."""
-    calls: list[None] = []
-    callback = getattr(ours, name)
-
-    def counted(*arguments: Any) -> None:
-        callback(*arguments)
-        calls.append(None)
-
-    setattr(ours, name, counted)
-    return calls
-
-
 async def test_the_right_password_opens(guarded: int, caplog: pytest.LogCaptureFixture) -> None:
     async with connection(guarded, username="cam", password=SecretStr("right")) as ours:
         await until("connected", ours.connected.is_set)
@@ -274,15 +253,16 @@ async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
 async def test_stopping_does_not_wait_for_a_broker_that_is_not_there() -> None:
     async with connection(free_port()) as ours:
         await until("it was tried", lambda: "cannot be reached" in ours.problem)
+        async with asyncio.timeout(ANSWER_S / 2):
+            await ours.stop()
 
 
 async def test_stopping_does_not_wait_for_a_frozen_broker(broker: Broker) -> None:
     async with connection(broker.port) as ours:
         await until("connected", ours.connected.is_set)
-        process = broker._process
-        assert process is not None
-        process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGCONT)
+        with frozen(broker):
+            async with asyncio.timeout(ANSWER_S / 2):
+                await ours.stop()
 
 
 async def test_reconnects_leave_no_descriptor_open(broker: Broker) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,7 +26,10 @@ from edge_daemon import grabber_settings, messages, wire
 from edge_daemon.messages import Frame, GrabberReady, Idle, Open, Problem
 from edge_daemon.source_config import PicameraConfig
 from edge_daemon.sources import picamera
-from tests.integration.picamera_child import DEADLINE_S, Grabber, pixels
+from tests.grabbers import DEADLINE_S, Grabber
+from tests.integration import picamera_child
+from tests.integration.picamera_child import pixels
+from tests.integration.service import wait_for
 
 STAND_IN = Path(__file__).parent / "picamera2_stand_in"
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
@@ -49,7 +52,7 @@ class Board:
         """`camera`: what it is like, and what goes wrong with it."""
         (self.root / "stand_in.json").write_text(json.dumps(camera or {}))
         config = {"fps": 50.0, "open_timeout_s": 30.0, **config}
-        self._grabbers.append(Grabber(PicameraConfig(type="picamera", python=self.python, **config)))
+        self._grabbers.append(picamera_child.grabber(PicameraConfig(type="picamera", python=self.python, **config)))
         return self._grabbers[-1]
 
     def notes(self) -> dict[str, Any]:
@@ -58,7 +61,7 @@ class Board:
 
     def close(self) -> None:
         for grabber in self._grabbers:
-            grabber.kill()
+            grabber.stderr()
 
 
 @pytest.fixture
@@ -73,13 +76,6 @@ def quarters(frame: Frame) -> list[list[int]]:
     picture = pixels(frame)
     rows, columns = ((side // 4, side * 3 // 4) for side in picture.shape[:2])
     return [picture[row, column].tolist() for row in rows for column in columns]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------
@@ -226,8 +222,7 @@ def test_a_camera_that_hangs_when_it_is_opened(board: Board) -> None:
     assert "could not be opened within 6 s (open_timeout_s)" in grabber.problem()
     assert grabber.idles
     assert "could not be opened" in grabber.problem(), "and no second try in the same process"
-    grabber.process.stdin.close()
-    assert grabber.process.wait(DEADLINE_S) == 0, "the thread that hangs does not hold it up"
+    assert grabber.leave() == 0, "the thread that hangs does not hold it up"
 
 
 def test_a_camera_that_falls_silent(board: Board) -> None:
@@ -246,7 +241,7 @@ def test_a_camera_that_somebody_else_has_until_he_is_gone(board: Board) -> None:
     first = board.grabber()
     first.frame()
     assert "camera 0 is in use by" in board.grabber().problem()
-    first.kill()
+    first.stderr()
     board.grabber().frame()
 
 
@@ -255,7 +250,7 @@ def test_who_has_a_device_is_named(tmp_path: Path) -> None:
     device.touch()
     assert "sudo fuser" in picamera.owners(prefixes=(str(device),))
     holder = subprocess.Popen(["sleep", "60"], stdin=device.open())
-    wait_for(lambda: "sleep" in picamera.owners(prefixes=(str(device),)))
+    wait_for("he has it", lambda: "sleep" in picamera.owners(prefixes=(str(device),)))
     assert picamera.owners(prefixes=(str(device),)) == f"sleep (pid {holder.pid})"
     holder.kill()
     holder.wait(DEADLINE_S)
@@ -266,8 +261,7 @@ def test_it_leaves_with_the_daemon_and_not_with_ctrl_c(board: Board) -> None:
     grabber.process.send_signal(signal.SIGINT)
     grabber.frame()
     assert Path(f"/proc/{grabber.process.pid}/oom_score_adj").read_text() == f"{picamera.OOM_SCORE}\n"
-    grabber.process.stdin.close()
-    assert grabber.process.wait(DEADLINE_S) == 0
+    assert grabber.leave() == 0
 
 
 def test_it_leaves_when_the_daemon_is_killed(board: Board) -> None:
@@ -287,7 +281,8 @@ def test_it_leaves_when_the_daemon_is_killed(board: Board) -> None:
         daemon.kill()
     assert ready is not None
     assert ready.type == "GrabberReady"
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+    gone = Path(f"/proc/{pid}")
+    wait_for("it leaves", lambda: not gone.exists() or "Z" in (gone / "stat").read_text())
     for end in (told, telling, hearing):
         os.close(end)
 
@@ -330,7 +325,7 @@ def test_what_it_does_not_understand_ends_it(board: Board) -> None:
     grabber.send(Open("{}"))
     assert grabber.receive() is None
     assert grabber.process.wait(DEADLINE_S) == 1
-    assert b"Next was expected, Open came" in grabber.process.stderr.read()
+    assert "Next was expected, Open came" in grabber.stderr()
 
 
 @given(

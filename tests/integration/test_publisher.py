@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,20 +23,6 @@ from tests.integration.listening import CAPTION, EVENT, TOPICS, Listener, connec
 FLAT_BYTES = 2 << 20
 """Of fifteen restarts of the broker and 600 results; a connection that is kept would take more."""
 ANSWER = TOPICS.of("porch", "answer/open")
-
-
-@pytest.fixture
-def listener(broker: Broker) -> Iterator[Listener]:
-    made = Listener(broker.port)
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    made = Outbox(tmp_path / "outbox.db")
-    yield made
-    made.close()
 
 
 class Publisher:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from edge_daemon.messages import Frame, Next
 from edge_daemon.shown_address import HIDDEN
-from tests.camera_grabber import ALIKE, DEADLINE_S, CameraGrabber, difference, thumbnail_difference
 from tests.cameras import BadLine, MjpegServer, RtspServer, film, scenes
+from tests.grabbers import ALIKE, DEADLINE_S, CameraGrabber, difference, thumbnail_difference
 
 PASSWORD = "p@:/%ß c?t"
 """Whatever may go wrong when it is put into an address."""

@@ -26,7 +26,9 @@ import pytest
 
 from edge_daemon.messages import GrabberReady
 from edge_daemon.source_config import PicameraConfig
-from tests.integration.picamera_child import DEADLINE_S, Grabber, pixels
+from tests.grabbers import DEADLINE_S, Grabber
+from tests.integration import picamera_child
+from tests.integration.picamera_child import pixels
 
 HERE = Path(__file__).parent
 ROOT = os.environ.get("EDGE_DAEMON_PICAMERA_ROOT", "")
@@ -49,12 +51,12 @@ def start() -> Iterator[Callable[..., Grabber]]:
 
     def with_config(**config: Any) -> Grabber:
         settings: dict[str, Any] = {"width_px": 1280, "height_px": 720, "fps": 15.0, **config}
-        started.append(Grabber(PicameraConfig(type="picamera", **settings), ARGV))
+        started.append(picamera_child.grabber(PicameraConfig(type="picamera", **settings), ARGV))
         return started[-1]
 
     yield with_config
     for grabber in started:
-        grabber.kill()
+        grabber.stderr()
 
 
 def bars(picture: np.ndarray[Any, Any]) -> list[int]:
@@ -119,8 +121,7 @@ def test_without_a_camera_it_says_so(start: Callable[..., Grabber]) -> None:
 def test_it_leaves_with_the_daemon(start: Callable[..., Grabber]) -> None:
     grabber = start()
     grabber.frame()
-    grabber.process.stdin.close()
-    assert grabber.process.wait(DEADLINE_S) == 0
+    assert grabber.leave() == 0
 
 
 def test_the_camera_is_listed() -> None:

@@ -13,8 +13,8 @@ import pytest
 from edge_daemon.messages import Frame, Problem
 from edge_daemon.sources.v4l2 import Device, V4l2Options, owner_of
 from edge_daemon.sources.video import VideoSource
-from tests.camera_grabber import ALIKE, CameraGrabber, difference
 from tests.cameras import film, scenes
+from tests.grabbers import ALIKE, CameraGrabber, difference
 
 
 def reason(device: str) -> str:
