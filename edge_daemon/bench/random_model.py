@@ -56,7 +56,7 @@ def write_random(directory: Path, config: ModelConfig, seed: int = 0, progress: 
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(config)}
     if config.bos_state == "stored":
         shapes[BOS_KV] = bos_shape(config)
-    with TensorFile.create(directory / FILE_NAME, {name: ("F32", shape) for name, shape in shapes.items()}) as file:
+    with TensorFile(directory / FILE_NAME, {name: ("F32", shape) for name, shape in shapes.items()}) as file:
         for done, (name, tensor) in enumerate(random_tensors(config, seed), 1):
             file.write(name, tensor)
             progress("random weights", done / len(shapes))

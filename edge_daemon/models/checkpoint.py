@@ -142,7 +142,7 @@ def _write_weights(
     dtypes = {name: headers[found.get(name, found[TABLE]).key].dtype for name in wanted}
     specs = {name: (dtypes[name], shape) for name, shape in wanted.items()}
     total, done = sum(math.prod(shape) for shape in wanted.values()), 0
-    with TensorFile.create(path, specs) as out:
+    with TensorFile(path, specs) as out:
         for name, (_, shape) in out.specs.items():
             if name not in found:  # the bias of a tied head
                 out.write(name, torch.zeros(shape, dtype=ZERO_DTYPES[dtypes[name]]))

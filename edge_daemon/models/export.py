@@ -219,7 +219,7 @@ def _to_safetensors(directory: Path, config: ModelConfig, out: Path, precision: 
     with Weights(directory, dtype=dtype) as weights, _directory(out) as partial:
         names = sorted(weights.names)
         shapes = {name: tuple(weights.tensor(name).shape) for name in names}
-        with TensorFile.create(
+        with TensorFile(
             partial / FILE_NAME, {UPSTREAM_PREFIX + name: (word, shape) for name, shape in shapes.items()}
         ) as file:
             for done, name in enumerate(names, 1):

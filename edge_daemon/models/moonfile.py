@@ -43,9 +43,8 @@ def import_moonfile(moonfile: Unpacked, staging: Path, name: str, progress: Prog
 def _write(found: Survey, path: Path, progress: Progress) -> None:
     """All tensors, one at a time."""
     total, done = sum(math.prod(shape) for shape in found.shapes.values()), 0
-    with TensorFile.create(path, {name: ("F32", shape) for name, shape in found.shapes.items()}) as file:
+    with TensorFile(path, {name: ("F32", shape) for name, shape in found.shapes.items()}) as file:
         for name, source in found.tensors():
             file.write(name, source.read())
             done += math.prod(source.shape)
             progress(name, done / total)
-        file.close()

@@ -92,7 +92,7 @@ def lattice(original: Path, directory: Path) -> None:
     """The model directory that an import of the original's int8 moonfile makes: matrices as they are in 8 bits."""
     with safe_open(original / "model.safetensors", "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no mapping
-        with TensorFile.create(directory / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}) as out:
+        with TensorFile(directory / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}) as out:
             for name in shapes:
                 out.write(name, _as_published(name, file.get_tensor(name)))
     for name in ("config.json", "tokenizer.json"):
