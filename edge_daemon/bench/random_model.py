@@ -21,10 +21,11 @@ from edge_daemon.models.catalogue import FLOAT32_BYTES, HALF_BILLION, TOKENIZER_
 from edge_daemon.models.store import CONFIG, TOKENIZER, Progress, free_on_disk, silent
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, Templates
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV, FILE_NAME
+from edge_daemon.moondream.weights import FILE_NAME
 
 ATTENTION_GAIN = 2.0
 """So that what is attended to decides what is said, and a wrong mask or position shows."""

@@ -26,10 +26,10 @@ from edge_daemon.models.tensor_file import ITEM_BYTES, TensorFile
 from edge_daemon.models.tokenizer_file import write_tokenizer
 from edge_daemon.models.upstream import conventions, read_json
 from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV
 
 HEAD, HEAD_BIAS, TABLE = "text.lm_head.weight", "text.lm_head.bias", "text.wte"
 ZERO_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

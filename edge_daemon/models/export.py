@@ -29,8 +29,9 @@ from edge_daemon.models.graphs import Graphs, Precision
 from edge_daemon.models.store import Progress, silent
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
-from edge_daemon.moondream.weights import BOS_KV, FILE_NAME, Weights
+from edge_daemon.moondream.weights import FILE_NAME, Weights
 
 Format = Literal["moonfile", "onnx", "safetensors"]
 GRAPH_DIRECTORY = "graphs"

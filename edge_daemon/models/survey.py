@@ -23,10 +23,10 @@ from edge_daemon.models.store import Progress
 from edge_daemon.models.structure import Structure
 from edge_daemon.models.unpacked import CLIENT_POSITIONS
 from edge_daemon.moondream.config import Mask, RegionConfig, TextConfig, VisionConfig
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV
 
 REGION_INPUTS = {"coord": 1, "size": 2}
 """What the region encoders take: a coordinate; a width and a height."""

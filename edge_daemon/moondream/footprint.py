@@ -47,6 +47,8 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 4}
 STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "F32"}
 """The type in the file with which nothing has to be converted."""
 EMBEDDINGS = "text.wte"
+BOS_KV = "text.bos_kv"
+"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 CHANNEL_BYTES = 12
 """An int8 layer's scale, zero and sum of weights, for each of its outputs."""
 PADDED = {"float32": (1.005, 1.06), "int8": (1.02, 1.1)}
@@ -189,7 +191,7 @@ def tensors_of(config: ModelConfig, dtype: str = "F32") -> dict[str, Stored]:
             for norm in norms:
                 shapes |= _norm(f"{block}.{norm}", dim)
     if config.bos_state == "stored":
-        shapes["text.bos_kv"] = (text.layers, 2, text.heads, 1, text.head_dim)
+        shapes[BOS_KV] = (text.layers, 2, text.heads, 1, text.head_dim)
     if region is not None:
         shapes["region.coord_features"] = (1, region.coord_features // 2)
         shapes["region.size_features"] = (2, region.size_features // 2)

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from edge_daemon.errors import ModelError
 
 FILE_NAME = "model.safetensors"
-BOS_KV = "text.bos_kv"
-"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 DTYPES = ("F32", "F16", "BF16")
 """What may be in the file, whatever it is computed in."""
 CPU = torch.device("cpu")

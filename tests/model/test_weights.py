@@ -18,10 +18,11 @@ from torch import Tensor
 
 from edge_daemon.errors import CaptionError, ModelError
 from edge_daemon.moondream.config import Cropping, ModelConfig
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.linear import PackedLinear
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.weights import BOS_KV, Weights
+from edge_daemon.moondream.weights import Weights
 from tests.model.checkpoints import (
     HALF_BILLION,
     modules_of,
