@@ -160,7 +160,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     from edge_daemon.moondream.config import load_config
     from edge_daemon.moondream.opening import open_chosen
 
-    config = load_config(arguments.model / "config.json")
+    config = load_config(arguments.model)
     budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
     told_room = partial(room, arguments.model, config, budget, resident_bytes(), arguments.kv_precision)
     choice = device.decide(arguments.model, config, arguments.device, arguments.precision, told_room)

@@ -19,9 +19,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import CONFIG, WEIGHTS
 from edge_daemon.models.checkpoint_files import Header, files_of, headers_of, refuse_pickle
 from edge_daemon.models.layouts import Place, architecture, is_older, places, shape_of
-from edge_daemon.models.store import CONFIG, WEIGHTS, Progress, silent
+from edge_daemon.models.store import Progress, silent
 from edge_daemon.models.tensor_file import ITEM_BYTES, TensorFile
 from edge_daemon.models.tokenizer_file import write_tokenizer
 from edge_daemon.models.upstream import conventions, read_json
@@ -51,7 +52,7 @@ def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress
     config = replace(_config(files[0].parent, vocabulary, found, headers), name=name, engine="torch", provenance={})
     _refuse_misfits(_wanted(config), found, headers)
     (staging / CONFIG).write_text(config.to_json(), encoding="utf-8")
-    load_config(staging / CONFIG)  # the strict reader's checks, before the long work
+    load_config(staging)  # the strict reader's checks, before the long work
     if len(vocabulary) > config.text.vocab:
         raise ModelError(f"{source}: the tokenizer has {len(vocabulary)} tokens, the weights {config.text.vocab} only")
     _write_weights(staging / WEIGHTS, _wanted(config), found, headers, progress)
@@ -68,7 +69,7 @@ def _config(
 ) -> ModelConfig:
     """The architecture and the conventions: of our own config.json if there is one, else of upstream's files."""
     if "templates" in read_json(beside / CONFIG):
-        return load_config(beside / CONFIG)
+        return load_config(beside)
     shapes = {name: _shape(place, headers) for name, place in found.items()}
     (_, width), (_, patches, _) = shape_of(shapes, TABLE, 2), shape_of(shapes, "vision.pos_emb", 3)
     said = conventions(beside, vocabulary, width, is_older(headers), patches)

@@ -18,7 +18,7 @@ import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 from numpy.typing import NDArray
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE
+from edge_daemon.model_files import INITIAL_KV
 from edge_daemon.models.probing import session
 from edge_daemon.models.unpacked import CLIENT_CROP_PX, CLIENT_POSITIONS, Unpacked
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
@@ -40,7 +40,7 @@ def measured(moonfile: Unpacked, name: str) -> ModelConfig:
     layers, _, _, heads, _, head_dim = moonfile.kv.shape
     if width != heads * head_dim:
         raise ModelError(
-            f"{moonfile.source}: {heads} heads of {head_dim} in {BOS_STATE}, but a decoder {width} wide in the graphs"
+            f"{moonfile.source}: {heads} heads of {head_dim} in {INITIAL_KV}, but a decoder {width} wide in the graphs"
         )
     embedding = run_once(moonfile.graph("text_encoder"), input_ids=np.zeros((1, 1)))[0]
     outputs = run_once(moonfile.graph("text_decoder"), input_embeds=embedding, kv_cache=moonfile.kv)

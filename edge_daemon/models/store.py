@@ -20,6 +20,7 @@ from typing import Any, Self, TypeAlias
 
 from edge_daemon import demo
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
+from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER, WEIGHTS
 
 Progress: TypeAlias = Callable[[str, float], None]
 """Called with what is being done ("text_decoder.onnx") and the share of it that is done, 0…1."""
@@ -28,9 +29,6 @@ BUILT_IN = {"demo-shapes": demo.MODEL_DIR}
 """Models that come with the package."""
 FAMILY = "moondream"
 """In a configuration: the variant of it that fits (`edge_daemon.variant`)."""
-CONFIG, TOKENIZER, WEIGHTS, GRAPHS = "config.json", "tokenizer.json", "model.safetensors", "graphs"
-INITIAL_KV = "initial_kv_cache.npy"
-"""What a model directory holds: weights for engine `torch`, the folder of graphs and this for engine `onnx`."""
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """Names of models: no slash, and none that hides or climbs."""
 STAGING, RETIRED, LOCK = ".{}.edge-daemon-staging", ".{}.edge-daemon-retired", ".edge-daemon-import.lock"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edge_daemon.models import measure, recover
-from edge_daemon.models.container import GRAPHS
+from edge_daemon.models.container import GRAPH_NAMES
 from edge_daemon.models.folding import Array, Graph, refusal
 from edge_daemon.models.matrices import Floats
 from edge_daemon.models.measure import Indices, Layout, Patches
@@ -67,7 +67,7 @@ class Survey:
 
     def tensors(self) -> Iterator[tuple[str, Source]]:
         """All tensors, in the order of `shapes`."""
-        for name in GRAPHS:
+        for name in GRAPH_NAMES:
             yield from _ours(name, structure_of(self.directory, name), self.measured).items()
         yield BOS_KV, Source(self.shapes[BOS_KV], lambda: bos_kv(self.kv, self.layout))
 

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import CONFIG
 
 Cropping = Literal["template", "overlap"]
 Mask = Literal["causal", "prefix"]
@@ -179,11 +180,12 @@ class ModelConfig:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def load_config(path: Path) -> ModelConfig:
-    """Read `config.json`.
+def load_config(directory: Path) -> ModelConfig:
+    """Read the `config.json` of a model directory.
 
     Raises ModelError when the file is missing, is not JSON, or lacks, misspells or mistypes a key.
     """
+    path = directory / CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -22,13 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import GRAPHS, INITIAL_KV, WEIGHTS
 from edge_daemon.moondream.config import MOST_CROPS, ModelConfig
 
-WEIGHTS = "model.safetensors"
-GRAPHS = "graphs"
-"""Folder of an `engine: onnx` directory with the graphs of its moonfile, as they were published."""
-INITIAL_KV = "initial_kv_cache.npy"
-"""Keys and values of BOS, beside the folder."""
 MOST_HEADER_BYTES = 100 << 20
 """What the safetensors library itself accepts."""
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from edge_daemon.errors import CaptionError, ModelError
+from edge_daemon.model_files import TOKENIZER
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.allocator import give_back
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, load_config
@@ -92,8 +93,8 @@ class Moondream:
         otherwise. Raises ModelError for an unusable directory, UnavailableError for a device or a library that is not
         there, and BudgetError for a cache that cannot hold a picture.
         """
-        self.config: ModelConfig = load_config(directory / "config.json")
-        self.tokenizer = Tokenizer(directory / "tokenizer.json")
+        self.config: ModelConfig = load_config(directory)
+        self.tokenizer = Tokenizer(directory / TOKENIZER)
         if self.tokenizer.size > self.config.text.vocab:
             raise ModelError(
                 f"{directory}: tokenizer.json has tokens up to number {self.tokenizer.size - 1}, "

@@ -146,7 +146,7 @@ def compare(directory: Path, moonfile: Path, pictures: int, tokens: int) -> dict
                     answers[side.name].append(answer)
             print(f"picture {index + 1} of {pictures} …", file=sys.stderr)
         ready = {side.name: side.ready["ready"] for side in sides}
-    return document(answers, load_config(directory / "config.json").name, tokens) | {"sides": ready}
+    return document(answers, load_config(directory).name, tokens) | {"sides": ready}
 
 
 def document(answers: dict[str, list[dict[str, Any]]], model: str, tokens: int) -> dict[str, Any]:

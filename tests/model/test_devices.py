@@ -285,7 +285,7 @@ def test_int8_is_there_with_its_library(
 def test_a_model_is_opened_as_it_was_chosen(
     tmp_path: Path, precision: WantedPrecision, kv_precision: KvPrecision, held: torch.dtype
 ) -> None:
-    config = load_config(MODEL_DIR / "config.json")
+    config = load_config(MODEL_DIR)
     choice = choose("cpu", precision, this_machine())
     model = open_chosen(MODEL_DIR, config, choice, 200, kv_precision)
     assert model.parts.precision == precision

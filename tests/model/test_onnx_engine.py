@@ -19,8 +19,9 @@ from PIL import Image
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, ModelError, UnavailableError
+from edge_daemon.model_files import GRAPHS, INITIAL_KV
 from edge_daemon.moondream.config import Mask, load_config
-from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV, footprint
+from edge_daemon.moondream.footprint import footprint
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Answer, Moondream, open_parts
 from edge_daemon.moondream.onnx_parts import OnnxText
@@ -136,7 +137,7 @@ def test_the_mask_is_in_the_graphs(tiny: TinyFactory, tmp_path: Path, noise: Pic
     """Also where config.json says another one: nobody asks it."""
     source = tiny(mask=mask, bos_state="stored")
     target = as_graphs(source, tmp_path / "graphs")
-    config = replace(load_config(target / "config.json"), mask="prefix" if mask == "causal" else "causal")
+    config = replace(load_config(target), mask="prefix" if mask == "causal" else "causal")
     (target / "config.json").write_text(config.to_json())
     torch_model, onnx_model = Moondream(source), Moondream(target)
     for model in (torch_model, onnx_model):
@@ -378,7 +379,7 @@ def test_without_onnx_runtime_it_is_told_what_to_install(graphs: Path, monkeypat
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", None), ("cpu", torch.float32)])
 def test_graphs_choose_neither_device_nor_dtype(graphs: Path, device: str, dtype: torch.dtype | None) -> None:
-    config = load_config(graphs / "config.json")
+    config = load_config(graphs)
     with pytest.raises(ModelError, match="run on the CPU and in the precision that they hold"):
         open_parts(graphs, config, device, dtype)
 
@@ -425,7 +426,7 @@ def test_the_footprint_is_an_upper_bound(full_width: Path, tmp_path: Path, preci
     command = [sys.executable, "-c", MEASURE, str(directory), str(positions)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     taken_bytes = json.loads(done.stdout)
-    needed = footprint(directory, load_config(directory / "config.json"))
+    needed = footprint(directory, load_config(directory))
     promised = needed.weights_bytes + needed.activation_bytes + positions * needed.bytes_per_position
     print(f"\n{precision}: {taken_bytes >> 20} MiB taken, {promised >> 20} MiB promised")
     assert taken_bytes <= promised <= 3 * taken_bytes

@@ -26,7 +26,7 @@ from edge_daemon.moondream.footprint import (
     tensors_of,
 )
 
-DEMO = load_config(MODEL_DIR / "config.json")
+DEMO = load_config(MODEL_DIR)
 SHAPES = pytest.mark.parametrize("config", [HALF_BILLION, TWO_BILLION, DEMO], ids=lambda config: config.name)
 
 WITHOUT_TORCH = """
