@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import memory, models, needs, rehearsal, variant
+from edge_daemon import memory, rehearsal, variant
 from edge_daemon.config import default_state_dir
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped
 from edge_daemon.doctor.subject import Subject
@@ -54,12 +54,7 @@ def directory_of(subject: Subject) -> Path:
     """Of the configured model, as the service chooses it. Raises ConfigError and ModelError."""
     assert subject.config is not None
     model = subject.config.model
-    if model.name != variant.FAMILY:
-        return models.directory_of(model.name, subject.state_dir)
-    present = [name for name in variant.STORED.values() if name in models.installed(subject.state_dir)]
-    directories = {name: models.directory_of(name, subject.state_dir) for name in present}
-    needed = {name: needs.installed(directory, model.precision) for name, directory in directories.items()}
-    return directories[variant.choose(model.variant, needed, _budget(subject)).name]
+    return variant.resolve(model.name, model.variant, model.precision, subject.state_dir, _budget(subject))[0]
 
 
 def absent(subject: Subject, why: str) -> Finding:
