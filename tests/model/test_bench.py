@@ -161,13 +161,6 @@ def test_a_limit_is_the_best_with_the_spread_of_what_gave_it() -> None:
     assert (found.best, found.by, found.median, found.least) == (9.0, "mm", 7.0, 3.0)
 
 
-def test_the_board_is_named() -> None:
-    pi = "processor\t: 0\nCPU implementer\t: 0x41\n\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n"
-    assert machine.cpu_name(pi) == "Raspberry Pi 4 Model B Rev 1.4"
-    assert machine.cpu_name("model\t\t: 17\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n") == "AMD EPYC"
-    assert machine.cpu_name("") != ""
-
-
 def test_the_peak_begins_anew() -> None:
     block = torch.ones(64 << 20)
     high_bytes = machine.peak_rss_bytes()

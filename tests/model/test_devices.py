@@ -17,6 +17,7 @@ from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
 from edge_daemon.moondream import quantize
 from edge_daemon.moondream.config import load_config
+from edge_daemon.moondream.cpu import cpuinfo_here
 from edge_daemon.moondream.device import (
     Choice,
     Machine,
@@ -33,7 +34,6 @@ from edge_daemon.moondream.device import (
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import KvPrecision, open_chosen
-from edge_daemon.moondream.quantize import cpuinfo_here
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

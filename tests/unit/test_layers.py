@@ -95,6 +95,7 @@ LEAVES: dict[str, set[str]] = {
     "worker_state": {"messages"},
     "growth": {"memory"},
     "deaths": {"memory", "readings"},
+    "moondream.cpu": set(),
     "doctor.finding": set(),
     "doctor.screen": {"doctor.finding"},
 }
