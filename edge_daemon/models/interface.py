@@ -21,6 +21,7 @@ from edge_daemon.errors import ModelError
 from edge_daemon.model_files import INITIAL_KV
 from edge_daemon.models.probing import session
 from edge_daemon.models.unpacked import CLIENT_CROP_PX, CLIENT_POSITIONS, Unpacked
+from edge_daemon.moondream import onnx_session
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 
 UNSEEN = 1
@@ -96,7 +97,7 @@ def run_once(path: Path, **inputs: Numbers) -> list[Numbers]:
     feeds = {name: np.ascontiguousarray(values, NUMBERS[wanted[name]]) for name, values in inputs.items()}
     try:
         results: list[Numbers] = graph.run(None, feeds)
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except onnx_session.errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot run it: {error}") from error
     return results
 
@@ -107,7 +108,7 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
         raise ModelError(f"{path.name} is not in the moonfile")
     try:
         return session(path)
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except onnx_session.errors() as error:
         raise ModelError(f"{path}: not a graph that ONNX Runtime can run: {error}") from error
 
 
