@@ -147,11 +147,6 @@ class ModelConfig:
         return self.text.layers * 2 * self.text.dim
 
     @property
-    def kv_bytes_per_position(self) -> int:
-        """Bytes of float32 keys and values for one position (196 608 for 0.5B)."""
-        return self.kv_values_per_position * 4
-
-    @property
     def vision_activation_bytes(self) -> int:
         """Upper estimate of the work space of a picture in the vision encoder, in float32.
 
@@ -169,11 +164,6 @@ class ModelConfig:
         """The same of the picture in the decoder; int8 kernels have their sums beside (measured: 57 and 85 MiB)."""
         values = 8 * self.text.dim + 2 * self.text.ff_dim + self.prefix_positions
         return 2 * 4 * self.prefix_positions * values
-
-    @property
-    def activation_bytes(self) -> int:
-        """The larger of the two: the stages follow one another."""
-        return max(self.vision_activation_bytes, self.text_activation_bytes)
 
     def to_json(self) -> str:
         """The text of `config.json`."""

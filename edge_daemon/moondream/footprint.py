@@ -88,16 +88,6 @@ class Footprint:
     """The work space of a picture and its prompt in the decoder."""
     bytes_per_position: int
 
-    @property
-    def weights_bytes(self) -> int:
-        """All weights."""
-        return self.vision_bytes + self.text_bytes + self.region_bytes
-
-    @property
-    def activation_bytes(self) -> int:
-        """The larger work space: the stages follow one another."""
-        return max(self.vision_activation_bytes, self.text_activation_bytes)
-
 
 def footprint(
     directory: Path, config: ModelConfig, precision: str = "float32", kv_precision: str = "auto"

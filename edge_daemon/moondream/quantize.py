@@ -160,7 +160,6 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: Linear) -> None:
         """Raises ValueError for weights that are no numbers."""
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         found = levels_of(linear.weight)
         self.lossless = found.off <= LOSSLESS
         self._product = KERNELS[platform.machine()].product(found, linear.bias * self.bias_share)

@@ -269,7 +269,7 @@ def test_its_numbers_fit_each_other(done: subprocess.CompletedProcess[str]) -> N
     assert stages["vision"]["flops"] == arithmetic.vision(config).flops
     assert stages["total"]["most_s"] >= stages["vision"]["least_s"] + stages["prefill"]["least_s"]
     assert said["kv_positions"] == config.prefix_positions + said["prompt_tokens"] + said["tokens"]
-    assert said["kv_bytes"] == said["kv_positions"] * config.kv_bytes_per_position
+    assert said["kv_bytes"] == said["kv_positions"] * config.kv_values_per_position * 4
     for bounds in said["limits"].values():
         assert bounds["least"] <= bounds["median"] <= bounds["best"] == max(bounds["before"], bounds["after"])
     token = stages["token"]["gbps"] / said["limits"]["read_gbps"]["best"]

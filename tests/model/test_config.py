@@ -266,5 +266,5 @@ def test_derived_sizes_are_the_published_ones() -> None:
     assert HALF_BILLION.prefix_positions == TWO_BILLION.prefix_positions == 730
     assert (HALF_BILLION.vision.grid, HALF_BILLION.vision.patches) == (27, 729)
     assert HALF_BILLION.text.head_dim == TWO_BILLION.text.head_dim == 64
-    assert HALF_BILLION.kv_bytes_per_position == 196_608
-    assert TWO_BILLION.kv_bytes_per_position == 2 * 196_608
+    assert HALF_BILLION.kv_values_per_position == 49_152
+    assert TWO_BILLION.kv_values_per_position == 2 * 49_152

@@ -26,7 +26,7 @@ LONG = Sampling(max_tokens=10)
 def test_its_size_is_what_the_config_promises() -> None:
     config = tiny_config()
     cache = KVCache(config, 150)
-    assert cache.size_bytes == 150 * config.kv_bytes_per_position == 150 * 3 * 2 * 32 * 4
+    assert cache.size_bytes == 150 * config.kv_values_per_position * 4 == 150 * 3 * 2 * 32 * 4
     assert (cache.length, cache.free) == (0, 150)
 
 

@@ -327,7 +327,7 @@ for part in (model.vision, model.text):
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 model.encode(Image.effect_noise((1000, 1000), 90).convert("RGB"))
-print(json.dumps({"taken": (kib("VmHWM") - before) * 1024, "estimate": model.config.activation_bytes}))
+print(json.dumps({"taken": (kib("VmHWM") - before) * 1024, "estimate": model.config.vision_activation_bytes}))
 """
 
 
