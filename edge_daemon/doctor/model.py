@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from edge_daemon.memory import MIB
 from edge_daemon.models.catalogue import Artefact, RemoteFile
 from edge_daemon.models.inventory import memory_of
 from edge_daemon.models.pull import PART
-from edge_daemon.models.store import BUILT_IN, Store
+from edge_daemon.models.store import BUILT_IN, Store, sha256_of
 from edge_daemon.models.store import look as look_at
 
 CAPTION_S = 540.0
@@ -128,8 +127,7 @@ def verified(directory: Path, name: str, state_dir: Path) -> Finding:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 

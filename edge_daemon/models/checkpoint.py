@@ -7,7 +7,6 @@ and shape, every number must be finite, and what the files do not say is refused
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from edge_daemon.errors import ModelError
 from edge_daemon.model_files import CONFIG, WEIGHTS
 from edge_daemon.models.checkpoint_files import Header, files_of, headers_of, refuse_pickle
 from edge_daemon.models.layouts import Place, architecture, is_older, places, shape_of
-from edge_daemon.models.store import Progress, silent
+from edge_daemon.models.store import Progress, sha256_of, silent
 from edge_daemon.models.tensor_file import ITEM_BYTES, TensorFile
 from edge_daemon.models.tokenizer_file import write_tokenizer
 from edge_daemon.models.upstream import conventions, read_json
@@ -34,7 +33,6 @@ from edge_daemon.moondream.vision import Vision
 
 HEAD, HEAD_BIAS, TABLE = "text.lm_head.weight", "text.lm_head.bias", "text.wte"
 ZERO_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHUNK_BYTES = 1 << 20
 
 
 def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress = silent) -> None:
@@ -59,7 +57,7 @@ def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress
     provenance = {
         "source": source.name,
         "format": "safetensors",
-        "sha256": {file.name: _sha256(file, progress) for file in files},
+        "sha256": {file.name: sha256_of(file, f"hashing {file.name}", progress) for file in files},
     }
     (staging / CONFIG).write_text(replace(config, provenance=provenance).to_json(), encoding="utf-8")
 
@@ -161,13 +159,3 @@ def _read(place: Place, headers: Mapping[str, Header]) -> Tensor:
     with cast("Any", safe_open(headers[place.key].file, framework="pt", device="cpu")) as file:
         tensor: Tensor = file.get_tensor(place.key)
     return tensor.T if place.transposed else tensor
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest, done_bytes, size_bytes = hashlib.sha256(), 0, max(1, path.stat().st_size)
-    with path.open("rb") as source:
-        while chunk := source.read(CHUNK_BYTES):
-            digest.update(chunk)
-            done_bytes += len(chunk)
-            progress(f"hashing {path.name}", done_bytes / size_bytes)
-    return digest.hexdigest()

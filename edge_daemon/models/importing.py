@@ -6,7 +6,6 @@ to run. A safetensors checkpoint becomes a model directory. Whatever goes wrong,
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import replace as changed
 from pathlib import Path
@@ -20,7 +19,7 @@ from edge_daemon.models.container import GZIP_MAGIC, MAGIC
 from edge_daemon.models.interface import measured
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
-from edge_daemon.models.store import Progress, Store, between, disk_errors_in_words, silent
+from edge_daemon.models.store import Progress, Store, between, disk_errors_in_words, sha256_of, silent
 from edge_daemon.models.unpacked import unpack
 from edge_daemon.moondream.config import Engine, ModelConfig, load_config
 from edge_daemon.moondream.tokenizer import Tokenizer
@@ -156,12 +155,6 @@ def _refuse_changed(directory: Path, config: ModelConfig) -> None:
             problems.append(f"{path}: sha256 {found}, at its import it was {wanted}")
     if problems:
         raise ModelError("\n".join(problems))
-
-
-def sha256_of(path: Path) -> str:
-    """In hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(source: Path) -> int:

@@ -8,6 +8,7 @@ Light: it imports no library, and knows neither graphs nor tensors nor the netwo
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -282,6 +283,17 @@ def _config(directory: Path) -> dict[str, Any]:
 def size_of(directory: Path) -> int:
     """Bytes of all files in a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def sha256_of(path: Path, what: str = "", progress: Progress = silent) -> str:
+    """Of a file, in hex."""
+    digest, done_bytes, size_bytes = hashlib.sha256(), 0, max(1, path.stat().st_size)
+    with path.open("rb") as source:
+        while chunk := source.read(MIB):
+            digest.update(chunk)
+            done_bytes += len(chunk)
+            progress(what, done_bytes / size_bytes)
+    return digest.hexdigest()
 
 
 def free_on_disk(place: Path) -> int:

@@ -19,9 +19,9 @@ from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
 from edge_daemon.models.container import GRAPH_NAMES, Record, write_records
 from edge_daemon.models.export import export
-from edge_daemon.models.importing import import_source, sha256_of, verify
+from edge_daemon.models.importing import import_source, verify
 from edge_daemon.models.moonfile import import_moonfile
-from edge_daemon.models.store import Progress, Store
+from edge_daemon.models.store import Progress, Store, sha256_of
 from edge_daemon.models.unpacked import Unpacked
 from edge_daemon.moondream.config import Engine, load_config
 from edge_daemon.moondream.generate import Sampling
