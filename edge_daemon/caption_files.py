@@ -46,7 +46,7 @@ class Opened:
 
 def open_model(directory: Path, wanted: WantedDevice, precision: WantedPrecision) -> Opened:
     """Load a model. Raises ModelError, and UnavailableError for a device, precision or library that is not there."""
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     limits = memory.budget(memory.read_limits(None))
     choice = device.decide(directory, config, wanted, precision, partial(room, directory, config, limits))
     return Opened(open_chosen(directory, config, choice), choice)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edge_daemon import __version__, environment, model_commands, source_commands, subcommand, unit_command
 from edge_daemon.bench import command as bench_command
@@ -197,28 +197,14 @@ def configured(arguments: argparse.Namespace) -> Config:
 
 def find_model(path: Path, settings: Config) -> tuple[Path, str]:
     """The model directory that a configuration means, and why, where it leaves the choice to us."""
-    from edge_daemon import models, variant
+    from edge_daemon import memory, variant
 
+    model = settings.model
+    budget = memory.budget(memory.read_limits(model.memory_limit_bytes))
     try:
-        if settings.model.name != variant.FAMILY:
-            return models.directory_of(settings.model.name, settings.state_dir), ""
-        model = settings.model
-        return _variant(model.variant, settings.state_dir, model.memory_limit_bytes, model.precision)
+        return variant.resolve(model.name, model.variant, model.precision, settings.state_dir, budget)
     except (ConfigError, UnavailableError) as error:
         raise ConfigError(f"{path}: model.name: {error}") from error
-
-
-def _variant(
-    wanted: Literal["auto", "0.5b", "2b"], state_dir: Path, limit_bytes: int | None, precision: str
-) -> tuple[Path, str]:
-    """The directory of a moondream of the store, by the memory that there is now, and why this one."""
-    from edge_daemon import memory, models, needs, variant
-
-    present = models.installed(state_dir)
-    directories = {name: models.directory_of(name, state_dir) for name in variant.STORED.values() if name in present}
-    needed = {name: needs.installed(directory, precision) for name, directory in directories.items()}
-    chosen = variant.choose(wanted, needed, memory.budget(memory.read_limits(limit_bytes)))
-    return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -231,22 +217,22 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def check_config(arguments: argparse.Namespace) -> int:
     """`edge-daemon check-config`."""
-    from edge_daemon import config, models, variant
+    from edge_daemon import config, variant
 
     settings = config.load(arguments.config)
     if arguments.json:
         print(json.dumps(settings.model_dump(mode="json"), indent=2))
         return OK
     broker = f"{settings.mqtt.host}:{settings.mqtt.port}"
-    named = settings.model.name
-    directory = None
-    if named == variant.FAMILY:
-        directory, named = find_model(arguments.config, settings)
-    else:
-        try:
-            directory = models.directory_of(named, settings.state_dir)
-        except UnavailableError:  # the file may be for another machine
-            named += " (not on this machine: edge-daemon model list says what can be fetched)"
+    named, directory = settings.model.name, None
+    try:
+        directory, reason = find_model(arguments.config, settings)
+        named = reason or named
+    except ConfigError:
+        if named == variant.FAMILY:
+            raise
+        # the file may be for another machine
+        named += " (not on this machine: edge-daemon model list says what can be fetched)"
     if directory is not None:
         _refuse_lengths(arguments.config, settings, directory)
     print(f"{arguments.config}: good\n  model {named}")
@@ -292,14 +278,12 @@ def _memory_in_words(directory: Path, settings: Config) -> str:
 
 def caption(arguments: argparse.Namespace) -> int:
     """`edge-daemon caption`."""
-    from edge_daemon import caption_files, config, models, variant
+    from edge_daemon import caption_files, config, memory, variant
 
-    state_dir = config.default_state_dir()
-    if arguments.model == variant.FAMILY:
-        directory, reason = _variant("auto", state_dir, None, arguments.precision)
+    state_dir, budget = config.default_state_dir(), memory.budget(memory.read_limits(None))
+    directory, reason = variant.resolve(arguments.model, "auto", arguments.precision, state_dir, budget)
+    if reason:
         print(f"edge-daemon: {reason}", file=sys.stderr)
-    else:
-        directory = models.directory_of(arguments.model, state_dir)
     opened = caption_files.open_model(directory, arguments.device, arguments.precision)
     if opened.choice.warning:
         print(f"edge-daemon: {opened.choice.warning}", file=sys.stderr)

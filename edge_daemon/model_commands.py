@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
+from edge_daemon.model_files import WEIGHTS
 from edge_daemon.models.store import MIB, Progress, Store, silent
 from edge_daemon.subcommand import Commands
 
@@ -203,7 +204,7 @@ def import_model(arguments: argparse.Namespace) -> int:
 
 def name_of(source: Path) -> str:
     """A name for what is imported: that of the file without its endings, or of the directory."""
-    place = source.absolute().parent if source.name == "model.safetensors" else source.absolute()
+    place = source.absolute().parent if source.name == WEIGHTS else source.absolute()
     name = place.name
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)

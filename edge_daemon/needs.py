@@ -42,7 +42,7 @@ def installed(directory: Path, precision: str) -> Needs:
     from edge_daemon.moondream.config import load_config
     from edge_daemon.moondream.footprint import footprint
 
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     return needs_of(footprint(directory, config, "int8" if precision == "auto" else precision), config)
 
 

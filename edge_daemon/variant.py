@@ -1,4 +1,4 @@
-"""`model.name: moondream`: the 2B or the 0.5B, whichever the memory holds. Pure.
+"""`model.name: moondream`: the 2B or the 0.5B, whichever the memory holds.
 
 The article that this project starts from: the 2B for 8 GB, the 0.5B for 2 GB. Here the numbers of the installed
 directories and of this moment decide, and the reason is told.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from edge_daemon import models, needs
 from edge_daemon.errors import ConfigError
 from edge_daemon.memory import MIB, Budget, Needs
 from edge_daemon.models.store import FAMILY as FAMILY
@@ -28,8 +30,22 @@ class Variant:
     reason: str
 
 
+def resolve(name: str, wanted: Wanted, precision: str, state_dir: Path, budget: Budget) -> tuple[Path, str]:
+    """The directory of the model `name`, and why this one, where the name leaves the choice to us.
+
+    Of the service and of every command that says what the service does. Raises ConfigError and ModelError.
+    """
+    if name != FAMILY:
+        return models.directory_of(name, state_dir), ""
+    present = models.installed(state_dir)
+    directories = {each: models.directory_of(each, state_dir) for each in STORED.values() if each in present}
+    needed = {each: needs.installed(directory, precision) for each, directory in directories.items()}
+    chosen = choose(wanted, needed, budget)
+    return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
+
+
 def choose(wanted: Wanted, needs: Mapping[str, Needs], budget: Budget) -> Variant:
-    """The variant to run; `needs` has those that are installed, by their names in the store.
+    """The variant to run; pure. `needs` has those that are installed, by their names in the store.
 
     Raises ConfigError when the wanted one, or any, is not installed.
     """

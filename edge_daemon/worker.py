@@ -160,7 +160,7 @@ def load(arguments: argparse.Namespace, start_s: float) -> tuple[Serving, Worker
     from edge_daemon.moondream.config import load_config
     from edge_daemon.moondream.opening import open_chosen
 
-    config = load_config(arguments.model / "config.json")
+    config = load_config(arguments.model)
     budget = memory.Budget(arguments.budget_bytes, arguments.budget_reason)
     told_room = partial(room, arguments.model, config, budget, resident_bytes(), arguments.kv_precision)
     choice = device.decide(arguments.model, config, arguments.device, arguments.precision, told_room)
@@ -300,18 +300,18 @@ def spoken(task: Task, said: Answer | CaptionError) -> TaskResult:
 
 
 def found(model: Moondream, task: Task, daemon: pipe.Pipe) -> TaskResult:
-    """Boxes in the picture, or points."""
-    from edge_daemon.moondream.model import Box, Point, clipped, each
+    """Boxes in the picture."""
+    from edge_daemon.moondream.model import Box, clipped, each
 
     daemon.write(Progress(task.id))
     start_s, objects = time.perf_counter(), []
 
-    def take(one: Box | Point) -> None:
-        objects.append(asdict(clipped(one) if isinstance(one, Box) else one))
+    def take(one: Box) -> None:
+        objects.append(asdict(clipped(one)))
         daemon.write(Progress("object"))
 
     try:
-        reason = each(model.boxes(task.text), take) if task.kind == "detect" else each(model.points(task.text), take)
+        reason = each(model.boxes(task.text), take)
     except CaptionError as error:
         return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(error))
     taken_ms = (time.perf_counter() - start_s) * 1000

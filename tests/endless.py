@@ -16,5 +16,5 @@ def never_end(directory: Path) -> None:
     """Of a model directory that was written before."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
-    tensors["text.lm_head.bias"][load_config(directory / "config.json").tokens.eos] = NEVER
+    tensors["text.lm_head.bias"][load_config(directory).tokens.eos] = NEVER
     save_file(tensors, file)

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from edge_daemon import __version__
+from edge_daemon import __version__, readings
 
 SELF = Path("/proc/self")
 RESET_PEAK = "5"
@@ -23,13 +23,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cpu_name(cpuinfo: str) -> str:
-    """By the text of /proc/cpuinfo: `Model`, the board, on a Raspberry Pi; `model name` elsewhere."""
-    found = re.search(r"^Model\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    found = found or re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
-
-
 def describe() -> dict[str, Any]:
     """For the document: machine and versions."""
     return {
@@ -37,7 +30,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "machine": {
-            "cpu": cpu_name(Path("/proc/cpuinfo").read_text(errors="replace")),
+            "cpu": readings.board(),
             "architecture": platform.machine(),
             "cores": cores(),
             "memory_bytes": psutil.virtual_memory().total,

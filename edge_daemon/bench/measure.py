@@ -75,7 +75,7 @@ def measure(directory: Path, wishes: Wishes, say: Say) -> Measured:
     Raises ModelError, UnavailableError for a precision that this machine has not, and ConfigError for more tokens
     than the model's context holds or more threads than there are cores.
     """
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     length = LENGTH if LENGTH in config.templates.caption else next(iter(config.templates.caption))
     prompt = len(config.templates.caption[length])
     positions = _positions(config, prompt, wishes.tokens)

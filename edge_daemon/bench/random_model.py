@@ -17,14 +17,15 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 from edge_daemon.errors import UnavailableError
+from edge_daemon.model_files import CONFIG, TOKENIZER, WEIGHTS
 from edge_daemon.models.catalogue import FLOAT32_BYTES, HALF_BILLION, TOKENIZER_BYTES, weights_of
-from edge_daemon.models.store import CONFIG, TOKENIZER, Progress, free_on_disk, silent
+from edge_daemon.models.store import Progress, free_on_disk, silent
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, Templates
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV, FILE_NAME
 
 ATTENTION_GAIN = 2.0
 """So that what is attended to decides what is said, and a wrong mask or position shows."""
@@ -56,7 +57,7 @@ def write_random(directory: Path, config: ModelConfig, seed: int = 0, progress: 
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters(config)}
     if config.bos_state == "stored":
         shapes[BOS_KV] = bos_shape(config)
-    with TensorFile.create(directory / FILE_NAME, {name: ("F32", shape) for name, shape in shapes.items()}) as file:
+    with TensorFile(directory / WEIGHTS, {name: ("F32", shape) for name, shape in shapes.items()}) as file:
         for done, (name, tensor) in enumerate(random_tensors(config, seed), 1):
             file.write(name, tensor)
             progress("random weights", done / len(shapes))

@@ -29,6 +29,7 @@ from edge_daemon.demo.evaluate import Figures, evaluate
 from edge_daemon.demo.samples import Batch, Packer, batch, dense_labels
 from edge_daemon.demo.scenes import BACKGROUNDS, COLOURS, DIAMETERS, LATTICE, SHAPES, Scene
 from edge_daemon.demo.vocabulary import build_tokenizer, special_tokens, templates
+from edge_daemon.model_files import CONFIG, TOKENIZER, WEIGHTS
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text, masked
@@ -288,14 +289,14 @@ def training_step(
 def save(trainee: Trainee, out: Path) -> None:
     """Write the model directory, without its report."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(trainee.target.to_json(), encoding="utf-8")
-    build_tokenizer().save(str(out / "tokenizer.json"))
-    save_file(trainee.model_tensors(), out / "model.safetensors")
+    (out / CONFIG).write_text(trainee.target.to_json(), encoding="utf-8")
+    build_tokenizer().save(str(out / TOKENIZER))
+    save_file(trainee.model_tensors(), out / WEIGHTS)
 
 
 def write_report(out: Path, settings: Settings, figures: Figures) -> None:
     """report.json: what was asked for, what came out, and of which weights it tells."""
-    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
     report = {
         "model_sha256": digest,
         "settings": asdict(settings),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import memory, models, needs, rehearsal, variant
+from edge_daemon import memory, rehearsal, variant
 from edge_daemon.config import default_state_dir
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped
 from edge_daemon.doctor.subject import Subject
@@ -23,7 +22,7 @@ from edge_daemon.memory import MIB
 from edge_daemon.models.catalogue import Artefact, RemoteFile
 from edge_daemon.models.inventory import memory_of
 from edge_daemon.models.pull import PART
-from edge_daemon.models.store import BUILT_IN, Store
+from edge_daemon.models.store import BUILT_IN, Store, sha256_of
 from edge_daemon.models.store import look as look_at
 
 CAPTION_S = 540.0
@@ -54,12 +53,7 @@ def directory_of(subject: Subject) -> Path:
     """Of the configured model, as the service chooses it. Raises ConfigError and ModelError."""
     assert subject.config is not None
     model = subject.config.model
-    if model.name != variant.FAMILY:
-        return models.directory_of(model.name, subject.state_dir)
-    present = [name for name in variant.STORED.values() if name in models.installed(subject.state_dir)]
-    directories = {name: models.directory_of(name, subject.state_dir) for name in present}
-    needed = {name: needs.installed(directory, model.precision) for name, directory in directories.items()}
-    return directories[variant.choose(model.variant, needed, _budget(subject)).name]
+    return variant.resolve(model.name, model.variant, model.precision, subject.state_dir, _budget(subject))[0]
 
 
 def absent(subject: Subject, why: str) -> Finding:
@@ -133,8 +127,7 @@ def verified(directory: Path, name: str, state_dir: Path) -> Finding:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 

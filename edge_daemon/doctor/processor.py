@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -17,11 +16,10 @@ from edge_daemon.cgroup import text_of
 from edge_daemon.doctor.finding import Finding, ok, problem, warning
 from edge_daemon.doctor.packages import pip_install, torch_pin
 from edge_daemon.doctor.subject import Subject
+from edge_daemon.moondream.cpu import DOT_PRODUCTS, flags
 from edge_daemon.moondream.device import native_precisions
 from edge_daemon.moondream.threads import automatic, cores_here
 
-DOT_PRODUCT = ("asimddp", "avx512_vnni", "avx_vnni")
-"""Names in /proc/cpuinfo of instructions that multiply and add 8-bit numbers, four at a time."""
 LSE = "atomics"
 """Of ARMv8.1: a Cortex-A76 (Pi 5) has it, a Cortex-A72 (Pi 4) has not."""
 PROBE_S = 150.0
@@ -52,13 +50,12 @@ class Features:
 
 def features(cpuinfo: str, machine: str) -> Features:
     """By the text of /proc/cpuinfo."""
-    cores = [set(flags.split()) for flags in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)]
-    native = native_precisions(cpuinfo)
+    known, native = flags(cpuinfo), native_precisions(cpuinfo)
     return Features(
-        dot_product=bool(cores) and all(core & {*DOT_PRODUCT} for core in cores),
+        dot_product=bool(known & DOT_PRODUCTS),
         float16="float16" in native,
         bfloat16="bfloat16" in native,
-        old_arm=machine == "aarch64" and bool(cores) and not all(LSE in core for core in cores),
+        old_arm=machine == "aarch64" and bool(known) and LSE not in known,
     )
 
 

@@ -40,7 +40,7 @@ def gelu_factor(graph: Graph, first: Element, second: Element) -> float:
         try:
             part = graph.cut([end], given={begin: kind})
             (found,) = session(part).run([end], {begin: x.astype(dtype)})
-        except Exception as error:  # noqa: BLE001  onnxruntime's errors have no common class; the next type may fit
+        except Exception as error:  # noqa: BLE001  ValueError for inputs of other names as well; the next type may fit
             problem = str(error)
             continue
         inside = x + one.bias if one.bias_follows and one.bias is not None else x

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from edge_daemon.errors import ConfigError
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, Templates, TextConfig, Tokens, VisionConfig
+from edge_daemon.moondream.footprint import BOS_KV, tensors_of
 
 FLOAT32_BYTES = 4
 TOKENIZER_BYTES = 8 << 20
@@ -67,27 +68,8 @@ class Artefact:
 
 
 def weights_of(shape: ModelConfig) -> int:
-    """Number of weights of a checkpoint of this shape: the sum over its layers (edge_daemon.moondream's modules)."""
-    vision, text, region = shape.vision, shape.text, shape.region
-    d, t = vision.dim, text.dim
-    total = _linear(3 * vision.patch_px**2, d) + vision.patches * d + 2 * d
-    total += vision.layers * (_linear(d, 3 * d) + _linear(d, d) + _mlp(d, vision.ff_dim, d) + 4 * d)
-    total += _mlp(2 * d, vision.projection_dim, t)
-    total += text.vocab * t + _linear(t, text.vocab) + 2 * t
-    total += text.layers * (_linear(t, 3 * t) + _linear(t, t) + _mlp(t, text.ff_dim, t) + 2 * t)
-    if region is not None:
-        total += region.coord_features // 2 + 2 * (region.size_features // 2)
-        total += _linear(region.coord_features, t) + _linear(region.size_features, t)
-        total += _mlp(t, region.inner_dim, region.coord_bins) + _mlp(t, region.inner_dim, 2 * region.size_bins)
-    return total
-
-
-def _linear(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
-
-
-def _mlp(inputs: int, inner: int, outputs: int) -> int:
-    return _linear(inputs, inner) + _linear(inner, outputs)
+    """Number of weights of a checkpoint of this shape; a stored BOS is none of them."""
+    return sum(tensor.values for name, tensor in tensors_of(shape).items() if name != BOS_KV)
 
 
 HALF_BILLION = ModelConfig(

@@ -7,7 +7,6 @@ and shape, every number must be finite, and what the files do not say is refused
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,21 +18,21 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import CONFIG, WEIGHTS
 from edge_daemon.models.checkpoint_files import Header, files_of, headers_of, refuse_pickle
 from edge_daemon.models.layouts import Place, architecture, is_older, places, shape_of
-from edge_daemon.models.store import CONFIG, WEIGHTS, Progress, silent
+from edge_daemon.models.store import Progress, sha256_of, silent
 from edge_daemon.models.tensor_file import ITEM_BYTES, TensorFile
 from edge_daemon.models.tokenizer_file import write_tokenizer
 from edge_daemon.models.upstream import conventions, read_json
 from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV
 
 HEAD, HEAD_BIAS, TABLE = "text.lm_head.weight", "text.lm_head.bias", "text.wte"
 ZERO_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHUNK_BYTES = 1 << 20
 
 
 def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress = silent) -> None:
@@ -51,14 +50,14 @@ def import_checkpoint(source: Path, staging: Path, name: str, progress: Progress
     config = replace(_config(files[0].parent, vocabulary, found, headers), name=name, engine="torch", provenance={})
     _refuse_misfits(_wanted(config), found, headers)
     (staging / CONFIG).write_text(config.to_json(), encoding="utf-8")
-    load_config(staging / CONFIG)  # the strict reader's checks, before the long work
+    load_config(staging)  # the strict reader's checks, before the long work
     if len(vocabulary) > config.text.vocab:
         raise ModelError(f"{source}: the tokenizer has {len(vocabulary)} tokens, the weights {config.text.vocab} only")
     _write_weights(staging / WEIGHTS, _wanted(config), found, headers, progress)
     provenance = {
         "source": source.name,
         "format": "safetensors",
-        "sha256": {file.name: _sha256(file, progress) for file in files},
+        "sha256": {file.name: sha256_of(file, f"hashing {file.name}", progress) for file in files},
     }
     (staging / CONFIG).write_text(replace(config, provenance=provenance).to_json(), encoding="utf-8")
 
@@ -68,7 +67,7 @@ def _config(
 ) -> ModelConfig:
     """The architecture and the conventions: of our own config.json if there is one, else of upstream's files."""
     if "templates" in read_json(beside / CONFIG):
-        return load_config(beside / CONFIG)
+        return load_config(beside)
     shapes = {name: _shape(place, headers) for name, place in found.items()}
     (_, width), (_, patches, _) = shape_of(shapes, TABLE, 2), shape_of(shapes, "vision.pos_emb", 3)
     said = conventions(beside, vocabulary, width, is_older(headers), patches)
@@ -142,7 +141,7 @@ def _write_weights(
     dtypes = {name: headers[found.get(name, found[TABLE]).key].dtype for name in wanted}
     specs = {name: (dtypes[name], shape) for name, shape in wanted.items()}
     total, done = sum(math.prod(shape) for shape in wanted.values()), 0
-    with TensorFile.create(path, specs) as out:
+    with TensorFile(path, specs) as out:
         for name, (_, shape) in out.specs.items():
             if name not in found:  # the bias of a tied head
                 out.write(name, torch.zeros(shape, dtype=ZERO_DTYPES[dtypes[name]]))
@@ -160,13 +159,3 @@ def _read(place: Place, headers: Mapping[str, Header]) -> Tensor:
     with cast("Any", safe_open(headers[place.key].file, framework="pt", device="cpu")) as file:
         tensor: Tensor = file.get_tensor(place.key)
     return tensor.T if place.transposed else tensor
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest, done_bytes, size_bytes = hashlib.sha256(), 0, max(1, path.stat().st_size)
-    with path.open("rb") as source:
-        while chunk := source.read(CHUNK_BYTES):
-            digest.update(chunk)
-            done_bytes += len(chunk)
-            progress(f"hashing {path.name}", done_bytes / size_bytes)
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.store import WEIGHTS
+from edge_daemon.model_files import WEIGHTS
 from edge_daemon.models.upstream import read_json
 
 INDEX = "model.safetensors.index.json"

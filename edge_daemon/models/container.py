@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, Self, cast
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import CONFIG, INITIAL_KV, TOKENIZER
 
 MAGIC, VERSION = b"MOON", 1
 GZIP_MAGIC = b"\x1f\x8b"
-GRAPHS = (
+GRAPH_NAMES = (
     "vision_encoder",
     "vision_projection",
     "text_encoder",
@@ -32,8 +33,7 @@ GRAPHS = (
     "size_decoder",
 )
 """The parts of a model, each a record NAME.onnx."""
-CONFIG, TOKENIZER, BOS_STATE = "config.json", "tokenizer.json", "initial_kv_cache.npy"
-REQUIRED = (CONFIG, TOKENIZER, BOS_STATE, *(f"{name}.onnx" for name in GRAPHS))
+REQUIRED = (CONFIG, TOKENIZER, INITIAL_KV, *(f"{name}.onnx" for name in GRAPH_NAMES))
 """The client refuses a file that lacks one of these."""
 MOST_NAME_BYTES = 4096
 MOST_RECORD_BYTES = 4 << 30

@@ -24,17 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
-from edge_daemon.models.container import BOS_STATE, CHUNK_BYTES, CONFIG, GRAPHS, TOKENIZER, Record, write_records
+from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER, WEIGHTS
+from edge_daemon.models.container import CHUNK_BYTES, GRAPH_NAMES, Record, write_records
 from edge_daemon.models.graphs import Graphs, Precision
 from edge_daemon.models.store import Progress, silent
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, load_config
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
-from edge_daemon.moondream.weights import BOS_KV, FILE_NAME, Weights
+from edge_daemon.moondream.weights import Weights
 
 Format = Literal["moonfile", "onnx", "safetensors"]
-GRAPH_DIRECTORY = "graphs"
-"""Where an engine-onnx model directory keeps the graphs of its moonfile."""
 MOST_GRAPH_BYTES = (2 << 30) - 1
 """Protobuf reads no longer message."""
 UPSTREAM_PREFIX = "model."
@@ -56,7 +56,7 @@ def export(
     """
     if out.exists():
         raise ConfigError(f"{out} is there already: remove it or give another name")
-    config = load_config(directory / CONFIG)
+    config = load_config(directory)
     try:
         if format == "safetensors":
             _to_safetensors(directory, config, out, precision or "float32", progress)
@@ -86,15 +86,15 @@ def _records(directory: Path, config: ModelConfig, precision: Precision | None) 
     if config.engine == "onnx":
         if precision is not None:
             raise ConfigError(f"{config.name} is made of ready graphs, which go out as they are: give no precision")
-        records.append(_file_record(BOS_STATE, directory / BOS_STATE))
-        ready = [directory / GRAPH_DIRECTORY / f"{name}.onnx" for name in GRAPHS]
+        records.append(_file_record(INITIAL_KV, directory / INITIAL_KV))
+        ready = [directory / GRAPHS / f"{name}.onnx" for name in GRAPH_NAMES]
         yield records + [_file_record(path.name, path) for path in ready]
         return
     _refuse_unknown_to_the_client(config)
     with Weights(directory) as weights:
         graphs = _graph_records(config, weights, precision or "float32")
         kv = _bos_state(config, weights)
-        yield [*records, Record(BOS_STATE, len(kv), iter([kv])), *graphs]
+        yield [*records, Record(INITIAL_KV, len(kv), iter([kv])), *graphs]
 
 
 def _client_config(config: ModelConfig) -> dict[str, object]:
@@ -219,14 +219,14 @@ def _to_safetensors(directory: Path, config: ModelConfig, out: Path, precision: 
     with Weights(directory, dtype=dtype) as weights, _directory(out) as partial:
         names = sorted(weights.names)
         shapes = {name: tuple(weights.tensor(name).shape) for name in names}
-        with TensorFile.create(
-            partial / FILE_NAME, {UPSTREAM_PREFIX + name: (word, shape) for name, shape in shapes.items()}
+        with TensorFile(
+            partial / WEIGHTS, {UPSTREAM_PREFIX + name: (word, shape) for name, shape in shapes.items()}
         ) as file:
             for done, name in enumerate(names, 1):
                 tensor = weights.tensor(name)
                 if not tensor.isfinite().all():
                     raise ModelError(f"{weights.path}: {name} has values that {precision} cannot hold")
                 file.write(UPSTREAM_PREFIX + name, tensor)
-                progress(FILE_NAME, done / len(names))
+                progress(WEIGHTS, done / len(names))
         for name in (CONFIG, TOKENIZER):
             shutil.copyfile(directory / name, partial / name)

@@ -6,20 +6,20 @@ to run. A safetensors checkpoint becomes a model directory. Whatever goes wrong,
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
 from edge_daemon.errors import ConfigError, ModelError
+from edge_daemon.model_files import CONFIG, TOKENIZER
 from edge_daemon.models.checkpoint import import_checkpoint
 from edge_daemon.models.checkpoint_files import refuse_pickle
 from edge_daemon.models.container import GZIP_MAGIC, MAGIC
 from edge_daemon.models.interface import measured
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
-from edge_daemon.models.store import CONFIG, TOKENIZER, Progress, Store, between, disk_errors_in_words, silent
+from edge_daemon.models.store import Progress, Store, between, disk_errors_in_words, sha256_of, silent
 from edge_daemon.models.unpacked import unpack
 from edge_daemon.moondream.config import Engine, ModelConfig, load_config
 from edge_daemon.moondream.tokenizer import Tokenizer
@@ -96,13 +96,13 @@ def _convert(source: Path, staging: Path, name: str, expected_sha256: str | None
 def _proven(graphs: Path, directory: Path, progress: Progress) -> Proof:
     """The proof that passed. Raises ModelError for one that did not."""
     proof = prove(graphs, directory, progress)
-    refuse_unproven(proof, load_config(directory / CONFIG).name)
+    refuse_unproven(proof, load_config(directory).name)
     return proof
 
 
 def _refuse_foreign_words(source: Path, directory: Path) -> None:
     """No conversion looks at the tokenizer. Raises ModelError for one that cannot be read, or has too many tokens."""
-    vocab = load_config(directory / CONFIG).text.vocab
+    vocab = load_config(directory).text.vocab
     try:
         size = Tokenizer(directory / TOKENIZER).size
     except ModelError as error:
@@ -113,7 +113,7 @@ def _refuse_foreign_words(source: Path, directory: Path) -> None:
 
 def _add_provenance(directory: Path, told: dict[str, Any]) -> None:
     """Where it came from, and what was written, file by file."""
-    config = load_config(directory / CONFIG)
+    config = load_config(directory)
     files = {
         str(path.relative_to(directory)): sha256_of(path)
         for path in sorted(directory.rglob("*"))
@@ -129,7 +129,7 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
     `source` says where it is now. Raises ModelError for a file that changed, for another moonfile, and for a proof
     that does not pass; what is returned has passed, and `note` says what could not be repeated.
     """
-    config = load_config(directory / CONFIG)
+    config = load_config(directory)
     _refuse_changed(directory, config)
     checked: dict[str, Any] = {"model": config.name, "files": sorted(config.provenance["files"]), "proof": None}
     moonfile = source or Path(config.provenance.get("path", ""))
@@ -155,12 +155,6 @@ def _refuse_changed(directory: Path, config: ModelConfig) -> None:
             problems.append(f"{path}: sha256 {found}, at its import it was {wanted}")
     if problems:
         raise ModelError("\n".join(problems))
-
-
-def sha256_of(path: Path) -> str:
-    """In hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(source: Path) -> int:

@@ -18,9 +18,10 @@ import onnxruntime  # type: ignore[import-untyped]  # it comes without types
 from numpy.typing import NDArray
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE
+from edge_daemon.model_files import INITIAL_KV
 from edge_daemon.models.probing import session
 from edge_daemon.models.unpacked import CLIENT_CROP_PX, CLIENT_POSITIONS, Unpacked
+from edge_daemon.moondream import onnx_session
 from edge_daemon.moondream.config import ModelConfig, RegionConfig, TextConfig, VisionConfig
 
 UNSEEN = 1
@@ -40,7 +41,7 @@ def measured(moonfile: Unpacked, name: str) -> ModelConfig:
     layers, _, _, heads, _, head_dim = moonfile.kv.shape
     if width != heads * head_dim:
         raise ModelError(
-            f"{moonfile.source}: {heads} heads of {head_dim} in {BOS_STATE}, but a decoder {width} wide in the graphs"
+            f"{moonfile.source}: {heads} heads of {head_dim} in {INITIAL_KV}, but a decoder {width} wide in the graphs"
         )
     embedding = run_once(moonfile.graph("text_encoder"), input_ids=np.zeros((1, 1)))[0]
     outputs = run_once(moonfile.graph("text_decoder"), input_embeds=embedding, kv_cache=moonfile.kv)
@@ -96,7 +97,7 @@ def run_once(path: Path, **inputs: Numbers) -> list[Numbers]:
     feeds = {name: np.ascontiguousarray(values, NUMBERS[wanted[name]]) for name, values in inputs.items()}
     try:
         results: list[Numbers] = graph.run(None, feeds)
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except onnx_session.errors() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot run it: {error}") from error
     return results
 
@@ -107,7 +108,7 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
         raise ModelError(f"{path.name} is not in the moonfile")
     try:
         return session(path)
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except onnx_session.errors() as error:
         raise ModelError(f"{path}: not a graph that ONNX Runtime can run: {error}") from error
 
 

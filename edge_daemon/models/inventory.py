@@ -50,7 +50,7 @@ def memory_of(
 ) -> dict[str, Any]:
     """The verdict on a model directory, in a precision or in the one that `auto` takes on a CPU."""
     try:
-        config = load_config(directory / "config.json")
+        config = load_config(directory)
         if config.engine == "onnx":
             taken = {precision_of(directory, config): footprint(directory, config)}
         else:
@@ -63,7 +63,7 @@ def memory_of(
 
 def lengths(directory: Path) -> list[str]:
     """Of captions, that a model can be asked for. Raises ModelError."""
-    return list(load_config(directory / "config.json").templates.caption)
+    return list(load_config(directory).templates.caption)
 
 
 def _remote(known: Artefact, store: Store, budget: memory.Budget) -> dict[str, Any]:

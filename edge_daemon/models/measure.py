@@ -222,7 +222,7 @@ def decoder_run(path: Path, kv: Array, positions: int) -> Decoder:
         x = random.normal(0, PROBE_STD, (1, positions, heads * head_dim)).astype(types["input_embeds"])
         feeds = {"input_embeds": x, "kv_cache": kv.astype(types["kv_cache"])}
         hidden, new = decoder.run(["hidden", "new_kv_cache"], feeds)
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except Exception as error:  # and KeyError, ValueError: of other types, of other names
         raise refusal(path.name, f"it does not run as a moonfile's decoder: {type(error).__name__}: {error}") from error
     if new.shape != (layers, 2, 1, heads, positions, head_dim) or hidden.shape != x.shape:
         what = f"hidden {hidden.shape} and new_kv_cache {new.shape} do not fit {x.shape} behind kv_cache {kv.shape}"

@@ -31,7 +31,7 @@ def run(graph: Graph, outputs: list[str], feeds: Mapping[str, Array]) -> list[Ar
     given = {name: np.asarray(feeds[name], types[name]) for name in types}
     try:
         return cast("list[Array]", session(part).run(outputs, given))
-    except Exception as error:  # onnxruntime's own errors have no common class
+    except onnx_session.errors() as error:
         raise graph.refuse(f"ONNX Runtime does not compute {', '.join(outputs)}: {error}") from error
 
 

@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import GRAPHS, INITIAL_KV
 from edge_daemon.models.store import Progress, between, silent
 from edge_daemon.models.unrounded import unround
 from edge_daemon.moondream.allocator import give_back
 from edge_daemon.moondream.config import ModelConfig, load_config
-from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV
 from edge_daemon.moondream.image import crop, scale
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.onnx_parts import OnnxParts
@@ -112,7 +112,7 @@ def prove(graphs: Path, directory: Path, progress: Progress = silent) -> Proof:
 
     Raises ModelError when one of them cannot be opened or run; whether it passes is for `Proof.problems` to say.
     """
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     theirs = OnnxParts(graphs, config)
     with torch.inference_mode():
         heard = hear(theirs, config, PICTURES, STEPS, between(progress, 0.0, HEARD))

@@ -9,7 +9,6 @@ Knows nothing of what is inside the files.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from edge_daemon.errors import ModelError, UnavailableError
 from edge_daemon.models.catalogue import Artefact, RemoteFile
-from edge_daemon.models.store import MIB, Progress, Store, free_on_disk, silent
+from edge_daemon.models.store import MIB, Progress, Store, free_on_disk, sha256_of, silent
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -232,23 +231,13 @@ def _check(path: Path, file: RemoteFile, progress: Progress, served_sha256: str 
     expected = file.sha256 or served_sha256
     if expected is None:
         return
-    found = _sha256(path, f"checking {file.path}", progress)
+    found = sha256_of(path, f"checking {file.path}", progress)
     if found != expected:
         raise ModelError(f"{path}: the sha256 of {file.path} should be {expected} and is {found}; {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:
     return "nothing was kept: try again" if path.name.endswith(PART) else "remove that file and pull again"
-
-
-def _sha256(path: Path, what: str, progress: Progress) -> str:
-    digest, done_bytes, size_bytes = hashlib.sha256(), 0, max(1, path.stat().st_size)
-    with path.open("rb") as source:
-        while chunk := source.read(CHUNK_BYTES):
-            digest.update(chunk)
-            done_bytes += len(chunk)
-            progress(what, done_bytes / size_bytes)
-    return digest.hexdigest()
 
 
 @contextmanager

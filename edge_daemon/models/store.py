@@ -8,6 +8,7 @@ Light: it imports no library, and knows neither graphs nor tensors nor the netwo
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any, Self, TypeAlias
 
 from edge_daemon import demo
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
+from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER, WEIGHTS
 
 Progress: TypeAlias = Callable[[str, float], None]
 """Called with what is being done ("text_decoder.onnx") and the share of it that is done, 0…1."""
@@ -28,9 +30,6 @@ BUILT_IN = {"demo-shapes": demo.MODEL_DIR}
 """Models that come with the package."""
 FAMILY = "moondream"
 """In a configuration: the variant of it that fits (`edge_daemon.variant`)."""
-CONFIG, TOKENIZER, WEIGHTS, GRAPHS = "config.json", "tokenizer.json", "model.safetensors", "graphs"
-INITIAL_KV = "initial_kv_cache.npy"
-"""What a model directory holds: weights for engine `torch`, the folder of graphs and this for engine `onnx`."""
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """Names of models: no slash, and none that hides or climbs."""
 STAGING, RETIRED, LOCK = ".{}.edge-daemon-staging", ".{}.edge-daemon-retired", ".edge-daemon-import.lock"
@@ -284,6 +283,17 @@ def _config(directory: Path) -> dict[str, Any]:
 def size_of(directory: Path) -> int:
     """Bytes of all files in a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def sha256_of(path: Path, what: str = "", progress: Progress = silent) -> str:
+    """Of a file, in hex."""
+    digest, done_bytes, size_bytes = hashlib.sha256(), 0, max(1, path.stat().st_size)
+    with path.open("rb") as source:
+        while chunk := source.read(MIB):
+            digest.update(chunk)
+            done_bytes += len(chunk)
+            progress(what, done_bytes / size_bytes)
+    return digest.hexdigest()
 
 
 def free_on_disk(place: Path) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from edge_daemon.models import measure, recover
-from edge_daemon.models.container import GRAPHS
+from edge_daemon.models.container import GRAPH_NAMES
 from edge_daemon.models.folding import Array, Graph, refusal
 from edge_daemon.models.matrices import Floats
 from edge_daemon.models.measure import Indices, Layout, Patches
@@ -23,10 +23,10 @@ from edge_daemon.models.store import Progress
 from edge_daemon.models.structure import Structure
 from edge_daemon.models.unpacked import CLIENT_POSITIONS
 from edge_daemon.moondream.config import Mask, RegionConfig, TextConfig, VisionConfig
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV
 
 REGION_INPUTS = {"coord": 1, "size": 2}
 """What the region encoders take: a coordinate; a width and a height."""
@@ -67,7 +67,7 @@ class Survey:
 
     def tensors(self) -> Iterator[tuple[str, Source]]:
         """All tensors, in the order of `shapes`."""
-        for name in GRAPHS:
+        for name in GRAPH_NAMES:
             yield from _ours(name, structure_of(self.directory, name), self.measured).items()
         yield BOS_KV, Source(self.shapes[BOS_KV], lambda: bos_kv(self.kv, self.layout))
 

@@ -9,7 +9,6 @@ header {name: {dtype, shape, data_offsets}} that may be padded with spaces, then
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -35,7 +34,6 @@ DTYPE_OF = {
 }
 HEADER_ALIGNMENT = 8
 """Data begins at a multiple of this, so that mapped tensors are aligned."""
-READ_BYTES = 1 << 20
 
 Spec = tuple[str, tuple[int, ...]]
 """dtype as safetensors names it, and shape."""
@@ -45,24 +43,17 @@ class TensorFile:
     """One safetensors file in the making. Leaving `with` by an error removes it."""
 
     def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
-        """Open the file and write its header. Raises ModelError when the disk does not let us."""
+        """A file at `path` (once closed) that will hold these tensors: name → (dtype, shape). Raises ModelError."""
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial")
         self.specs = dict(sorted(specs.items(), key=lambda item: -ITEM_BYTES[item[1][0]]))  # wider first: no misfits
         self._waiting = list(self.specs)
         header, self._offsets = _layout(self.specs)
-        self._hash: Any = hashlib.sha256(header)
-        """Of what is written so far; None once a tensor came out of turn."""
         try:
-            self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ModelError(f"{self.partial}: {error.strerror}") from error
         self._write_at(0, memoryview(header))
-
-    @classmethod
-    def create(cls, path: Path, specs: Mapping[str, Spec]) -> Self:
-        """A file at `path` (once closed) that will hold these tensors: name → (dtype, shape)."""
-        return cls(path, specs)
 
     def __enter__(self) -> Self:
         return self
@@ -74,39 +65,31 @@ class TensorFile:
             self.close()
 
     def write(self, name: str, value: Tensor | NDArray[Any]) -> None:
-        """Put one tensor at its place.
+        """Put one tensor at its place, in any order.
 
-        Tensors in the order of `specs` are hashed on the way; in any other order the file is read once more at
-        the end. Raises ValueError for a tensor that was not announced, was written before, or has another dtype
-        or shape than announced, and ModelError when the disk is full.
+        Raises ValueError for a tensor that was not announced, was written before, or has another dtype or shape than
+        announced, and ModelError when the disk is full.
         """
         if name not in self._waiting:
             raise ValueError(f"{self.path}: {name} is not announced, or written already")
         dtype, shape = self.specs[name]
         if (DTYPE_OF.get(str(value.dtype)), tuple(value.shape)) != (dtype, shape):
             raise ValueError(f"{self.path}: {name} is {value.dtype} {tuple(value.shape)}, announced {dtype} {shape}")
-        content = _bytes_of(value)
-        if self._hash is not None and name == self._waiting[0]:
-            self._hash.update(content)
-        else:
-            self._hash = None
-        self._write_at(self._offsets[name], content)
+        self._write_at(self._offsets[name], _bytes_of(value))
         self._waiting.remove(name)
 
-    def close(self) -> str:
-        """Finish: everything on the disk, under its name; the sha256 of the file.
+    def close(self) -> None:
+        """Finish: everything on the disk, under its name.
 
         Raises ModelError for tensors that were announced and never written; nothing is left behind then.
         """
         if self._waiting:
             self.abort()
             raise ModelError(f"{self.path}: never written: {', '.join(self._waiting)}")
-        digest = self._hash.hexdigest() if self._hash is not None else self._read_digest()
         os.fsync(self._file)
         os.close(self._file)
         self._file = -1
         self.partial.replace(self.path)
-        return str(digest)
 
     def abort(self) -> None:
         """Forget the file."""
@@ -123,13 +106,6 @@ class TensorFile:
             except OSError as error:
                 self.abort()
                 raise ModelError(f"{self.path}: writing stopped at byte {offset + done}: {error.strerror}") from error
-
-    def _read_digest(self) -> str:
-        digest, offset = hashlib.sha256(), 0
-        while block := os.pread(self._file, READ_BYTES, offset):
-            digest.update(block)
-            offset += len(block)
-        return digest.hexdigest()
 
 
 def _layout(specs: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:

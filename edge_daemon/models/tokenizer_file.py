@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from edge_daemon.errors import ModelError, UnavailableError
-from edge_daemon.models.store import TOKENIZER
+from edge_daemon.model_files import TOKENIZER
 
 PARTS = ("vocab.json", "merges.txt")
 EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE, CONFIG, GRAPHS, TOKENIZER, Digest, Moonfile
+from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER
+from edge_daemon.models.container import GRAPH_NAMES, Digest, Moonfile
 from edge_daemon.models.folding import Array
-from edge_daemon.models.store import GRAPHS as GRAPHS_FOLDER
 from edge_daemon.models.store import Progress, silent
 from edge_daemon.moondream.config import (
     Engine,
@@ -32,7 +32,7 @@ from edge_daemon.moondream.config import (
 CLIENT_CROP_PX, CLIENT_POSITIONS = 378, 2048
 """Side of a crop and length of the KV cache, for graphs that leave them open: what the only client there is always uses
 (moondream 0.0.6, preprocess.py and onnx_vl.py)."""
-SMALL = (CONFIG, TOKENIZER, BOS_STATE)
+SMALL = (CONFIG, TOKENIZER, INITIAL_KV)
 MOST_SMALL_BYTES = 64 << 20
 """Of each of these, which are read into memory; the 0.5B's tokenizer has 4 MB."""
 
@@ -52,7 +52,7 @@ class Unpacked:
     @property
     def graphs(self) -> Path:
         """The folder of graphs."""
-        return self.directory / GRAPHS_FOLDER
+        return self.directory / GRAPHS
 
     def graph(self, name: str) -> Path:
         """One graph."""
@@ -97,7 +97,7 @@ def unpack(source: Path, directory: Path, expected_sha256: str | None = None, pr
 
     Raises ModelError for a damaged file, and for one whose sha256, unpacked, is not the expected one.
     """
-    (directory / GRAPHS_FOLDER).mkdir()
+    (directory / GRAPHS).mkdir()
     client_config = b""
     done, total = 0, max(1, source.stat().st_size if source.is_file() else 0)
     with Moonfile(source) as moonfile:
@@ -106,16 +106,16 @@ def unpack(source: Path, directory: Path, expected_sha256: str | None = None, pr
                 raise ModelError(f"{source}: {record.name} has {record.size} bytes; {MOST_SMALL_BYTES} are allowed")
             if record.name == CONFIG:
                 client_config = record.read()
-            elif record.name in (TOKENIZER, BOS_STATE):
+            elif record.name in (TOKENIZER, INITIAL_KV):
                 record.copy(directory / record.name)
-            elif record.name.removesuffix(".onnx") in GRAPHS:
-                record.copy(directory / GRAPHS_FOLDER / record.name)
+            elif record.name.removesuffix(".onnx") in GRAPH_NAMES:
+                record.copy(directory / GRAPHS / record.name)
             done += record.size
             progress(f"unpacking {record.name}", min(1.0, done / total))
         digest = moonfile.digest()
     if expected_sha256 not in (None, digest.sha256):
         raise ModelError(f"{source}: unpacked, its sha256 is {digest.sha256}; the right one is {expected_sha256}")
-    kv = _bos_state(source, directory / BOS_STATE)
+    kv = _bos_state(source, directory / INITIAL_KV)
     return Unpacked(source, directory, kv, _client_config(source, client_config), digest)
 
 
@@ -129,11 +129,11 @@ def _bos_state(source: Path, path: Path) -> Array:
     try:
         kv: Array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:  # a header may say any size
-        raise ModelError(f"{source}: {BOS_STATE} is no array of numbers: {error}") from error
+        raise ModelError(f"{source}: {INITIAL_KV} is no array of numbers: {error}") from error
     layers_to_width = kv.shape if kv.ndim == 6 else ()
     if layers_to_width[1:3] != (2, 1) or layers_to_width[4:5] != (1,) or kv.dtype.kind != "f":
         raise ModelError(
-            f"{source}: {BOS_STATE} is {kv.dtype} {kv.shape}; floats (layers, 2, 1, heads, 1, head_dim) are expected"
+            f"{source}: {INITIAL_KV} is {kv.dtype} {kv.shape}; floats (layers, 2, 1, heads, 1, head_dim) are expected"
         )
     return kv
 

@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import CONFIG
 
 Cropping = Literal["template", "overlap"]
 Mask = Literal["causal", "prefix"]
@@ -146,11 +147,6 @@ class ModelConfig:
         return self.text.layers * 2 * self.text.dim
 
     @property
-    def kv_bytes_per_position(self) -> int:
-        """Bytes of float32 keys and values for one position (196 608 for 0.5B)."""
-        return self.kv_values_per_position * 4
-
-    @property
     def vision_activation_bytes(self) -> int:
         """Upper estimate of the work space of a picture in the vision encoder, in float32.
 
@@ -169,21 +165,17 @@ class ModelConfig:
         values = 8 * self.text.dim + 2 * self.text.ff_dim + self.prefix_positions
         return 2 * 4 * self.prefix_positions * values
 
-    @property
-    def activation_bytes(self) -> int:
-        """The larger of the two: the stages follow one another."""
-        return max(self.vision_activation_bytes, self.text_activation_bytes)
-
     def to_json(self) -> str:
         """The text of `config.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def load_config(path: Path) -> ModelConfig:
-    """Read `config.json`.
+def load_config(directory: Path) -> ModelConfig:
+    """Read the `config.json` of a model directory.
 
     Raises ModelError when the file is missing, is not JSON, or lacks, misspells or mistypes a key.
     """
+    path = directory / CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

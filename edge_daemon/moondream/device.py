@@ -10,7 +10,6 @@ Never run by us on an accelerator: there was none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edge_daemon.errors import UnavailableError
 from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.cpu import cpuinfo_here, flags
 from edge_daemon.moondream.footprint import precision_of
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ WantedPrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 MIB = 1 << 20
 NATIVE = {
-    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 """Names in /proc/cpuinfo of instructions that compute with it, on x86 and on aarch64 (the kernel's elf_hwcaps.rst)."""
 WHY_DEVICE = {
@@ -162,12 +162,8 @@ def for_graphs(device: WantedDevice, precision: WantedPrecision, held: str) -> C
 
 
 def native_precisions(cpuinfo: str) -> frozenset[str]:
-    """Which of bfloat16 and float16 the processor computes with, by the text of /proc/cpuinfo.
-
-    Only what every core has counts.
-    """
-    cores = [set(flags.split()) for flags in re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)]
-    return frozenset(name for name, flags in NATIVE.items() if cores and all(core & {*flags} for core in cores))
+    """Which of bfloat16 and float16 the processor computes with, by the text of /proc/cpuinfo."""
+    return frozenset(name for name, instructions in NATIVE.items() if flags(cpuinfo) & instructions)
 
 
 def this_machine() -> Machine:
@@ -178,7 +174,7 @@ def this_machine() -> Machine:
 
     cuda = torch.cuda.is_available()
     cuda_bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    native = native_precisions(quantize.cpuinfo_here())
+    native = native_precisions(cpuinfo_here())
     return Machine(cuda, cuda_bfloat16, torch.backends.mps.is_available(), native, quantize.missing())
 
 

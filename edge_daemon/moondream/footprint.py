@@ -22,13 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import GRAPHS, INITIAL_KV, WEIGHTS
 from edge_daemon.moondream.config import MOST_CROPS, ModelConfig
 
-WEIGHTS = "model.safetensors"
-GRAPHS = "graphs"
-"""Folder of an `engine: onnx` directory with the graphs of its moonfile, as they were published."""
-INITIAL_KV = "initial_kv_cache.npy"
-"""Keys and values of BOS, beside the folder."""
 MOST_HEADER_BYTES = 100 << 20
 """What the safetensors library itself accepts."""
 
@@ -47,6 +43,8 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 4}
 STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "F32"}
 """The type in the file with which nothing has to be converted."""
 EMBEDDINGS = "text.wte"
+BOS_KV = "text.bos_kv"
+"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 CHANNEL_BYTES = 12
 """An int8 layer's scale, zero and sum of weights, for each of its outputs."""
 PADDED = {"float32": (1.005, 1.06), "int8": (1.02, 1.1)}
@@ -89,16 +87,6 @@ class Footprint:
     text_activation_bytes: int
     """The work space of a picture and its prompt in the decoder."""
     bytes_per_position: int
-
-    @property
-    def weights_bytes(self) -> int:
-        """All weights."""
-        return self.vision_bytes + self.text_bytes + self.region_bytes
-
-    @property
-    def activation_bytes(self) -> int:
-        """The larger work space: the stages follow one another."""
-        return max(self.vision_activation_bytes, self.text_activation_bytes)
 
 
 def footprint(
@@ -189,7 +177,7 @@ def tensors_of(config: ModelConfig, dtype: str = "F32") -> dict[str, Stored]:
             for norm in norms:
                 shapes |= _norm(f"{block}.{norm}", dim)
     if config.bos_state == "stored":
-        shapes["text.bos_kv"] = (text.layers, 2, text.heads, 1, text.head_dim)
+        shapes[BOS_KV] = (text.layers, 2, text.heads, 1, text.head_dim)
     if region is not None:
         shapes["region.coord_features"] = (1, region.coord_features // 2)
         shapes["region.size_features"] = (2, region.size_features // 2)

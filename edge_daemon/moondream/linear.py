@@ -34,7 +34,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self._fuses = platform.machine() != "aarch64"
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight, None)

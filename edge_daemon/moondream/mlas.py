@@ -18,9 +18,8 @@ from torch import Tensor
 
 from edge_daemon.moondream import onnx_session
 from edge_daemon.moondream.allocator import give_back
+from edge_daemon.moondream.cpu import DOT_PRODUCTS, flags
 
-DOT_PRODUCTS = {"asimddp", "avx512_vnni", "avx_vnni"}
-"""In /proc/cpuinfo: the processor adds products of 8 bits in 32."""
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
 IR_VERSION = 9
 ELEMENTS = {torch.float32: TensorProto.FLOAT, torch.int8: TensorProto.INT8, torch.uint8: TensorProto.UINT8}
@@ -32,7 +31,7 @@ def signed(levels: Tensor, machine: str, cpuinfo: str) -> bool:
     Without a dot product, pairs of products are added in 16 bits: on a Cortex-A72 two times −128 · −128 would wrap, and
     cannot come together where an output has one −128 at most; on x86-64 they overflow anyway.
     """
-    if DOT_PRODUCTS & set(cpuinfo.split()):
+    if DOT_PRODUCTS & flags(cpuinfo):
         return True
     return machine == "aarch64" and int((levels == -128).sum(dim=1).max()) < 2
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_daemon.errors import ModelError, UnavailableError
+from edge_daemon.model_files import GRAPHS, INITIAL_KV
 from edge_daemon.moondream import onnx_session
 from edge_daemon.moondream.config import ModelConfig, RegionConfig
-from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV, precision_of
+from edge_daemon.moondream.footprint import precision_of
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.parts import Step
 

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,11 +33,11 @@ from torch import Tensor, nn
 
 from edge_daemon.errors import UnavailableError
 from edge_daemon.moondream.config import FINE
+from edge_daemon.moondream.cpu import cpuinfo_here, flags
 from edge_daemon.moondream.linear import Linear, gelu
 
 LOSSLESS = 1e-3
 """Of a level: what the float32 of a published int8 weight is off."""
-CPUINFO = Path("/proc/cpuinfo")
 SAMPLE_ROWS, BLOCK_ROWS = 8, 256
 FINER = 255
 """Levels in one level."""
@@ -161,7 +160,6 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: Linear) -> None:
         """Raises ValueError for weights that are no numbers."""
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
         found = levels_of(linear.weight)
         self.lossless = found.off <= LOSSLESS
         self._product = KERNELS[platform.machine()].product(found, linear.bias * self.bias_share)
@@ -199,7 +197,7 @@ def full_range(cpuinfo: str) -> bool:
     Without AVX512-VNNI it adds pairs of products in 16 bits, which overflow unless one factor has 7 bits (torch calls
     it reduce_range).
     """
-    return "avx512_vnni" in cpuinfo.split()
+    return "avx512_vnni" in flags(cpuinfo)
 
 
 @cache
@@ -213,17 +211,12 @@ def has_bfloat16(cpuinfo: str) -> bool:
 
     Of aarch64 nothing was measured, and no Raspberry Pi has it.
     """
-    return "avx512_bf16" in cpuinfo.split()
+    return "avx512_bf16" in flags(cpuinfo)
 
 
 def multiplies_bfloat16() -> bool:
     """The same of this processor."""
     return has_bfloat16(cpuinfo_here())
-
-
-def cpuinfo_here() -> str:
-    """The text of /proc/cpuinfo; empty where there is none."""
-    return CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else ""
 
 
 def missing() -> str:

@@ -13,13 +13,14 @@ from edge_daemon.errors import ModelError
 from edge_daemon.moondream import attention
 from edge_daemon.moondream.attention import by_head, in_bfloat16
 from edge_daemon.moondream.config import ModelConfig
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.linear import Linear, PackedLinear, replace
 from edge_daemon.moondream.quantize import in_int8, multiplies_bfloat16, require_kernels
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.trials import bfloat16_pays, by_head_pays
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV, Weights, forget
+from edge_daemon.moondream.weights import Weights, forget
 
 M = TypeVar("M", bound=nn.Module)
 

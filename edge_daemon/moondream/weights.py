@@ -17,10 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from edge_daemon.errors import ModelError
+from edge_daemon.model_files import WEIGHTS
 
-FILE_NAME = "model.safetensors"
-BOS_KV = "text.bos_kv"
-"""Tensor (layers, 2, heads, 1, head_dim) of a checkpoint with `bos_state: stored`."""
 DTYPES = ("F32", "F16", "BF16")
 """What may be in the file, whatever it is computed in."""
 CPU = torch.device("cpu")
@@ -35,7 +33,7 @@ class Weights:
 
         Raises ModelError when the file is missing or no safetensors file.
         """
-        self.path = directory / FILE_NAME
+        self.path = directory / WEIGHTS
         self._device, self._dtype = device, dtype
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such file")

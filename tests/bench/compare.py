@@ -92,7 +92,7 @@ def lattice(original: Path, directory: Path) -> None:
     """The model directory that an import of the original's int8 moonfile makes: matrices as they are in 8 bits."""
     with safe_open(original / "model.safetensors", "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no mapping
-        with TensorFile.create(directory / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}) as out:
+        with TensorFile(directory / "model.safetensors", {n: ("F32", s) for n, s in shapes.items()}) as out:
             for name in shapes:
                 out.write(name, _as_published(name, file.get_tensor(name)))
     for name in ("config.json", "tokenizer.json"):
@@ -146,7 +146,7 @@ def compare(directory: Path, moonfile: Path, pictures: int, tokens: int) -> dict
                     answers[side.name].append(answer)
             print(f"picture {index + 1} of {pictures} …", file=sys.stderr)
         ready = {side.name: side.ready["ready"] for side in sides}
-    return document(answers, load_config(directory / "config.json").name, tokens) | {"sides": ready}
+    return document(answers, load_config(directory).name, tokens) | {"sides": ready}
 
 
 def document(answers: dict[str, list[dict[str, Any]]], model: str, tokens: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     arguments = parser.parse_args()
     with material(arguments.directory) as directory:
-        config = load_config(directory / "config.json")
+        config = load_config(directory)
         model = open_model(directory, config, arguments.precision, config.text.max_context, say)
         measure = Rounds(model, arguments.questions, arguments.tokens)
         measure.run()  # the first time does not count

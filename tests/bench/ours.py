@@ -20,7 +20,7 @@ POSITIONS = 1024
 def main() -> None:
     directory = Path(sys.argv[1])
     precision: WantedPrecision = "int8" if sys.argv[2] == "int8" else "float32"
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     model = open_model(directory, config, precision, min(POSITIONS, config.text.max_context), lambda text: None)
 
     def caption(path: Path, count: int) -> Turn:

@@ -30,7 +30,7 @@ class Plain:
     """A model directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.config: ModelConfig = load_config(directory / "config.json")
+        self.config: ModelConfig = load_config(directory)
         assert (self.config.mask, self.config.bos_state) == ("causal", "stored")
         self.weights = load_file(directory / "model.safetensors")
         text = self.config.text

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
     arguments = parser.parse_args()
     with material(arguments.directory) as directory:
-        config = load_config(directory / "config.json")
+        config = load_config(directory)
         model = open_model(directory, config, arguments.precision, config.text.max_context, say)
         scaling = Scaling(model, max(1, arguments.repeats))
         kinds: dict[str, Callable[[], list[Line]]] = {

@@ -19,7 +19,7 @@ from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.broker import Broker
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.environment import SPIN_COUNT
-from edge_daemon.moondream.footprint import GRAPHS
+from edge_daemon.model_files import GRAPHS
 from tests.integration.service import Service, Subscriber, running, wait_for
 from tests.model.onnx_models import as_graphs
 

@@ -110,7 +110,7 @@ def test_a_model_is_fetched_checked_and_imported(pull: Pull) -> None:
     assert (done.returncode, done.stderr) == (OK, "")
     directory = pull.store.root / "small"
     assert f"small: 9 MiB in {directory}, engine torch" in done.stdout
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     assert config.name == "small"
     assert config.provenance["repository"] == REPOSITORY
     assert config.provenance["commit"] == COMMIT
@@ -338,7 +338,7 @@ def test_a_moonfile_is_fetched_converted_and_proven(pull: Pull, moonfile: bytes)
     done = pull("--json")
     assert (done.returncode, done.stderr) == (OK, "")
     assert json.loads(done.stdout)["proof"]["passed"] is True
-    provenance = load_config(pull.store.root / "small" / "config.json").provenance
+    provenance = load_config(pull.store.root / "small").provenance
     assert (provenance["sha256"], provenance["repository"], provenance["commit"]) == (digest, REPOSITORY, COMMIT)
 
 

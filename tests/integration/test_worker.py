@@ -175,7 +175,7 @@ def test_where_only_that_fits_the_vision_encoder_is_released(
         return replace(needs_of(taken, config, runtime_bytes), text_activation_bytes=200 * MIB)
 
     arguments(8 << 30, "--precision", "float32")
-    config = load_config(MODEL_DIR / "config.json")
+    config = load_config(MODEL_DIR)
     _, needs = worker.size(worker.parse(), config, device.choose("cpu", "float32", device.this_machine()))
     monkeypatch.setattr("edge_daemon.worker.needs_of", hungry)
     least_bytes = replace(needs, text_activation_bytes=200 * MIB, releases_vision=True).at(needs.smallest_positions)

@@ -30,12 +30,12 @@ from edge_daemon.moondream.config import (
     Tokens,
     VisionConfig,
 )
+from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.kv_cache import KVCache
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text
 from edge_daemon.moondream.vision import Vision
-from edge_daemon.moondream.weights import BOS_KV
 
 EOS, ANSWER, UNKNOWN = 0, 1, 2
 STEMS = re.findall(

@@ -194,7 +194,7 @@ class Table(nn.Module):
 
 def parts_of(directory: Path) -> tuple[ModelConfig, Vision, Text, Region]:
     """The modules of a model directory, with copies of its tensors."""
-    config, tensors = load_config(directory / "config.json"), load_file(directory / "model.safetensors")
+    config, tensors = load_config(directory), load_file(directory / "model.safetensors")
     assert config.region is not None
     parts = Vision(config.vision, config.text.dim), Text(config.text), Region(config.region, config.text.dim)
     for prefix, part in zip(("vision", "text", "region"), parts, strict=True):

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from edge_daemon.model_files import GRAPHS, INITIAL_KV
 from edge_daemon.models.export import export
 from edge_daemon.moondream.config import load_config
-from edge_daemon.moondream.footprint import GRAPHS, INITIAL_KV
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -23,7 +23,7 @@ def as_graphs(source: Path, target: Path, precision: Precision = "float32") -> P
         graph.rename(target / GRAPHS / graph.name)
     (exported / INITIAL_KV).rename(target / INITIAL_KV)
     shutil.copy(source / "tokenizer.json", target)
-    config = replace(load_config(source / "config.json"), engine="onnx", bos_state="stored")
+    config = replace(load_config(source), engine="onnx", bos_state="stored")
     (target / "config.json").write_text(config.to_json(), encoding="utf-8")
     shutil.rmtree(exported)
     return target

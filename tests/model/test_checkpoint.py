@@ -152,7 +152,7 @@ def staging(tmp_path: Path) -> Path:
 
 def imported(source: Path, staging: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     import_checkpoint(source, staging, "mine")
-    return load_config(staging / "config.json"), load_file(staging / "model.safetensors")
+    return load_config(staging), load_file(staging / "model.safetensors")
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -45,14 +45,15 @@ def write(directory: Path, change: Change, config: ModelConfig | None = None) ->
 def test_a_config_survives_the_file(tmp_path: Path, config: ModelConfig) -> None:
     path = tmp_path / "config.json"
     path.write_text(config.to_json(), encoding="utf-8")
-    assert load_config(path) == config
+    assert load_config(tmp_path) == config
 
 
 def test_what_has_a_default_may_be_left_out(tmp_path: Path) -> None:
     def change(data: dict[str, Any]) -> None:
         del data["note"], data["provenance"], data["format"], data["tokens"]["answer"], data["templates"]["point"]
 
-    config = load_config(write(tmp_path, change))
+    write(tmp_path, change)
+    config = load_config(tmp_path)
     assert (config.note, config.provenance, config.format) == ("", {}, 1)
     assert config.tokens.answer is None
     assert config.templates.point is None
@@ -126,7 +127,7 @@ def test_what_is_wrong_is_named_by_file_and_key(tmp_path: Path, name: str) -> No
     change, words = WRONG[name]
     path = write(tmp_path, change)
     with pytest.raises(ModelError) as caught:
-        load_config(path)
+        load_config(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert [word for word in words if word not in message] == [], message
@@ -138,8 +139,9 @@ def test_all_impossible_sizes_are_named_at_once(tmp_path: Path) -> None:
         data["text"]["heads"] = 5
         data["tokens"]["eos"] = 100
 
+    write(tmp_path, change)
     with pytest.raises(ModelError, match=r"crop_px 31.*heads 5.*tokens: eos"):
-        load_config(write(tmp_path, change))
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +159,14 @@ def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes, word: str)
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=word) as caught:
-        load_config(path)
+        load_config(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: No such file"):
-        load_config(tmp_path / "config.json")
+        load_config(tmp_path)
+    (tmp_path / "config.json").mkdir()
     with pytest.raises(ModelError, match="Is a directory"):
         load_config(tmp_path)
 
@@ -263,5 +266,5 @@ def test_derived_sizes_are_the_published_ones() -> None:
     assert HALF_BILLION.prefix_positions == TWO_BILLION.prefix_positions == 730
     assert (HALF_BILLION.vision.grid, HALF_BILLION.vision.patches) == (27, 729)
     assert HALF_BILLION.text.head_dim == TWO_BILLION.text.head_dim == 64
-    assert HALF_BILLION.kv_bytes_per_position == 196_608
-    assert TWO_BILLION.kv_bytes_per_position == 2 * 196_608
+    assert HALF_BILLION.kv_values_per_position == 49_152
+    assert TWO_BILLION.kv_values_per_position == 2 * 49_152

@@ -64,12 +64,12 @@ def test_the_report_is_about_these_weights_and_meets_the_targets() -> None:
 
 def test_the_files_are_small_and_agree_with_the_code() -> None:
     assert sum(path.stat().st_size for path in MODEL_DIR.iterdir()) <= MOST_BYTES
-    assert load_config(MODEL_DIR / "config.json") == shapes_config()
+    assert load_config(MODEL_DIR) == shapes_config()
     assert json.loads((MODEL_DIR / "tokenizer.json").read_text()) == json.loads(build_tokenizer().to_str())
 
 
 def test_users_are_told_what_it_knows() -> None:
-    note = load_config(MODEL_DIR / "config.json").note
+    note = load_config(MODEL_DIR).note
     assert "coloured shapes" in note
     assert "nothing else" in note
 

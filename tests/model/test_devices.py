@@ -17,6 +17,7 @@ from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
 from edge_daemon.moondream import quantize
 from edge_daemon.moondream.config import load_config
+from edge_daemon.moondream.cpu import cpuinfo_here
 from edge_daemon.moondream.device import (
     Choice,
     Machine,
@@ -33,7 +34,6 @@ from edge_daemon.moondream.device import (
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import KvPrecision, open_chosen
-from edge_daemon.moondream.quantize import cpuinfo_here
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -285,7 +285,7 @@ def test_int8_is_there_with_its_library(
 def test_a_model_is_opened_as_it_was_chosen(
     tmp_path: Path, precision: WantedPrecision, kv_precision: KvPrecision, held: torch.dtype
 ) -> None:
-    config = load_config(MODEL_DIR / "config.json")
+    config = load_config(MODEL_DIR)
     choice = choose("cpu", precision, this_machine())
     model = open_chosen(MODEL_DIR, config, choice, 200, kv_precision)
     assert model.parts.precision == precision
@@ -324,7 +324,6 @@ def test_everything_has_the_chosen_precision(
         step = model._prompt([9, 10])
         assert (step.hidden.dtype, step.logits.dtype, step.logits.device.type) == (dtype, torch.float32, "cpu")
         assert model.detect("star")
-        assert model.point("star")
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
-from edge_daemon.models.container import BOS_STATE, CONFIG, GRAPHS, REQUIRED, TOKENIZER
+from edge_daemon.model_files import CONFIG, INITIAL_KV, TOKENIZER
+from edge_daemon.models.container import GRAPH_NAMES, REQUIRED
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision, quantized
 from edge_daemon.moondream.config import BosState, Mask, ModelConfig, load_config
@@ -81,7 +82,7 @@ class Exported:
     @property
     def bos(self) -> Tensor:
         """(L, 2, 1, H, 1, E)."""
-        return torch.from_numpy(np.load(io.BytesIO(self.records[BOS_STATE]))).float()
+        return torch.from_numpy(np.load(io.BytesIO(self.records[INITIAL_KV]))).float()
 
 
 def moonfile(directory: Path, out: Path, precision: Precision) -> dict[str, bytes]:
@@ -90,7 +91,7 @@ def moonfile(directory: Path, out: Path, precision: Precision) -> dict[str, byte
 
 
 def exported(directory: Path, out: Path, precision: Precision) -> Exported:
-    config = load_config(directory / CONFIG)
+    config = load_config(directory)
     return Exported(config, moonfile(directory, out, precision), load_file(directory / "model.safetensors"))
 
 
@@ -166,7 +167,7 @@ def test_a_stored_bos_goes_out_as_it_is(tiny: TinyFactory, tmp_path: Path) -> No
 
 
 def test_the_graphs_are_valid_and_no_matrix_is_hidden(case: Exported) -> None:
-    for name in GRAPHS:
+    for name in GRAPH_NAMES:
         model = onnx.load_from_string(case.records[f"{name}.onnx"])
         onnx.checker.check_model(model, full_check=True)
         assert {opset.domain for opset in model.opset_import} == {""}, "standard operators only"
@@ -220,7 +221,7 @@ def test_the_client_is_told_tokens_and_templates(tmp_path: Path) -> None:
     config = json.loads(records[CONFIG])
     ours = json.loads((MODEL_DIR / CONFIG).read_text())
     assert config == {"special_tokens": {"bos": 2, "eos": 1}, "templates": ours["templates"]}
-    assert np.load(io.BytesIO(records[BOS_STATE])).dtype == np.float16
+    assert np.load(io.BytesIO(records[INITIAL_KV])).dtype == np.float16
 
 
 def test_a_task_without_a_template_is_not_mentioned(tmp_path: Path) -> None:
@@ -285,7 +286,7 @@ def ready_made(tmp_path: Path) -> Path:
     (directory / "graphs").mkdir(parents=True)
     for name, content in records.items():
         (directory / ("graphs" if name.endswith(".onnx") else "") / name).write_bytes(content)
-    config = replace(load_config(MODEL_DIR / CONFIG), engine="onnx", bos_state="stored")
+    config = replace(load_config(MODEL_DIR), engine="onnx", bos_state="stored")
     (directory / CONFIG).write_text(config.to_json())
     return directory
 

@@ -43,7 +43,7 @@ def test_the_official_shape_comes_in_proven_and_in_little_memory(half_billion: P
     assert done.returncode == 0, done.stderr
     peak_bytes = json.loads(done.stdout)["peak_bytes"]
     directory = tmp_path / "models" / "half"
-    config = load_config(directory / "config.json")
+    config = load_config(directory)
     assert (config.vision, config.text, config.region) == (HALF_BILLION.vision, HALF_BILLION.text, HALF_BILLION.region)
     assert (config.mask, config.bos_state, config.templates) == ("causal", "stored", HALF_BILLION.templates)
     proof = config.provenance["proof"]

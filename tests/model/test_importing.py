@@ -17,11 +17,11 @@ from edge_daemon.demo.evaluate import shrunk
 from edge_daemon.demo.language import short_caption
 from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
-from edge_daemon.models.container import GRAPHS, Record, write_records
+from edge_daemon.models.container import GRAPH_NAMES, Record, write_records
 from edge_daemon.models.export import export
-from edge_daemon.models.importing import import_source, sha256_of, verify
+from edge_daemon.models.importing import import_source, verify
 from edge_daemon.models.moonfile import import_moonfile
-from edge_daemon.models.store import Progress, Store
+from edge_daemon.models.store import Progress, Store, sha256_of
 from edge_daemon.models.unpacked import Unpacked
 from edge_daemon.moondream.config import Engine, load_config
 from edge_daemon.moondream.generate import Sampling
@@ -61,7 +61,7 @@ def left_in(store: Store) -> list[str]:
 
 def test_a_moonfile_becomes_float32_weights_with_their_proof(imported: Path, moonfile: Path) -> None:
     assert sorted(path.name for path in imported.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    config = load_config(imported / "config.json")
+    config = load_config(imported)
     assert (config.name, config.engine, config.bos_state) == ("shapes", "torch", "stored")
     told = config.provenance
     assert (told["source"], told["format"], told["repository"]) == ("demo.mf.gz", "moonfile", "somebody/something")
@@ -73,12 +73,12 @@ def test_a_moonfile_becomes_float32_weights_with_their_proof(imported: Path, moo
 
 def test_both_engines_say_the_same(imported: Path, moonfile: Path, tmp_path: Path) -> None:
     onnx = import_source(moonfile, Store(tmp_path), "graphs", engine="onnx")
-    assert sorted(path.name for path in (onnx / "graphs").iterdir()) == sorted(f"{name}.onnx" for name in GRAPHS)
-    config = load_config(onnx / "config.json")
+    assert sorted(path.name for path in (onnx / "graphs").iterdir()) == sorted(f"{name}.onnx" for name in GRAPH_NAMES)
+    config = load_config(onnx)
     assert (config.engine, config.provenance["precision"]) == ("onnx", "int8")
     assert set(config.provenance["files"]) == {
         *("tokenizer.json", "initial_kv_cache.npy"),
-        *(f"graphs/{name}.onnx" for name in GRAPHS),
+        *(f"graphs/{name}.onnx" for name in GRAPH_NAMES),
     }
     said = []
     for directory in (imported, onnx):
@@ -118,7 +118,7 @@ def test_an_unproven_conversion_leaves_nothing(moonfile: Path, tmp_path: Path, m
 def test_a_safetensors_checkpoint_comes_in(tmp_path: Path, noise: PictureFactory) -> None:
     export(demo.MODEL_DIR, tmp_path / "checkpoint", "safetensors", "float16")
     directory = import_source(tmp_path / "checkpoint", Store(tmp_path), "again", origin={"commit": "abcd"})
-    told = load_config(directory / "config.json").provenance
+    told = load_config(directory).provenance
     assert (told["format"], told["commit"]) == ("safetensors", "abcd")
     assert told["files"]["model.safetensors"] == sha256_of(directory / "model.safetensors")
     model = Moondream(directory)
@@ -215,7 +215,7 @@ def copy(imported: Path, tmp_path: Path) -> Path:
 
 def test_the_proof_is_repeated(copy: Path, moonfile: Path) -> None:
     report = verify(copy, None)
-    first = load_config(copy / "config.json").provenance["proof"]
+    first = load_config(copy).provenance["proof"]
     assert report["model"] == "shapes"
     assert report["files"] == ["model.safetensors", "tokenizer.json"]
     assert report["proof"]["passed"]

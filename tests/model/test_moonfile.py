@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from edge_daemon import demo
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE, CONFIG, REQUIRED, TOKENIZER, Record, write_records
+from edge_daemon.model_files import CONFIG, INITIAL_KV, TOKENIZER
+from edge_daemon.models.container import REQUIRED, Record, write_records
 from edge_daemon.models.export import export
 from edge_daemon.models.folding import LAST_RESORT
 from edge_daemon.models.moonfile import import_moonfile
@@ -87,7 +88,7 @@ def sha256(path: Path) -> str:
 def test_the_model_directory_is_complete_and_nothing_else_is_there(moonfile: Path, tmp_path: Path) -> None:
     directory = imported(moonfile, tmp_path / "staging")
     assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    config, wanted = load_config(directory / CONFIG), load_config(demo.MODEL_DIR / CONFIG)
+    config, wanted = load_config(directory), load_config(demo.MODEL_DIR)
     assert config == replace(
         wanted,
         name="imported",
@@ -111,7 +112,7 @@ def test_a_compressed_moonfile_is_known_by_what_is_in_it(moonfile: Path, tmp_pat
     compressed = tmp_path / "demo-shapes.mf.gz"
     compressed.write_bytes(gzip.compress(moonfile.read_bytes(), 1))
     directory = imported(compressed, tmp_path / "staging")
-    assert load_config(directory / CONFIG).provenance["sha256"] == sha256(moonfile)
+    assert load_config(directory).provenance["sha256"] == sha256(moonfile)
 
 
 def test_the_imported_model_says_what_the_original_says(moonfile: Path, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_client_config_may_hold_more_than_we_know(records: Path, tmp_path: Pat
     config["special_tokens"]["pad"] = 3
     config["model_version"] = 7
     (records / CONFIG).write_text(json.dumps(config))
-    found = load_config(imported(packed(records, tmp_path / "x.mf"), tmp_path / "staging") / CONFIG)
+    found = load_config(imported(packed(records, tmp_path / "x.mf"), tmp_path / "staging"))
     assert found.templates.point is None
     assert found.tokens.eos == config["special_tokens"]["eos"]
 
@@ -185,14 +186,14 @@ def client_config(**changes: Any) -> bytes:
 
 
 BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
-    "no array": (BOS_STATE, b"nothing", "initial_kv_cache.npy is no array of numbers"),
-    "a pickled array": (BOS_STATE, array((2,), object), "initial_kv_cache.npy is no array of numbers: .*pickle"),
-    "an array of another shape": (BOS_STATE, array((3, 2, 4, 1, 8)), r"float16 \(3, 2, 4, 1, 8\); floats \(layers, 2"),
-    "two positions of BOS": (BOS_STATE, array((3, 2, 1, 4, 2, 8)), r"\(3, 2, 1, 4, 2, 8\); floats"),
-    "integers": (BOS_STATE, array((3, 2, 1, 4, 1, 8), np.int64), "int64"),
-    "one layer less": (BOS_STATE, array((2, 2, 1, 4, 1, 8)), r"text_decoder\.onnx: "),
+    "no array": (INITIAL_KV, b"nothing", "initial_kv_cache.npy is no array of numbers"),
+    "a pickled array": (INITIAL_KV, array((2,), object), "initial_kv_cache.npy is no array of numbers: .*pickle"),
+    "an array of another shape": (INITIAL_KV, array((3, 2, 4, 1, 8)), r"float16 \(3, 2, 4, 1, 8\); floats \(layers, 2"),
+    "two positions of BOS": (INITIAL_KV, array((3, 2, 1, 4, 2, 8)), r"\(3, 2, 1, 4, 2, 8\); floats"),
+    "integers": (INITIAL_KV, array((3, 2, 1, 4, 1, 8), np.int64), "int64"),
+    "one layer less": (INITIAL_KV, array((2, 2, 1, 4, 1, 8)), r"text_decoder\.onnx: "),
     "a size that no memory holds": (
-        BOS_STATE,
+        INITIAL_KV,
         claiming((1 << 20, 2, 1, 1 << 20, 1, 64)),
         "kv_cache.npy is no array of",
     ),
@@ -216,7 +217,7 @@ def test_a_record_that_is_not_what_it_should_be_is_named(case: str, records: Pat
     refused(packed(records, tmp_path / "bad.mf"), tmp_path / "state", message)
 
 
-@pytest.mark.parametrize("name", [CONFIG, TOKENIZER, BOS_STATE])
+@pytest.mark.parametrize("name", [CONFIG, TOKENIZER, INITIAL_KV])
 def test_small_records_are_small(name: str, records: Path, tmp_path: Path) -> None:
     """A few megabytes may unpack to gigabytes, which would be read into memory."""
     with (records / name).open("ab") as file:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edge_daemon import demo
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import GRAPHS
+from edge_daemon.models.container import GRAPH_NAMES
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision
 from edge_daemon.models.moonfile import import_moonfile
@@ -51,7 +51,7 @@ def test_a_right_conversion_is_equal_but_for_rounding(converted: tuple[Path, Pat
     assert proof.greedy_steps == PICTURES * (STEPS + 1) >= 3 * 64
     assert proof.greedy_agreement >= 0.97
     for compared, most in ((proof.components, 0.03), (proof.exact, 1e-3)):
-        assert {c.component.split()[0] for c in compared} == set(GRAPHS)
+        assert {c.component.split()[0] for c in compared} == set(GRAPH_NAMES)
         assert max(c.relative_error for c in compared) < most
         assert min(c.cosine for c in compared) > 1 - most**2
     assert json.loads(json.dumps(proof.report()))["passed"] is True

@@ -29,7 +29,7 @@ from edge_daemon.demo.scenes import draw, random_scene
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream import attention as attention_module
-from edge_daemon.moondream import generate, mlas, quantize, torch_parts, trials
+from edge_daemon.moondream import cpu, generate, mlas, quantize, torch_parts, trials
 from edge_daemon.moondream import model as moondream_model
 from edge_daemon.moondream.attention import ROWS, Attention, Way, by_head, in_bfloat16
 from edge_daemon.moondream.generate import Sampling
@@ -165,7 +165,7 @@ def test_products_of_the_runtime_are_exact(rows: int, per_channel: bool, signed:
     channels = 40 if per_channel else 1
     levels = torch.randint(-128, 128, (40, 333), generator=generator).to(torch.int8)
     levels[:20] = -128
-    here = platform.machine(), quantize.cpuinfo_here()
+    here = platform.machine(), cpu.cpuinfo_here()
     if signed and not mlas.signed(levels, *here):
         levels.clamp_(min=-127)
         if not mlas.signed(levels, *here):
@@ -182,7 +182,7 @@ def test_products_of_the_runtime_are_exact(rows: int, per_channel: bool, signed:
 
 def test_a_wrapping_pair_is_no_theory() -> None:
     """On a Cortex-A72 the signed kernel is wrong, which is why it is not asked."""
-    if platform.machine() != "aarch64" or mlas.DOT_PRODUCTS & set(quantize.cpuinfo_here().split()):
+    if platform.machine() != "aarch64" or cpu.DOT_PRODUCTS & cpu.flags(cpu.cpuinfo_here()):
         pytest.skip("for a processor of the Raspberry Pi 4")
     levels, one = torch.full((8, 64), -128, dtype=torch.int8), torch.ones(1)
     x = torch.full((1, 64), -128.0)

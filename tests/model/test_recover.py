@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from edge_daemon import demo
 from edge_daemon.errors import ModelError
-from edge_daemon.models.container import BOS_STATE
+from edge_daemon.model_files import INITIAL_KV
 from edge_daemon.models.export import export
 from edge_daemon.models.graphs import Precision
 from edge_daemon.models.matrices import unpacked
@@ -85,7 +85,7 @@ def original(model: Path) -> Arrays:
 
 def recovered(directory: Path) -> Arrays:
     """Every tensor found in the graphs of a directory, but the state of BOS; shapes are checked on the way."""
-    found = survey(directory, np.load(directory / BOS_STATE), silent)
+    found = survey(directory, np.load(directory / INITIAL_KV), silent)
     tensors = {}
     for name, source in found.tensors():
         tensors[name] = source.read()
@@ -360,7 +360,7 @@ def test_blocks_are_unpacked_as_onnx_runtime_unpacks_them(bits: int, block: int,
 
 def test_the_shape_of_the_model_is_read_off_the_graphs(model: Path, graphs: Callable[[Precision], Path]) -> None:
     directory = graphs("int8")
-    found, config = survey(directory, np.load(directory / BOS_STATE), silent), load_config(model / "config.json")
+    found, config = survey(directory, np.load(directory / INITIAL_KV), silent), load_config(model)
     assert found.vision == config.vision
     assert found.region == config.region
     assert found.mask == config.mask
@@ -388,8 +388,8 @@ def traced(request: pytest.FixtureRequest, tiny: TinyFactory, tmp_path_factory: 
 
 
 def check_traced(traced: Traced, directory: Path, wanted: Arrays, bos: float) -> None:
-    kv = np.load(traced.directory / BOS_STATE)
-    found, config = survey(directory, kv, silent), load_config(traced.model / "config.json")
+    kv = np.load(traced.directory / INITIAL_KV)
+    found, config = survey(directory, kv, silent), load_config(traced.model)
     ways = traced.ways
     layout = found.layout
     assert (layout.pairs_in, layout.pairs_out) == (ways.pairs_in, ways.pairs_out)
@@ -421,7 +421,7 @@ def test_quantized_traces(traced: Traced, tmp_path: Path, kind: str, level: str 
         quantize_dynamic(path, path, **QUANTIZED[kind])
     if level:
         optimized(level, directory)
-    kv = np.load(directory / BOS_STATE)
+    kv = np.load(directory / INITIAL_KV)
     found = survey(directory, kv, silent)
     assert (found.layout.pairs_in, found.layout.pairs_out) == (traced.ways.pairs_in, traced.ways.pairs_out)
     assert found.mask == traced.ways.mask

@@ -281,7 +281,7 @@ def main(directory: Path | None) -> int:
         sys.exit("only inside run-in-systemd.sh: this clears directories")
     model = directory or make_model()
     kv = "auto" if directory else "float32"
-    config = load_config(model / "config.json")
+    config = load_config(model)
     needs = needs_of(footprint(model, config, "int8", kv), config, RUNTIME_BYTES)
     inside_service.install(str(model))
     configure(precision="int8", kv_precision=kv, max_tokens=TOKENS, temperature=1.0, threads=2)
