@@ -135,7 +135,7 @@ class Task:
 
     id: str
     """`caption`, or the id of a configured question."""
-    kind: Literal["caption", "query", "detect"]
+    kind: Literal["caption", "query", "detect", "point"]
     text: str
     """Caption length, question, or what to look for."""
 
@@ -237,9 +237,9 @@ class TaskResult:
     id: str
     kind: str
     text: str
-    """The words; empty for objects."""
+    """The words; empty for objects and points."""
     objects: list[dict[str, float]]
-    """Boxes {x_min, y_min, x_max, y_max}, relative."""
+    """Boxes {x_min, y_min, x_max, y_max} or points {x, y}, relative."""
     tokens: int
     finish_reason: str
     prefill_ms: float

@@ -300,18 +300,18 @@ def spoken(task: Task, said: Answer | CaptionError) -> TaskResult:
 
 
 def found(model: Moondream, task: Task, daemon: pipe.Pipe) -> TaskResult:
-    """Boxes in the picture."""
-    from edge_daemon.moondream.model import Box, clipped, each
+    """Boxes in the picture, or points."""
+    from edge_daemon.moondream.model import Box, Point, clipped, each
 
     daemon.write(Progress(task.id))
     start_s, objects = time.perf_counter(), []
 
-    def take(one: Box) -> None:
-        objects.append(asdict(clipped(one)))
+    def take(one: Box | Point) -> None:
+        objects.append(asdict(clipped(one) if isinstance(one, Box) else one))
         daemon.write(Progress("object"))
 
     try:
-        reason = each(model.boxes(task.text), take)
+        reason = each(model.boxes(task.text), take) if task.kind == "detect" else each(model.points(task.text), take)
     except CaptionError as error:
         return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(error))
     taken_ms = (time.perf_counter() - start_s) * 1000

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -35,8 +35,6 @@ from edge_daemon.moondream.trials import float16_pays
 
 MAX_OBJECTS = 50
 """Upstream's and the moondream client's limit."""
-OBJECT_POSITIONS = 3
-"""Of the KV cache, that one object takes: x, y and its size."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,16 @@ class Box:
     y_max: float
 
 
-Finding: TypeAlias = Generator[Box, None, FinishReason]
+@dataclass(frozen=True)
+class Point:
+    """A found point; relative coordinates, 0…1, of the whole picture."""
+
+    x: float
+    y: float
+
+
+Found = TypeVar("Found", Box, Point)
+Finding: TypeAlias = Generator[Found, None, FinishReason]
 """What is found, one after the other, and at the end why there was no more."""
 
 
@@ -301,29 +308,48 @@ class Moondream:
         """Boxes of all `target` in the encoded picture, 50 at most."""
         return list(self.boxes(target))
 
+    def point(self, target: str) -> list[Point]:
+        """Centres of all `target` in the encoded picture, 50 at most."""
+        return list(self.points(target))
+
     @torch.inference_mode()
-    def boxes(self, target: str) -> Finding:
+    def boxes(self, target: str) -> Finding[Box]:
         """The same as `detect`, one after the other as they are found; nothing else may be asked meanwhile."""
-        template = self._template("detect")
-        region, size_scale = self.region, self._region_config.size_scale  # told before any work where there is none
-        step, found = self._prompt(template["prefix"] + self.tokenizer.encode(" " + target) + template["suffix"]), 0
-        while (ended := self._ended(step, found)) is None:
+        step, found = self._find("detect", target), 0
+        size_scale = self._region_config.size_scale
+        while (ended := self._ended(step, needed=3, found=found)) is None:
             x, step = self._coordinate(step)
             y, step = self._coordinate(step)
-            size = size_of(region.size_logits(step.hidden), size_scale)
-            step = self._feed(region.encode_size(size))
+            size = size_of(self.region.size_logits(step.hidden), size_scale)
+            step = self._feed(self.region.encode_size(size))
             w, h = size[0, 0].tolist()
             found += 1
             yield Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         return ended
 
-    def _ended(self, step: Step, found: int) -> FinishReason | None:
+    @torch.inference_mode()
+    def points(self, target: str) -> Finding[Point]:
+        """The same as `point`."""
+        step, found = self._find("point", target), 0
+        while (ended := self._ended(step, needed=2, found=found)) is None:
+            x, step = self._coordinate(step)
+            y, step = self._coordinate(step)
+            found += 1
+            yield Point(x, y)
+        return ended
+
+    def _find(self, task: str, target: str) -> Step:
+        template = self._template(task)
+        self.region  # noqa: B018  a checkpoint without the head is told so before any work is done
+        return self._prompt(template["prefix"] + self.tokenizer.encode(" " + target) + template["suffix"])
+
+    def _ended(self, step: Step, needed: int, found: int) -> FinishReason | None:
         """Why there is not one more: the model sees none, there are MAX_OBJECTS, or the cache does not hold it."""
         if int(step.logits.argmax()) == self.config.tokens.eos:
             return "eos"
         if found >= MAX_OBJECTS:
             return "length"
-        return "memory" if self.cache.free < OBJECT_POSITIONS else None
+        return "memory" if self.cache.free < needed else None
 
     def _coordinate(self, step: Step) -> tuple[float, Step]:
         """Read one coordinate and feed it back; the coordinate and the next step."""
@@ -347,7 +373,7 @@ def open_parts(
     return OnnxParts(directory, config)
 
 
-def each(finding: Finding, take: Callable[[Box], object]) -> FinishReason:
+def each(finding: Finding[Found], take: Callable[[Found], object]) -> FinishReason:
     """Hand on what is found, as it is found; why there was no more."""
     while True:
         try:

@@ -213,8 +213,8 @@ class Naive:
             return [b / bins for b in found]
         return [2.0 ** (b / (bins - 1) * 10.0 - 10.0) for b in found]
 
-    def regions(self, image: Array, prompt: list[int], most: int) -> list[tuple[float, ...]]:
-        """(x, y, width, height) of up to `most` objects, until EOS."""
+    def regions(self, image: Array, prompt: list[int], most: int, sized: bool) -> list[tuple[float, ...]]:
+        """(x, y, width, height) or (x, y) of up to `most` objects, until EOS."""
         sequence = np.concatenate([image, self.embed(prompt)])
         found: list[tuple[float, ...]] = []
         while len(found) < most:
@@ -227,10 +227,11 @@ class Naive:
                 new = self.linear("region.coord_encoder", self.fourier("region.coord_features", numbers[-1:]))
                 sequence = np.concatenate([sequence, new[None]])
                 hidden = self.hidden(sequence)[-1]
-            size = self.sizes(hidden)
-            new = self.linear("region.size_encoder", self.fourier("region.size_features", size))
-            sequence = np.concatenate([sequence, new[None]])
-            numbers += size
+            if sized:
+                size = self.sizes(hidden)
+                new = self.linear("region.size_encoder", self.fourier("region.size_features", size))
+                sequence = np.concatenate([sequence, new[None]])
+                numbers += size
             found.append(tuple(numbers))
         return found
 

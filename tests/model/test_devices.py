@@ -324,6 +324,7 @@ def test_everything_has_the_chosen_precision(
         step = model._prompt([9, 10])
         assert (step.hidden.dtype, step.logits.dtype, step.logits.device.type) == (dtype, torch.float32, "cpu")
         assert model.detect("star")
+        assert model.point("star")
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])

@@ -56,6 +56,7 @@ def test_it_is_never_reallocated(tiny: TinyFactory, noise: PictureFactory) -> No
         model.caption("normal", LONG)
         model.query("what is it", LONG)
         model.detect("star")
+        model.point("star")
         assert model.cache._kv is buffer
     assert (buffer.data_ptr(), buffer.untyped_storage().nbytes()) == (address, storage_bytes)
     assert storage_bytes == model.cache.size_bytes
@@ -102,7 +103,7 @@ def test_it_rewinds_backwards_only() -> None:
 
 def all_answers(model: Moondream) -> list[object]:
     texts = [model.caption("short", LONG).text, model.caption("normal", LONG).text, model.query("why", LONG).text]
-    return [*texts, model.detect("red star"), model.detect("sky")]
+    return [*texts, model.detect("red star"), model.point("sky")]
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
@@ -115,7 +116,7 @@ def test_an_answer_does_not_depend_on_the_tasks_before(
     first = all_answers(model)
     assert len({str(answer) for answer in first}) == len(first)
     assert all_answers(model)[::-1] == first[::-1]
-    assert model.detect("sky") == first[4]
+    assert model.point("sky") == first[4]
     assert model.caption("normal", LONG).text == first[1]
 
 
@@ -147,6 +148,7 @@ def test_no_task_without_a_picture(tiny: TinyFactory) -> None:
         lambda: model.caption("short", LONG),
         lambda: model.query("why", LONG),
         lambda: model.detect("sky"),
+        lambda: model.point("sky"),
     ]
     for task in tasks:
         with pytest.raises(CaptionError, match="no picture has been encoded"):
@@ -217,13 +219,14 @@ def test_a_prompt_that_does_not_fit_is_refused_with_numbers(tiny: TinyFactory, n
 
 @pytest.mark.parametrize("free", range(9))
 def test_a_small_cache_ends_a_search_at_a_whole_object(tiny: TinyFactory, noise: PictureFactory, free: int) -> None:
-    """A box takes three positions; never half of one."""
+    """A box takes three positions, a point two; never half of one."""
     whole = Moondream(tiny())
     whole.encode(noise(30, 30))
     model = Moondream(tiny(), kv_positions=101 + 3 + free)
     model.encode(noise(30, 30))
     assert model.detect("star") == whole.detect("star")[: free // 3]
-    assert each(model.boxes("star"), lambda box: None) == "memory"
+    assert model.point("star") == whole.point("star")[: free // 2]
+    assert each(model.boxes("star"), lambda box: None) == each(model.points("star"), lambda point: None) == "memory"
 
 
 # -- a cache that is made smaller

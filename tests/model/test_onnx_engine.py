@@ -67,7 +67,7 @@ def everything(model: Moondream, objects: int = 1) -> list[object]:
     """Answers, and the first object: in a random model dozens are found, and float16 decides a tie sooner or later."""
     words: list[object] = [said(model.caption, length) for length in model.config.templates.caption]
     words.append(said(model.query, "red star on the road"))
-    return [*words, model.detect("star")[:objects], model.detect("sky")[:objects]]
+    return [*words, model.detect("star")[:objects], model.point("sky")[:objects]]
 
 
 # -- the same answers
@@ -185,7 +185,7 @@ def test_a_small_cache_ends_an_answer_and_a_search_alike(
     for directory in (source, as_graphs(source, tmp_path / "graphs")):
         model = Moondream(directory, kv_positions=101 + 3 + free)
         model.encode(noise(30, 30))
-        answers.append((said(model.caption, "short"), model.detect("star")))
+        answers.append((said(model.caption, "short"), model.detect("star"), model.point("star")))
         with pytest.raises(CaptionError, match=rf"prompt takes 18 positions, .* {3 + free} of {104 + free} left"):
             model.query(" red" * 14, LONG)
     assert answers[0] == answers[1]

@@ -252,7 +252,7 @@ def test_every_task_is_the_naive_one(
     bos_state: BosState,
     size_scale: SizeScale,
 ) -> None:
-    """From the picture to boxes, in every combination; a stored BOS is random, so it must be used."""
+    """From the picture to boxes and points, in every combination; a stored BOS is random, so it must be used."""
     directory = tiny(cropping, mask, bos_state, size_scale, own_bos=False)
     model, naive = Moondream(directory), Naive(directory)
     picture = noise(44, 40)
@@ -270,12 +270,17 @@ def test_every_task_is_the_naive_one(
     assert model.caption("normal", Sampling(max_tokens=4)).text == model.tokenizer.decode(tokens).strip()
 
     assert templates.detect is not None
+    assert templates.point is not None
     detect = [*templates.detect["prefix"], *model.tokenizer.encode(" red star"), *templates.detect["suffix"]]
     boxes = [(box.x_min, box.y_min, box.x_max, box.y_max) for box in model.detect("red star")[:2]]
-    centred = naive.regions(image, detect, most=2)
+    centred = naive.regions(image, detect, most=2, sized=True)
     wanted = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in centred]
     assert len(wanted) == 2
     np.testing.assert_allclose(boxes, wanted, atol=1e-6)
+
+    point = [*templates.point["prefix"], *model.tokenizer.encode(" sky"), *templates.point["suffix"]]
+    points = [(p.x, p.y) for p in model.point("sky")[:2]]
+    np.testing.assert_allclose(points, naive.regions(image, point, most=2, sized=False), atol=1e-6)
 
 
 @pytest.mark.parametrize("cropping", CROPPINGS)

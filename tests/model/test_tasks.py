@@ -1,4 +1,4 @@
-"""Caption, query, detect: prompts, endings and what a checkpoint cannot do."""
+"""Caption, query, detect, point: prompts, endings and what a checkpoint cannot do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from edge_daemon.errors import CaptionError
 from edge_daemon.moondream.generate import Sampling
-from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, clipped, each
+from edge_daemon.moondream.model import MAX_OBJECTS, Box, Moondream, Point, clipped, each
 from edge_daemon.moondream.region import coord_of, size_of
 from tests.model.checkpoints import text_of, tiny_config, write_model
 from tests.model.naive import Naive
@@ -65,7 +65,7 @@ def test_an_object_is_named_with_the_space_before_it(tiny: TinyFactory, noise: P
     assert model.tokenizer.encode(" star") != model.tokenizer.encode("star")
     naive = Naive(tiny())
     prompt = [17, *model.tokenizer.encode(" star"), 18]
-    x, y, w, h = naive.regions(naive.image_embeddings(noise(30, 30), (1, 1)), prompt, 1)[0]
+    x, y, w, h = naive.regions(naive.image_embeddings(noise(30, 30), (1, 1)), prompt, 1, sized=True)[0]
     found = model.detect("star")[0]
     wanted = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
     assert (found.x_min, found.y_min, found.x_max, found.y_max) == pytest.approx(wanted)
@@ -104,6 +104,7 @@ def test_an_answer_may_be_empty(tiny: TinyFactory, noise: PictureFactory) -> Non
     answer = model.caption("short", Sampling(6))
     assert (answer.text, answer.tokens, answer.finish_reason) == ("", 0, "eos")
     assert model.detect("star") == []
+    assert model.point("star") == []
     assert each(model.boxes("star"), lambda box: None) == "eos"
 
 
@@ -133,7 +134,7 @@ def test_eos_ends_a_search(tiny: TinyFactory, noise: PictureFactory) -> None:
     assert model.detect("star") == everything[:last]
     naive.config["tokens"]["eos"] = said[last]
     prompt = [17, *model.tokenizer.encode(" star"), 18]
-    wanted = naive.regions(naive.image_embeddings(noise(30, 30), (1, 1)), prompt, last + 1)
+    wanted = naive.regions(naive.image_embeddings(noise(30, 30), (1, 1)), prompt, last + 1, sized=True)
     assert len(wanted) == last
 
 
@@ -142,8 +143,8 @@ def test_a_search_ends_at_fifty_objects(tmp_path: Path, noise: PictureFactory) -
     config = replace(config, text=replace(config.text, max_context=300))
     model = encoded(write_model(tmp_path, config, 1), noise)
     text_of(model).lm_head.bias[model.config.tokens.eos] -= 1000
-    assert len(model.detect("star")) == MAX_OBJECTS == 50
-    assert each(model.boxes("star"), lambda box: None) == "length"
+    assert len(model.detect("star")) == len(model.point("star")) == MAX_OBJECTS == 50
+    assert each(model.boxes("star"), lambda box: None) == each(model.points("star"), lambda point: None) == "length"
 
 
 # -- what a checkpoint cannot do
@@ -154,17 +155,19 @@ def test_a_length_without_a_template_is_refused(tiny: TinyFactory, noise: Pictur
         encoded(tiny(), noise).caption("long", Sampling())
 
 
-@pytest.mark.parametrize("task", ["query", "detect"])
+@pytest.mark.parametrize("task", ["query", "detect", "point"])
 def test_a_task_without_a_template_is_refused(tmp_path: Path, noise: PictureFactory, task: str) -> None:
     templates = tiny_config().templates
     without = {
         "query": replace(templates, query=None),
         "detect": replace(templates, detect=None),
+        "point": replace(templates, point=None),
     }
     model = encoded(write_model(tmp_path, replace(tiny_config(), templates=without[task])), noise)
     ask: dict[str, Callable[[], object]] = {
         "query": lambda: model.query("why", Sampling()),
         "detect": lambda: model.detect("star"),
+        "point": lambda: model.point("star"),
     }
     with pytest.raises(CaptionError, match=f"tiny was not trained for '{task}'"):
         ask[task]()
@@ -202,5 +205,6 @@ def test_a_clipped_box_is_the_part_in_the_picture(x: float, y: float, w: float, 
 
 def test_found_things_are_plain_numbers(tiny: TinyFactory, noise: PictureFactory) -> None:
     model = encoded(tiny(), noise)
-    box = model.detect("star")[0]
-    assert [type(value) for value in (box.x_min, box.y_min, box.x_max, box.y_max)] == [float] * 4
+    box, point = model.detect("star")[0], model.point("star")[0]
+    assert [type(value) for value in (box.x_min, box.y_min, box.x_max, box.y_max, point.x, point.y)] == [float] * 6
+    assert isinstance(point, Point)

@@ -241,8 +241,9 @@ def test_a_model_without_region_head_says_so(tmp_path: Path, noise: PictureFacto
     config = replace(tiny_config(), region=None)
     model = Moondream(write_model(tmp_path, config))
     model.encode(noise(30, 30))
-    with pytest.raises(CaptionError, match="no region head"):
-        model.detect("star")
+    for find in (model.detect, model.point):
+        with pytest.raises(CaptionError, match="no region head"):
+            find("star")
 
 
 # -- files
