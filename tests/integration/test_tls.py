@@ -154,7 +154,7 @@ async def test_a_broker_that_is_half_open(
                 outbox.put("porch", [{"id": name, "task": "caption", "caption": "x"}], None)
             task = asyncio.create_task(Publisher(outbox, ours, asyncio.Event(), lambda: None, 0.1).run())
             await until("it is left", lambda: not ours.connected.is_set())
-            words = "said nothing for 1 s (mqtt.keepalive_s)" if idle else "confirmed no message for 0 s"
+            words = "sent nothing for 1 s (mqtt.keepalive_s)" if idle else "confirmed no message for 0 s"
             await until("it is told", lambda: any(words in warning for warning in warnings(caplog)))
             assert len(outbox) == len(ids), "nothing is taken for arrived"
             process.send_signal(signal.SIGCONT)
