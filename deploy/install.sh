@@ -4,20 +4,20 @@
 #   sudo deploy/install.sh [OPTIONS]
 #
 #   --broker HOST[:PORT]          the MQTT broker (default: localhost, which installs mosquitto)
-#   --broker-user NAME            its login, if it wants one
-#   --broker-password-file FILE   its password; copied to where root alone can read it
+#   --broker-user NAME            its user name, if it needs a login
+#   --broker-password-file FILE   its password; copied to where only root can read it
 #   --model NAME                  demo-shapes (default), moondream-0.5b, moondream-2b (fetched), or /a/model/directory
 #   --pictures DIR                the folder to watch (default: /srv/pictures); cameras: edit the configuration later
-#   --picamera                    install Debian's python3-picamera2, for a camera at the board's connector
-#   --strict                      close the network but for the broker and cameras of the configuration, or start nothing
-#   --allow ADDRESS[/BITS]        with --strict: this as well (repeatable), such as 192.168.1.0/24
+#   --picamera                    install Debian's python3-picamera2, for a camera on the board's connector
+#   --strict                      allow network access only to the configured broker and cameras, or start nothing
+#   --allow ADDRESS[/BITS]        with --strict: also allow this address or network (repeatable), such as 192.168.1.0/24
 #   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --collect)
-#   --no-index                    no network: --wheelhouse with what comes with this copy, in dist/
-#   --torch VERSION               refused with its reason, unless it is the one that was tested
+#   --no-index                    no network: like --wheelhouse, with the packages in this copy's dist/
+#   --torch VERSION               refused with the reason, unless it is the tested version
 #   --no-packages                 install no Debian packages
-#   --no-start                    neither enable nor start the service
+#   --no-start                    do not enable or start the service
 #   --yes                         ask nothing
-#   --dry-run                     say what would be done, do nothing
+#   --dry-run                     say what would be done, and change nothing
 #
 # Run again, it changes what is not as it should be, and nothing else; it never overwrites a configuration.
 # Exit codes: 0 done, 2 usage, 69 this machine cannot, 77 not root, 78 the configuration is wrong.

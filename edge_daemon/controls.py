@@ -88,7 +88,7 @@ class Controls:
         transaction = None
         try:
             if wait_s:
-                raise CommandError(f"too many commands; the next one is taken in {wait_s:.1f} s")
+                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             sources, retained = list(self._parts.captures), message.retain
             if is_request:
                 command = commands.parse(rest, message.payload, sources, retained=retained)
@@ -103,8 +103,8 @@ class Controls:
             self._answer(name, message, commands.refused(CommandError("the service stops", transaction)))
             raise
         except Exception as error:
-            log.exception("the command %s led to an error, a bug to report", message.topic)
-            words = f"an error of the service itself, a bug to report: {type(error).__name__}"
+            log.exception("the command %s caused an internal error; please report it", message.topic)
+            words = f"internal error; please report it: {type(error).__name__}"
             answer = commands.refused(CommandError(words, transaction))
         self._answer(name, message, answer)
 
@@ -203,7 +203,7 @@ class Controls:
         try:
             new = await asyncio.to_thread(self._parts.read_config)
         except ConfigError as error:
-            raise CommandError(f"the configuration is wrong, and nothing has changed: {error}") from error
+            raise CommandError(f"the configuration is wrong, so nothing was changed: {error}") from error
         outcome = reload.reloaded(self._running, new)
         self._running = outcome.running
         for name, capture in self._parts.captures.items():
@@ -223,12 +223,12 @@ class Controls:
     async def _restart_worker(self) -> dict[str, Any]:
         captioner = self._parts.captioner
         if captioner.state.ready is None:
-            raise CommandError("the model is just starting for the first time, or waits for memory")
+            raise CommandError("the model is just starting for the first time, or is waiting for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
             ready = await captioner.ready()
         except (ChildError, ModelError, BudgetError) as error:
-            raise CommandError(f"it was ended, and does not start now: {error}") from error
+            raise CommandError(f"it was stopped, and does not start now: {error}") from error
         return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}
 
     def _stats(self) -> dict[str, Any]:

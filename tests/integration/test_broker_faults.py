@@ -164,7 +164,7 @@ async def test_what_we_may_not_listen_to_is_told_and_is_over_when_we_may(monkeyp
 
     async with broker_that(behave) as port, connection(port, protocol="3.1.1") as ours:
         ours.subscribe(TOPICS.incoming, lambda message: None)
-        await until("it is told", lambda: f"does not let us listen to {TOPICS.request('+')}" in ours.problem)
+        await until("it is told", lambda: f"does not let us subscribe to {TOPICS.request('+')}" in ours.problem)
         visits[0].granted = b"\x01"
         await until("all is well", lambda: not ours.problem)
         assert len(visits) == 1

@@ -334,7 +334,7 @@ def test_a_download_that_was_cut_is_told_of_and_goes_on(tmp_path: Path) -> None:
         weights = contents["model.safetensors"]
         (blobs / f"{hashlib.sha256(weights).hexdigest()}{PART}").write_bytes(weights[: 4 << 20])
         cut = run(hub.endpoint)
-        assert "A download was cut after 4 of" in cut["meaning"]
+        assert "A download was interrupted after 4 of" in cut["meaning"]
         assert "small is in" in cut["done"]
         assert hub.gets()[0].headers["range"] == f"bytes={4 << 20}-", "not once more from the beginning"
     assert (tmp_path / "state/models/small/model.safetensors").exists()
@@ -429,7 +429,7 @@ def test_nothing_is_mended_unasked_and_all_of_it_with_yes(board: Path) -> None:
     before = path.read_text()
     quick = torch_that(board, "raise ImportError")
     unasked = doctor(board, "-c", str(path), "--no-caption", "--fix", PYTHONPATH=quick)
-    assert unasked.stdout.count("not done: nobody is there to ask; --yes agrees to all") == 3
+    assert unasked.stdout.count("not done: there is nobody to ask; --yes repairs without asking") == 3
     assert (path.read_text(), models.exists()) == (before, True)
     done = doctor(board, "-c", str(path), "--no-caption", "--fix", "--yes", PYTHONPATH=quick)
     assert done.stdout.count("  done: ") == 3

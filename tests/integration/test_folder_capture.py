@@ -78,7 +78,7 @@ async def test_of_many_broken_files_the_journal_has_a_sum_and_health_and_outbox_
     assert watched.capture.state.last_problem["where"].startswith(str(watched.folder))
     lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(lines) == 6, lines
-    assert "source inbox: 295 more files could not be read; the last: " in lines[-1]
+    assert "source inbox: 295 more files could not be read; the last one: " in lines[-1]
     assert f"{watched.folder}/" in lines[-1]
 
 

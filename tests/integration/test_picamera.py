@@ -200,7 +200,7 @@ def test_autofocus_without_a_lens_motor_is_named(board: Board) -> None:
 
 
 def test_no_camera_says_what_to_check(board: Board) -> None:
-    assert "no camera is found: check the ribbon cable" in board.grabber({"cameras": []}).problem()
+    assert "no camera was found: check the ribbon cable" in board.grabber({"cameras": []}).problem()
 
 
 def test_a_usb_camera_is_for_another_type(board: Board) -> None:

@@ -220,11 +220,11 @@ def test_addresses_where_there_is_no_camera(tmp_path: Path) -> None:
         file.setframerate(8000)
         file.writeframes(bytes(16000))
     cases = {
-        f"rtsp://127.0.0.1:{port}/x": f"nobody listens at 127.0.0.1:{port}: check the port in url",
-        f"http://me:sesame@127.0.0.1:{port}/x": f"nobody listens at 127.0.0.1:{port}: check the port in url",
+        f"rtsp://127.0.0.1:{port}/x": f"nothing listens at 127.0.0.1:{port}: check the port in url",
+        f"http://me:sesame@127.0.0.1:{port}/x": f"nothing listens at 127.0.0.1:{port}: check the port in url",
         "rtsp://me:sesame@camera.invalid/x": "the name 'camera.invalid' in url is not known to the network",
         "rtps://me:sesame@127.0.0.1/x": "this FFmpeg knows no addresses that begin with rtps://",
-        str(text): f"{text}: what comes from there is no video that FFmpeg knows",
+        str(text): f"{text}: what it sends is not a video that FFmpeg knows",
         str(sound): "there is no video in it",
         f"file://{tmp_path}/nothing": f"the file '{tmp_path}/nothing' cannot be read: No such file or directory",
     }

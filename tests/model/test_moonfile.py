@@ -186,7 +186,7 @@ def client_config(**changes: Any) -> bytes:
 
 BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
     "no array": (BOS_STATE, b"nothing", "initial_kv_cache.npy is no array of numbers"),
-    "a pickled array": (BOS_STATE, array((2,), object), "initial_kv_cache.npy is no array of numbers: .*pickle"),
+    "a pickled array": (BOS_STATE, array((2,), object), "initial_kv_cache.npy is not an array of numbers: .*pickle"),
     "an array of another shape": (BOS_STATE, array((3, 2, 4, 1, 8)), r"float16 \(3, 2, 4, 1, 8\); floats \(layers, 2"),
     "two positions of BOS": (BOS_STATE, array((3, 2, 1, 4, 2, 8)), r"\(3, 2, 1, 4, 2, 8\); floats"),
     "integers": (BOS_STATE, array((3, 2, 1, 4, 1, 8), np.int64), "int64"),
