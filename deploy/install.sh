@@ -20,7 +20,7 @@
 #   --dry-run                     say what would be done, and change nothing
 #
 # Run again, it changes what is not as it should be, and nothing else; it never overwrites a configuration.
-# Exit codes: 0 done, 2 usage, 69 this machine cannot, 77 not root, 78 the configuration is wrong.
+# Exit codes: 0 done, 2 wrong command line, 69 impossible on this machine, 77 not root, 78 the configuration is wrong.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 # shellcheck source=deploy/release.sh
@@ -48,7 +48,7 @@ while [ $# -gt 0 ]; do
     --yes | -y) yes=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
-    *) fail "unknown option $1; --help tells those there are" 2 ;;
+    *) fail "unknown option $1; --help lists the options" 2 ;;
   esac
   shift
 done
@@ -85,7 +85,7 @@ install_packages() {
 }
 
 apt_install() {
-  apt-get update -qq || say "apt-get update failed; going on with the old lists"
+  apt-get update -qq || say "apt-get update failed; continuing with the old lists"
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || {
     [[ $* != *python3-picamera2* ]] || say "python3-picamera2 is a package of Raspberry Pi OS; Debian has none"
     fail "apt-get could not install: $*"
@@ -120,7 +120,7 @@ store_password() {
 # What holds the settings of a machine that was installed before: its own configuration.
 have_configuration() {
   if [ -e "$ETC/config.yaml" ]; then
-    [ -n "$dry_run" ] || say "$ETC/config.yaml is there already and stays as it is"
+    [ -n "$dry_run" ] || say "$ETC/config.yaml already exists and is left as it is"
     return 0
   fi
   [ -d "$pictures" ] || act "make the folder $pictures; pictures that are put there are captioned" install -d -m 755 "$pictures"

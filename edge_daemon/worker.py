@@ -259,7 +259,7 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
     try:
         picture = frombuffer("RGB", size, request.payload, "raw", "RGB", 0, 1)
     except ValueError as error:
-        return Failed(f"{len(request.payload)} bytes are no RGB picture of {size[0]}×{size[1]}: {error}")
+        return Failed(f"{len(request.payload)} bytes are not an RGB picture of {size[0]}×{size[1]}: {error}")
     daemon.write(Progress("encode"))
     encode_s = model.encode(picture)
     if serving.releases_vision:

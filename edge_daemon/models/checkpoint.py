@@ -120,7 +120,7 @@ def _refuse_misfits(
         if shape != wanted[name]:
             problems.append(f"{found[name].key} has shape {shape}, {wanted[name]} is expected")
         if dtype not in ITEM_BYTES:
-            problems.append(f"{found[name].key} has dtype {dtype}, which is none of {', '.join(ITEM_BYTES)}")
+            problems.append(f"{found[name].key} has dtype {dtype}, which is not one of {', '.join(ITEM_BYTES)}")
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise ModelError("these tensors are not a Moondream 2 of that shape:\n  " + "\n  ".join(problems[:20]) + more)
