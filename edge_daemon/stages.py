@@ -259,8 +259,10 @@ def _target(view: View, before: Stage | None) -> Stage:
 def _why(view: View) -> str:
     """The numbers of a moment."""
     reading = view.reading
-    held = "no model" if reading.worker_bytes is None else f"the model uses {reading.worker_bytes / MIB:.0f} MiB"
-    words = [f"{held} and may use {view.limit.limit_bytes / MIB:.0f} ({view.limit.reason})"]
+    held = (
+        "no model is loaded" if reading.worker_bytes is None else f"the model uses {reading.worker_bytes / MIB:.0f} MiB"
+    )
+    words = [f"{held}; it may use {view.limit.limit_bytes / MIB:.0f} ({view.limit.reason})"]
     words.append(f"a short caption needs {view.needs.at(view.needs.smallest_positions) / MIB:.0f} at its peak")
     words.append(f"{reading.available_bytes / MIB:.0f} MiB are available on the board")
     if reading.level is not None:

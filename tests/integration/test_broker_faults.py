@@ -283,7 +283,7 @@ def test_a_name_that_is_gone_and_comes_back(broker: Broker, tmp_path: Path) -> N
 # ---- it throws us out -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker takes 2000 bytes at most")])
+@pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker accepts at most 2000 bytes")])
 async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, why: str
 ) -> None:
@@ -306,7 +306,7 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
             assert why in ours.complaints.last_refused
             assert (ours.sessions == 1) == (protocol == "auto")
             assert await asyncio.to_thread(retained, port, EVENT) == b"x" * 19
-    told = [message for message in warnings(caplog) if "does not take a message" in message]
+    told = [message for message in warnings(caplog) if "does not accept a message" in message]
     assert len(told) == 1
 
 

@@ -230,7 +230,7 @@ async def test_every_step_is_a_beat(stage: Theatre) -> None:
         ("die of sigsegv", "edge-daemon model verify"),
         ("die with words", "ended with exit code 1; its last words: RuntimeError: no room for tensors"),
         ("babble", "sent something that is not a message"),
-        ("begin with results", "began with Results"),
+        ("begin with results", "first message was Results"),
     ],
 )
 async def test_a_worker_that_can_never_start_is_given_up(stage: Theatre, deed: str, words: str) -> None:
@@ -297,7 +297,7 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
         await captioner.run(REQUEST)
     document = watchdog.document()
     assert document["stage"] == "unloaded"
-    assert "no model and may have 186 (the cgroup's limit of 4096 MiB" in document["reason"]
+    assert "no model is loaded; it may use 186 (the cgroup's limit of 4096 MiB" in document["reason"]
     assert len(stage.lives()) == 1, "nothing is tried in vain"
 
     files.use(20 << 20)
@@ -318,7 +318,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
     captioner = stage.captioner(GOOD)
     files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3896 << 20)
     watchdog = MemoryWatchdog(captioner, lambda: None)
-    with pytest.raises(ChildEnded, match=r"it may have 136 MiB .* its program alone takes 160"):
+    with pytest.raises(ChildEnded, match=r"it may use 136 MiB .* its program alone takes 160"):
         await captioner.ready()
     for second in range(3):
         await looked(watchdog, 1, float(second))

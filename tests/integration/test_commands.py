@@ -549,7 +549,7 @@ def test_a_flood_is_answered_in_measure_and_hurts_nothing(line: Line) -> None:
     subprocess.run(pub, input=flood, check=True)
     wait_for("it has heard all", lambda: len(line.heard.on("request/stats")) >= count)
     refused = line.answer("response/stats", lambda a: a["status"] == "error")
-    assert "too many commands; the next one is taken in" in refused["error"]
+    assert "too many commands; the next one is accepted in" in refused["error"]
     time.sleep(3.0)
     answers = line.heard.results("response/stats")[before:]
     assert len(answers) <= 3 * AT_ONCE

@@ -63,6 +63,6 @@ def take_long(service: Service) -> None:
     worker.suspend()
     for path, _ in sample_pictures(service.directory / "samples", 2, seed=30):
         path.rename(service.inbox / path.name)
-    wait_for("the first is in work", lambda: "is in work" in service.log())
+    wait_for("the first is in work", lambda: ": captioning " in service.log())
     time.sleep(WORK_S)
     worker.resume()

@@ -238,8 +238,8 @@ async def test_another_service_on_that_port_is_told_once(greeting: bytes, caplog
         ends = count_calls(ours, "ended")
         await until("it was tried again", lambda: ends)
     assert warnings(caplog) == [
-        f"what listens on 127.0.0.1:{port} does not answer as a broker does (is it the port for TLS, "
-        "and mqtt.tls is missing?); results are kept meanwhile"
+        f"what listens on 127.0.0.1:{port} does not answer like a broker (perhaps this is the port "
+        "for TLS, and mqtt.tls is missing?); results are kept meanwhile"
     ]
 
 

@@ -239,7 +239,7 @@ async def test_files_that_cannot_be_used_are_named_and_mended(
         async with connection(port, tls=TlsConfig(enabled=True, ca_file=ca, cert_file=cert, key_file=key)) as ours:
             await until("no CA", lambda: f"mqtt.tls.ca_file {ca}: No such file" in ours.problem)
             ca.write_text("-----BEGIN nonsense")
-            await until("no PEM", lambda: f"mqtt.tls.ca_file {ca}: no PEM file" in ours.problem)
+            await until("no PEM", lambda: f"mqtt.tls.ca_file {ca}: this is not a PEM file" in ours.problem)
             ca.write_bytes(authority.file.read_bytes())
             await until("no key", lambda: f"mqtt.tls.key_file {key}: No such file" in ours.problem)
             key.write_bytes(other.key.read_bytes())

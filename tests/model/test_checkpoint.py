@@ -462,7 +462,7 @@ def put(name: str, tensor: Tensor) -> Edit:
         (put("text.blocks.0.tau.wq", torch.ones(2)), r"unexpected: model\.text\.blocks\.0\.tau\.wq"),
         (put("adapter.lora_A", torch.ones(2)), r"model\.adapter\.lora_A: no tensor of a Moondream 2 that we know"),
         (put("text.post_ln.bias", torch.ones(31)), r"text\.post_ln\.bias has shape \(31,\), \(32,\) is expected"),
-        (put("text.post_ln.bias", torch.ones(32, dtype=torch.int8)), "dtype I8, which is none of F32, F16, BF16"),
+        (put("text.post_ln.bias", torch.ones(32, dtype=torch.int8)), "dtype I8, which is not one of F32, F16, BF16"),
         (put("text.post_ln.bias", torch.full((32,), torch.nan)), "bias has numbers that are not finite"),
         (put("vision.pos_emb", torch.ones(1, 99, 24)), "prefix_attn is 101; 0 or 100"),
         (put("vision.patch_emb.weight", torch.ones(24, 28)), r"vision\.patch_emb\.weight: 9 .*|is expected"),
