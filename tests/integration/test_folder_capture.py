@@ -185,7 +185,7 @@ async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
     states: list[str] = []
     monkeypatch.setattr(watched.capture, "_on_change", lambda: states.append(watched.capture.state.state))
     (watched.folder / "0.jpg").write_bytes(JPEG)
-    await watched.until(lambda: "seen late" in watched.capture.state.last_problem.get("reason", ""))
+    await watched.until(lambda: "only seen at the next rescan" in watched.capture.state.last_problem.get("reason", ""))
 
     def three() -> bool:
         """One after the other."""
@@ -195,4 +195,4 @@ async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
 
     await watched.until(three)
     assert set(states) == {"online"}
-    assert caplog.text.count("seen late") == 1, "also by the next grabber"
+    assert caplog.text.count("only seen at the next rescan") == 1, "also by the next grabber"
