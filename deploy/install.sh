@@ -4,23 +4,23 @@
 #   sudo deploy/install.sh [OPTIONS]
 #
 #   --broker HOST[:PORT]          the MQTT broker (default: localhost, which installs mosquitto)
-#   --broker-user NAME            its login, if it wants one
-#   --broker-password-file FILE   its password; copied to where root alone can read it
+#   --broker-user NAME            its user name, if it needs a login
+#   --broker-password-file FILE   its password; copied to where only root can read it
 #   --model NAME                  demo-shapes (default), moondream-0.5b, moondream-2b (fetched), or /a/model/directory
 #   --pictures DIR                the folder to watch (default: /srv/pictures); cameras: edit the configuration later
-#   --picamera                    install Debian's python3-picamera2, for a camera at the board's connector
-#   --strict                      close the network but for the broker and cameras of the configuration, or start nothing
-#   --allow ADDRESS[/BITS]        with --strict: this as well (repeatable), such as 192.168.1.0/24
+#   --picamera                    install Debian's python3-picamera2, for a camera on the board's connector
+#   --strict                      allow network access only to the configured broker and cameras, or start nothing
+#   --allow ADDRESS[/BITS]        with --strict: also allow this address or network (repeatable), such as 192.168.1.0/24
 #   --wheelhouse DIR              no network: all Python packages from this directory (deploy/build-deb --collect)
-#   --no-index                    no network: --wheelhouse with what comes with this copy, in dist/
-#   --torch VERSION               refused with its reason, unless it is the one that was tested
+#   --no-index                    no network: like --wheelhouse, with the packages in this copy's dist/
+#   --torch VERSION               refused with the reason, unless it is the tested version
 #   --no-packages                 install no Debian packages
-#   --no-start                    neither enable nor start the service
+#   --no-start                    do not enable or start the service
 #   --yes                         ask nothing
-#   --dry-run                     say what would be done, do nothing
+#   --dry-run                     say what would be done, and change nothing
 #
 # Run again, it changes what is not as it should be, and nothing else; it never overwrites a configuration.
-# Exit codes: 0 done, 2 usage, 69 this machine cannot, 77 not root, 78 the configuration is wrong.
+# Exit codes: 0 done, 2 wrong command line, 69 impossible on this machine, 77 not root, 78 the configuration is wrong.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 # shellcheck source=deploy/release.sh
@@ -48,7 +48,7 @@ while [ $# -gt 0 ]; do
     --yes | -y) yes=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
-    *) fail "unknown option $1; --help tells those there are" 2 ;;
+    *) fail "unknown option $1; --help lists the options" 2 ;;
   esac
   shift
 done
@@ -85,7 +85,7 @@ install_packages() {
 }
 
 apt_install() {
-  apt-get update -qq || say "apt-get update failed; going on with the old lists"
+  apt-get update -qq || say "apt-get update failed; continuing with the old lists"
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || {
     [[ $* != *python3-picamera2* ]] || say "python3-picamera2 is a package of Raspberry Pi OS; Debian has none"
     fail "apt-get could not install: $*"
@@ -120,7 +120,7 @@ store_password() {
 # What holds the settings of a machine that was installed before: its own configuration.
 have_configuration() {
   if [ -e "$ETC/config.yaml" ]; then
-    [ -n "$dry_run" ] || say "$ETC/config.yaml is there already and stays as it is"
+    [ -n "$dry_run" ] || say "$ETC/config.yaml already exists and is left as it is"
     return 0
   fi
   [ -d "$pictures" ] || act "make the folder $pictures; pictures that are put there are captioned" install -d -m 755 "$pictures"

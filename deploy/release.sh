@@ -18,7 +18,7 @@ NEEDED_MEMORY_MIB=700       # the small model; the 0.5B is told about by `edge-d
 READY_WITHIN_S=${READY_WITHIN_S:-900}   # as TimeoutStartSec in the unit
 STAYS_S=${STAYS_S:-5}       # a release that is ready has to stay so for this long
 
-dry_run=${dry_run:-}        # not empty: say what would be done, do nothing
+dry_run=${dry_run:-}        # not empty: say what would be done, and change nothing
 wheelhouse=${wheelhouse:-}  # a directory of wheels; then no network is used
 changes=0
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Takes edge-daemon off this machine:
+# Removes edge-daemon from this machine:
 #
 #   sudo deploy/uninstall.sh [--purge] [--dry-run]
 #
-# Stays: the configuration (/etc/edge-daemon, and drop-ins of your own), models, results that were not sent and what was
-# captioned (/var/lib/edge-daemon), the user. With --purge they go as well. Pictures in the folders of the sources, Debian
-# packages and what is retained on the broker stay in any case.
+# Kept: the configuration (/etc/edge-daemon, and your own drop-ins), models, unsent results and the list of captioned files
+# (/var/lib/edge-daemon), the user. --purge removes these as well. Pictures in the folders of the sources, Debian packages
+# and what the broker has retained are kept in any case.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 # shellcheck source=deploy/release.sh
@@ -17,7 +17,7 @@ for option in "$@"; do
     --purge) purge=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
-    *) fail "unknown option $option; --help tells those there are" 2 ;;
+    *) fail "unknown option $option; --help lists the options" 2 ;;
   esac
 done
 need_root

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Another release beside the one that runs; it takes over only if it is well:
+# Upgrades edge-daemon. The new release takes over only if it works:
 #
 #   sudo deploy/upgrade.sh [--wheelhouse DIR | --no-index] [--ready-within SECONDS] [--dry-run]
-#   sudo deploy/upgrade.sh --back        the release before this one again
+#   sudo deploy/upgrade.sh --back        go back to the release before this one
 #
-# The new release is made and tried while the old one works: PyTorch, a caption with the built-in model, every
-# configuration in /etc/edge-daemon. Then the service is started anew. If it is not ready within 900 s, dies, or does not
-# stay up, the old release is started again: the service was away for as long as two starts take.
-# Exit codes: 0 it runs the new release, 2 usage, 69 it runs the old one, 77 not root.
+# The new release is made and tried while the old one runs: PyTorch, a caption with the built-in model, every
+# configuration in /etc/edge-daemon. Then the service is restarted. If it is not ready within 900 s, dies, or does not
+# stay up, the old release is started again; the service is then down for about two start-ups.
+# Exit codes: 0 the new release runs, 2 wrong command line, 69 the old release runs, 77 not root.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
 # shellcheck source=deploy/release.sh
@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
     --back) back=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
-    *) fail "unknown option $1; --help tells those there are" 2 ;;
+    *) fail "unknown option $1; --help lists the options" 2 ;;
   esac
   shift
 done

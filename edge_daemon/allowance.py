@@ -12,14 +12,15 @@ from edge_daemon.readings import Reading
 from edge_daemon.supervisor import GOOD_TIME_S
 
 OOM_LESS = 0.9
-"""Of what a worker had when the kernel killed it, the next one may have so much."""
+"""The share of a killed worker's memory that the next one may have, when the kernel killed it for lack of memory."""
 SPREAD_BYTES = 8 * MIB
-"""More than the program of one worker differs from that of the next: a MiB was seen, and it was missing for minutes."""
+"""More than the memory of two workers' programs differs. A difference of one MiB was seen, and the model then waited
+minutes for that MiB."""
 
 
 @dataclass
 class Allowance:
-    """Of one worker after the other."""
+    """The memory budget of each successive worker, lowered after one was killed."""
 
     configured_bytes: int | None
     """What the owner lets it have at most."""
@@ -40,4 +41,4 @@ class Allowance:
     def killed(self, worker_bytes: int, needs: Needs, now_s: float) -> None:
         """One was killed for want of memory: for a while the next ones have less, but what the smallest takes."""
         limit_bytes = max(int(OOM_LESS * worker_bytes), needs.least_bytes + SPREAD_BYTES)
-        self._less, self._less_since_s = Budget(limit_bytes, "the kernel killed a worker that had more"), now_s
+        self._less, self._less_since_s = Budget(limit_bytes, "the kernel killed a worker that used more"), now_s

@@ -105,14 +105,14 @@ def _choice(words: str, choices: Sequence[str]) -> Value:
 def choices_problem(choices: Sequence[str]) -> str:
     """Why answers cannot be told apart by these choices, in words; empty if they can."""
     if len(choices) < 2:
-        return "type choice needs two choices at least, such as choices: [open, closed]"
+        return "type choice needs at least two choices, such as choices: [open, closed]"
     seen: dict[tuple[str, ...], str] = {}
     for choice in choices:
         words = folded(choice)
         if not words:
             return f"the choice {choice!r} has no word in it"
         if words == (UNKNOWN,):
-            return f"the choice {choice!r} is what an unclear answer becomes anyway; leave it out"
+            return f"the choice {choice!r} is reserved for unclear answers; leave it out"
         if words in seen:
             return f"the choices {seen[words]!r} and {choice!r} cannot be told apart"
         seen[words] = choice

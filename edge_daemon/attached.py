@@ -82,7 +82,7 @@ class ConnectorCamera:
     @property
     def place(self) -> str:
         """Where it is."""
-        return f"camera {self.number} at the connector"
+        return f"camera {self.number} on the connector"
 
     def yaml(self, source: str) -> str:
         """Its source of this name, to paste."""
@@ -119,9 +119,9 @@ def connector_cameras(argv: Sequence[str], deadline_s: float) -> tuple[list[Conn
         return [], f"libcamera did not answer within {deadline_s:g} s"
     except subprocess.CalledProcessError as error:
         last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return [], f"asking libcamera ended with exit code {error.returncode}: {last}"
+        return [], f"querying libcamera failed with exit code {error.returncode}: {last}"
     except (OSError, ValueError) as error:
-        return [], f"libcamera cannot be asked: {error}"
+        return [], f"libcamera cannot be queried: {error}"
     cameras = [
         ConnectorCamera(number, str(info.get("Model", "camera")), str(info.get("Id", "")))
         for number, info in enumerate(said["cameras"])

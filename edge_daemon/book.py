@@ -118,7 +118,7 @@ class Book:
         if not tables:
             self._db.executescript(SCHEMA)
         elif layout != LAYOUT:
-            raise DamagedError(f"its layout is {layout}, {LAYOUT} is expected")
+            raise DamagedError(f"its layout is {layout}; {LAYOUT} is needed")
         (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise DamagedError(" ".join(verdict.split()))
@@ -307,7 +307,7 @@ def reason(error: Exception, path: Path) -> str:
     if _read_only(directory):
         return f"the disk is read-only: mount {directory} writable (Linux makes a failing card read-only; see dmesg)"
     if directory.is_dir() and not os.access(directory, os.W_OK):
-        return f"{directory} cannot be written: give it to the user of the service, or set another state_dir"
+        return f"{directory} cannot be written: give it to the service's user, or set another state_dir"
     if code == sqlite3.SQLITE_IOERR or getattr(error, "errno", None) == errno.EIO:
         return f"{path} cannot be read or written ({error}): the card or disk may be failing; see dmesg"
     return f"{path} cannot be used: {error}"

@@ -43,6 +43,6 @@ class BrokenFiles:
         """Nothing, when all were told of."""
         if not self._untold:
             return ""
-        words = f"{self._untold} more files could not be read; the last: {self._last}"
+        words = f"{self._untold} more files could not be read; the last one: {self._last}"
         self._untold, self._told_at_s = 0, now_s
         return words

@@ -44,7 +44,7 @@ SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
 END_S = 5.0
 """A worker between two captions leaves at once."""
-NOT_NOW = "memory is too short to ask anything now"
+NOT_NOW = "not enough free memory to make captions now"
 PROGRAM_BYTES = 160 * MIB
 """What a worker takes before it can say what it needs: importing torch takes 150 (x86-64), and any model far more."""
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Captioner:
         self._child: Child | None = None
         self.witness = Witness()
         self.allowed = asyncio.Event()
-        """Whether anything may be asked; the memory watchdog clears it."""
+        """Whether anything may be asked. The memory watchdog sets and clears it; `_wait` clears it, too."""
         self.allowed.set()
         self.on_answer: Callable[[Results], None] = lambda _: None
         """Called with every answer, while the worker rests."""
@@ -202,7 +202,7 @@ class Captioner:
         why, self._ending = self._ending, ""
         self.state.recycles += 1
         self.state.rss_bytes = 0
-        log.info("the model's process was ended: %s", why)
+        log.info("the model's process was stopped: %s", why)
         self._change("unloaded")
         return why
 
@@ -260,7 +260,7 @@ class Captioner:
             raise CaptionError(answer.reason)
         if not isinstance(answer, Results) or [t.id for t in answer.tasks] != [t.id for t in request.tasks]:
             await child.kill()
-            wrong = ChildError(f"the worker answered what was not asked: {type(answer).__name__}")
+            wrong = ChildError(f"the worker sent an unexpected answer: {type(answer).__name__}")
             await self._after_death(wrong, child)
             raise wrong
         self._answered = True
@@ -278,7 +278,7 @@ class Captioner:
         budget = self.budget(self.witness.files.read(None))
         if budget.limit_bytes < PROGRAM_BYTES <= self._most_bytes():  # it would be killed, and perhaps not it alone
             had, needs = budget.limit_bytes / MIB, PROGRAM_BYTES / MIB
-            self._wait(f"it may have {had:.0f} MiB ({budget.reason}), and its program alone takes {needs:.0f}")
+            self._wait(f"it may use {had:.0f} MiB ({budget.reason}), and its program alone takes {needs:.0f}")
         argv = [*self._command, "--model", str(self.directory)]
         argv += ["--budget-bytes", str(budget.limit_bytes), "--budget-reason", budget.reason]
         argv += ["--threads", str(self.config.threads), "--kv-positions", str(self.config.kv_positions)]
@@ -321,7 +321,7 @@ class Captioner:
             if isinstance(answer, WorkerRefused):
                 self._refused(answer)
             if not isinstance(answer, Progress):
-                raise ChildError(f"the worker began with {type(answer).__name__}")
+                raise ChildError(f"the worker's first message was {type(answer).__name__}")
 
     def _refused(self, refusal: WorkerRefused) -> NoReturn:
         """What was there once may come back, memory or the model's disk: that is a death like others.
@@ -347,7 +347,7 @@ class Captioner:
     def _wait(self, reason: str) -> NoReturn:
         """There is no worker until others give memory back; the memory watchdog sees when that is."""
         if not self.waits_for:
-            log.warning("the model waits for memory: %s", reason)
+            log.warning("the model is waiting for memory: %s", reason)
         self.waits_for, self._ending = reason, ""
         self.allowed.clear()
         self._change("unloaded")
@@ -375,7 +375,7 @@ class Captioner:
         delay_s = self._policy.died(str(error), now_s, comes_again=again, passes=passes)
         if delay_s is None:
             self._change("failed")
-            raise ChildBootError(f"the model cannot be started here: {self.state.last_death}") from error
+            raise ChildBootError(f"the model cannot run here: {self.state.last_death}") from error
         log.error("%s; next start in %.0f s", self.state.last_death, delay_s)
         self._change("restarting")
         end_s = now_s + delay_s

@@ -31,8 +31,8 @@ LONGEST_MS = 1e9
 """A picture that took longer than eleven days did not."""
 STOP_GRACE_S = 2.0
 HANGS = (
-    "a process that reads it hangs in the kernel and cannot be ended, as with a network mount or a device that does "
-    "not answer; until it is gone no other is started"
+    "the process reading it is stuck in the kernel and cannot be killed (typical of a dead network mount or device); "
+    "the source is retried once that process is gone"
 )
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,6 @@ def check(frame: Frame) -> None:
     if not all(0 < side <= MAX_SIDE_PX for side in size) or len(frame.payload) != 3 * frame.width_px * frame.height_px:
         raise ChildDied(f"the grabber sent {len(frame.payload)} bytes as a picture of {size}, and was ended")
     if not re.fullmatch(f"[0-9a-f]{{{2 * THUMBNAIL_PX**2}}}", frame.thumbnail_hex):
-        raise ChildDied("the grabber sent a thumbnail that is none, and was ended")
+        raise ChildDied("the grabber sent a thumbnail that is not one, and was ended")
     if not all(0 <= ms <= LONGEST_MS for ms in (frame.capture_ms, frame.decode_ms)):
-        raise ChildDied("the grabber sent a time that nothing takes, and was ended")
+        raise ChildDied("the grabber sent an impossible time, and was ended")

@@ -32,7 +32,7 @@ EXPLAINED = {
     "SIGKILL": "perhaps out of memory",
     "SIGILL": "a program made for a newer processor",
     "SIGPROF": "its processor time for one picture was used up: decode_timeout_s",
-    "SIGTRAP": "a library gave up, most often for want of memory",
+    "SIGTRAP": "a library gave up, usually because memory ran out",
 }
 """What a signal that ended a child is likely to mean."""
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Child:
                 self._process.stdin.write(wire.encode(messages.pack(item)))
                 await self._process.stdin.drain()
         except TimeoutError:
-            await self._give_up(f"took no message for {deadline_s:.0f} s")
+            await self._give_up(f"accepted no message for {deadline_s:.0f} s")
         except OSError:
             await self._dead()
 
@@ -114,12 +114,12 @@ class Child:
             if message is not None:
                 return messages.unpack(message)
         except TimeoutError:
-            await self._give_up(f"said nothing for {deadline_s:.0f} s")
+            await self._give_up(f"sent nothing for {deadline_s:.0f} s")
         except WireError as error:
             if self._process.stdout.at_eof():  # it died in the middle of a message
                 return await self._dead()
             await self.kill()
-            raise ChildDied(f"the {self.name} sent something that is no message: {error}") from error
+            raise ChildDied(f"the {self.name} sent something that is not a message: {error}") from error
         return await self._dead()
 
     async def stop(self, grace_s: float) -> None:
@@ -132,7 +132,7 @@ class Child:
             async with asyncio.timeout(grace_s):
                 await self._process.wait()
         except TimeoutError:
-            log.warning("the %s did not leave within %.0f s and is killed", self.name, grace_s)
+            log.warning("the %s did not end within %.0f s and is killed", self.name, grace_s)
         await self.kill()
 
     async def kill(self) -> None:
@@ -149,7 +149,7 @@ class Child:
                 await self._process.wait()
         except TimeoutError:
             self._hangs = True
-            log.error("the %s (pid %d) cannot be killed; it hangs in the kernel", self.name, self.pid)
+            log.error("the %s (pid %d) cannot be killed; it is stuck in the kernel", self.name, self.pid)
 
     def _kill_session(self) -> None:
         if hasattr(os, "killpg"):

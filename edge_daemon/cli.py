@@ -21,7 +21,7 @@ from edge_daemon import __version__, environment, model_commands, source_command
 from edge_daemon.bench import command as bench_command
 from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
-from edge_daemon.subcommand import Commands
+from edge_daemon.subcommand import Commands, at_least
 
 if TYPE_CHECKING:
     from edge_daemon.config import Config
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
 """Exit codes; 69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h. The unit never restarts on 78."""
 
+LENGTHS = ("short", "normal", "long")
+"""Of captions. A model may lack one; it says so."""
 EPILOG = """\
-exit codes: 0 done, 1 unexpected (a bug, please report), 2 usage,
+exit codes: 0 done, 1 unexpected error (a bug; please report it), 2 wrong command line,
             69 something needed is not available, 78 the configuration is wrong
 try it:     edge-daemon demo"""
 
@@ -110,7 +112,7 @@ def _add_run(commands: Commands) -> None:
     command = subcommand.add(
         *(commands, "run", "run the service in the foreground"),
         "  edge-daemon run -c /etc/edge-daemon/config.yaml\n"
-        "  mosquitto_sub -v -t 'edge-daemon/#'       what it says, in another terminal",
+        "  mosquitto_sub -v -t 'edge-daemon/#'       shows what it publishes, in another terminal",
     )
     subcommand.add_config_option(command)
     _add_device_options(command, None)
@@ -119,7 +121,7 @@ def _add_run(commands: Commands) -> None:
 
 def _add_check_config(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "check-config", "check a configuration file and say what would run"),
+        *(commands, "check-config", "check a configuration file and show what would run"),
         "  edge-daemon check-config -c configs/folder.yaml",
     )
     subcommand.add_config_option(command)
@@ -136,31 +138,39 @@ def _add_caption(commands: Commands) -> None:
         "  edge-daemon caption scene.png --detect circle --cpu",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="picture files")
-    command.add_argument("--ask", action="append", default=[], metavar="Q", help="a question (repeatable)")
-    command.add_argument("--detect", action="append", default=[], metavar="OBJ", help="find boxes (repeatable)")
-    command.add_argument("--length", default="short", metavar="L", help="short or normal (default: short)")
-    command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest answer (default: 64)")
-    command.add_argument("--model", default="demo-shapes", metavar="NAME_OR_DIR", help="default: demo-shapes")
+    command.add_argument("--ask", action="append", default=[], metavar="Q", help="ask a question (repeatable)")
+    found = "find these objects and print their boxes (repeatable)"
+    command.add_argument("--detect", action="append", default=[], metavar="OBJ", help=found)
+    length = "short, normal, or long if the model has it (default: short)"
+    command.add_argument("--length", choices=LENGTHS, default="short", metavar="L", help=length)
+    most = "most tokens per answer (default: 64)"
+    command.add_argument("--max-tokens", type=at_least(1), default=64, metavar="N", help=most)
+    model = "an installed model or a model directory (default: demo-shapes)"
+    command.add_argument("--model", default="demo-shapes", metavar="NAME_OR_DIR", help=model)
     _add_device_options(command, "auto")
     command.add_argument(
         "--precision",
         choices=["auto", "float32", "int8", "bfloat16", "float16"],
         default="auto",
-        help="default: auto, on a CPU float32 where the memory holds it, else int8",
+        help="what to compute in (default: auto, which on a CPU is float32 if it fits in memory, else int8)",
     )
-    command.add_argument("--json", action="store_true", help="one JSON document a picture, one a line")
+    command.add_argument("--json", action="store_true", help="one JSON document per picture, each on its own line")
     command.set_defaults(command=caption)
 
 
 def _add_demo(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "demo", "start a broker and the service, caption sample pictures, show what a subscriber gets"),
+        *(commands, "demo", "start a broker and the service, caption sample pictures, show what a subscriber receives"),
         "  edge-daemon demo\n  edge-daemon demo --pictures 3 --json",
     )
-    command.add_argument("--pictures", type=int, default=6, metavar="N", help="sample pictures (default: 6)")
-    command.add_argument("--seed", type=int, default=time.time_ns(), metavar="N", help="the same pictures again")
-    command.add_argument("--json", action="store_true", help="print only what was received, one JSON document a line")
-    command.add_argument("--embedded", action="store_true", help="use the Python broker even if mosquitto is here")
+    pictures = "number of sample pictures (default: 6)"
+    command.add_argument("--pictures", type=at_least(1), default=6, metavar="N", help=pictures)
+    seed = "seed for the sample pictures; the same seed gives the same pictures"
+    command.add_argument("--seed", type=int, default=time.time_ns(), metavar="N", help=seed)
+    received = "print only what was received, each JSON document on its own line"
+    command.add_argument("--json", action="store_true", help=received)
+    embedded = "use the Python broker even if mosquitto is installed"
+    command.add_argument("--embedded", action="store_true", help=embedded)
     command.set_defaults(command=demo)
 
 
@@ -232,7 +242,7 @@ def check_config(arguments: argparse.Namespace) -> int:
         if named == variant.FAMILY:
             raise
         # the file may be for another machine
-        named += " (not on this machine: edge-daemon model list says what can be fetched)"
+        named += " (not installed on this machine; edge-daemon model list shows what can be fetched)"
     if directory is not None:
         _refuse_lengths(arguments.config, settings, directory)
     print(f"{arguments.config}: good\n  model {named}")
@@ -273,17 +283,20 @@ def _memory_in_words(directory: Path, settings: Config) -> str:
     verdict = memory_of(directory, budget, model.precision, model.kv_precision)
     if verdict["fits"]:
         return f"fits: {verdict['why']}"
-    return f"DOES NOT FIT: {verdict['why']}; what the program takes is a guess here, and measured by the service"
+    return f"DOES NOT FIT: {verdict['why']}; the program's own memory is estimated here, and measured by the service"
 
 
 def caption(arguments: argparse.Namespace) -> int:
     """`edge-daemon caption`."""
     from edge_daemon import caption_files, config, memory, variant
+    from edge_daemon.models.inventory import lengths
 
     state_dir, budget = config.default_state_dir(), memory.budget(memory.read_limits(None))
     directory, reason = variant.resolve(arguments.model, "auto", arguments.precision, state_dir, budget)
     if reason:
         print(f"edge-daemon: {reason}", file=sys.stderr)
+    if arguments.length not in (known := lengths(directory)):
+        raise UnavailableError(f"{arguments.model} has no {arguments.length!r} caption; it has: {', '.join(known)}")
     opened = caption_files.open_model(directory, arguments.device, arguments.precision)
     if opened.choice.warning:
         print(f"edge-daemon: {opened.choice.warning}", file=sys.stderr)
@@ -301,5 +314,5 @@ def demo(arguments: argparse.Namespace) -> int:
 
     for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: broker and service must not outlive us, nor a closed terminal
         signal.signal(getattr(signal, name, signal.SIGTERM), signal.default_int_handler)
-    options = {"as_json": arguments.json, "embedded": arguments.embedded}
-    return OK if show.run(arguments.pictures, arguments.seed, **options) else UNEXPECTED
+    show.run(arguments.pictures, arguments.seed, as_json=arguments.json, embedded=arguments.embedded)
+    return OK

@@ -46,28 +46,28 @@ def picture(value: Any, _: Sequence[str]) -> Picture:
     """A picture: its bytes, or a text in base64, also as a data URL."""
     payload = value if isinstance(value, bytes) else _from_base64(value)
     if len(payload) > LARGEST_PICTURE_BYTES:
-        raise CommandError(f"{len(payload)} bytes; {LARGEST_PICTURE_BYTES} are the most")
+        raise CommandError(f"{len(payload)} bytes; at most {LARGEST_PICTURE_BYTES} are allowed")
     if not payload.startswith(STARTS):
-        raise CommandError("neither a JPEG nor a PNG picture")
+        raise CommandError("neither a JPEG nor a PNG")
     return Picture(payload)
 
 
 def _from_base64(value: Any) -> bytes:
     if not isinstance(value, str):
-        raise CommandError("a picture in base64 is expected")
+        raise CommandError("a picture in base64 is required")
     text = value.partition("base64,")[2] if value.startswith("data:") else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
-        raise CommandError("this is no base64") from None
+        raise CommandError("not valid base64") from None
 
 
 def text(value: Any, _: Sequence[str]) -> str:
     """A text of a line or more."""
     if not isinstance(value, str) or not 0 < len(value.strip()) <= LONGEST_TEXT:
-        raise CommandError(f"a text of 1 to {LONGEST_TEXT} characters is expected")
+        raise CommandError(f"this must be text of 1 to {LONGEST_TEXT} characters")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise CommandError("the text holds half a character (a lone surrogate)")
+        raise CommandError("the text contains half a character (a lone surrogate)")
     return value.strip()
 
 
@@ -77,7 +77,7 @@ def one_of(words: Sequence[str]) -> Callable[[Any, Sequence[str]], str]:
     def check(value: Any, _: Sequence[str]) -> str:
         if isinstance(value, str) and value in words:
             return value
-        raise CommandError(f"one of {', '.join(words)} is expected, not {shown(value)}")
+        raise CommandError(f"{shown(value)} is not allowed; use one of {', '.join(words)}")
 
     return check
 
@@ -87,7 +87,7 @@ def number(least: float, most: float) -> Callable[[Any, Sequence[str]], float]:
 
     def check(value: Any, _: Sequence[str]) -> float:
         if type(value) not in (int, float) or not least <= value <= most:  # NaN is not within any bounds
-            raise CommandError(f"a number from {least:g} to {most:g} is expected, not {shown(value)}")
+            raise CommandError(f"this must be a number from {least:g} to {most:g}, not {shown(value)}")
         return float(value)
 
     return check
@@ -96,7 +96,7 @@ def number(least: float, most: float) -> Callable[[Any, Sequence[str]], float]:
 def truth(value: Any, _: Sequence[str]) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise CommandError(f"true or false (ON or OFF in a topic of its own) is expected, not {shown(value)}")
+        raise CommandError(f"this must be true or false (on its own topic ON or OFF), not {shown(value)}")
     return value
 
 

@@ -140,7 +140,7 @@ def parse_setting(source: str, what: str, payload: bytes, sources: Sequence[str]
 
 def _refuse_retained(retained: bool) -> None:
     if retained:
-        raise CommandError("a command must not be retained, or the broker repeats it for ever; publish it without")
+        raise CommandError("a command must not be retained, or the broker repeats it for ever; send it without retain")
 
 
 def _command(name: str, values: dict[str, Any], sources: Sequence[str]) -> Command:
@@ -175,10 +175,10 @@ def _echo(transaction: Transaction) -> dict[str, Any]:
 def _values(name: str, payload: bytes) -> dict[str, Any]:
     """The keys of a payload, as they came."""
     if len(payload) > LARGEST_PAYLOAD_BYTES:
-        raise CommandError(f"the payload has {len(payload)} bytes; {LARGEST_PAYLOAD_BYTES} are the most")
+        raise CommandError(f"the payload has {len(payload)} bytes; at most {LARGEST_PAYLOAD_BYTES} are allowed")
     if payload.startswith(check.STARTS):
         if name != "caption":
-            raise CommandError("a bare picture can be captioned only; for others send JSON with the picture in base64")
+            raise CommandError("only caption takes a bare picture; otherwise send JSON with the picture in base64")
         return {"picture": payload}
     said, main = _decoded(payload).strip(), KINDS[name].main
     if not said:
@@ -187,7 +187,7 @@ def _values(name: str, payload: bytes) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     if not main or isinstance(value, list):
-        raise CommandError("a JSON object is expected, such as {}")
+        raise CommandError("this must be a JSON object, such as {}")
     return {main: _bare(main, said)}
 
 
@@ -202,7 +202,7 @@ def _json(said: str) -> Any:
     try:
         return json.loads(said, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number or a nesting that is too large"
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number too large, or nesting too deep"
         place = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
         raise CommandError(f"not valid JSON: {reason}{place}") from None
 
@@ -226,7 +226,7 @@ def _transaction(value: Any) -> Transaction:
         return value
     if isinstance(value, str) and len(value) <= LONGEST_TRANSACTION:
         return value
-    raise CommandError(f"transaction: a text of at most {LONGEST_TRANSACTION} characters or a whole number is expected")
+    raise CommandError(f"transaction: use text of at most {LONGEST_TRANSACTION} characters, or a whole number")
 
 
 # ---- from values to requests ----------------------------------------------------------------------------
@@ -245,10 +245,10 @@ def _subject(checked: Mapping[str, Any], sources: Sequence[str]) -> dict[str, An
     """One source or one picture; the only source need not be named."""
     source, picture = checked.get("source"), checked.get("picture")
     if source is not None and picture is not None:
-        raise CommandError("source and picture exclude each other; leave one out")
+        raise CommandError("source and picture cannot be used together; leave one out")
     if source is None and picture is None:
         if len(sources) != 1:
-            raise CommandError(f"source: this key is required, or a picture; known here: {', '.join(sources)}")
+            raise CommandError(f"name a source ({', '.join(sources)}) or send a picture")
         source = sources[0]
     return {"source": source, "picture": picture}
 
@@ -262,7 +262,7 @@ def _ask(question: str | None = None, **keys: Any) -> Ask:
 
 def _detect(what: str | None = None, **subject: Any) -> Detect:
     if what is None:
-        raise CommandError("what: this key is required, such as car")
+        raise CommandError("what: this key is required, for example car")
     return Detect(**subject, what=what)
 
 
@@ -270,7 +270,7 @@ def _set(source: str | None = None, **settings: Any) -> Set:
     if source is None:
         raise CommandError("source: this key is required")
     if not settings:
-        raise CommandError("nothing to set; known here: " + ", ".join(SETTABLE))
+        raise CommandError("nothing to set; name at least one of " + ", ".join(SETTABLE))
     return Set(source, **settings)
 
 

@@ -64,7 +64,7 @@ class Complaints:
         self.refused += 1
         self.last_refused = f"{len(message.payload)} bytes for {message.topic}: {why}"
         if (what := f"{message.topic}: {why}") not in self._told and len(self._told) < MOST_TOLD:
-            log.warning("the broker %s does not take a message and it is left out: %s", broker, self.last_refused)
+            log.warning("the broker %s does not accept a message, so it is left out: %s", broker, self.last_refused)
             self._told.add(what)
         self._on_change()
 
@@ -73,7 +73,7 @@ class Complaints:
         first, count = not self._denied, len(self._denied | {topic})
         self._denied.add(topic)
         others = f" and {count - 1} other topics" if count > 1 else ""
-        problem = f"the broker {broker} does not take what is for {topic}{others} {why}"
+        problem = f"the broker {broker} does not accept messages for {topic}{others} {why}"
         if first:
             self.say(problem)
         else:
@@ -81,16 +81,16 @@ class Complaints:
 
     def deafen(self, broker: str, topics: Sequence[str], why: str) -> None:
         """The broker does not let us listen, but may so later."""
-        problem = f"the broker {broker} does not let us listen to {', '.join(topics)} {why}"
-        self.say(problem, "nothing from there is heard")
+        problem = f"the broker {broker} does not let us subscribe to {', '.join(topics)} {why}"
+        self.say(problem, "messages from there are not received")
         self._unheard.update(topics)
 
     def is_last_allowed(self, topic: str) -> bool:
-        """The broker has taken what is for a topic; whether with that it allows all that it did not allow before."""
+        """Records that the broker accepted `topic`; True when that was the last topic it refused."""
         return self._is_last(self._denied, [topic])
 
     def is_last_heard(self, topics: Sequence[str]) -> bool:
-        """The same of topics that it lets us listen to."""
+        """Records that the broker lets us listen to `topics`; True when they were the last that it refused."""
         return self._is_last(self._unheard, topics)
 
     def _is_last(self, forbidden: set[str], topics: Sequence[str]) -> bool:

@@ -37,7 +37,7 @@ Source = TypeVar("Source", bound=AnySource)
 
 def _not_reserved(name: str) -> str:
     if name in RESERVED_SOURCE_NAMES:
-        raise ValueError("this is a topic of the node itself; give the source another name")
+        raise ValueError("the node itself has this topic; give the source another name")
     return name
 
 
@@ -95,7 +95,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _variant_needs_its_family(self) -> Self:
         if self.variant != "auto" and self.name != "moondream":
-            raise ValueError(f"variant {self.variant} is for the name 'moondream'; with {self.name!r} leave it out")
+            raise ValueError(
+                f"variant {self.variant} only works with name 'moondream'; with {self.name!r} leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -115,7 +117,7 @@ class ThermalConfig(Section):
     @model_validator(mode="after")
     def _limit_is_above(self) -> Self:
         if self.limit_at_c <= self.slow_down_at_c:
-            raise ValueError(f"limit_at_c has to be above slow_down_at_c ({self.slow_down_at_c:g})")
+            raise ValueError(f"limit_at_c must be above slow_down_at_c ({self.slow_down_at_c:g})")
         return self
 
 
@@ -145,7 +147,7 @@ def load(path: Path) -> Config:
     """Read and check a configuration file. Raises ConfigError that lists everything wrong with it."""
     document = yaml_file.read(path)
     if not isinstance(document.values, dict):
-        raise ConfigError(f"{path}:1:1: keys such as 'mqtt:' and 'sources:' are expected at the top")
+        raise ConfigError(f"{path}:1:1: the file must begin with keys such as 'mqtt:' and 'sources:'")
     try:
         return Config.model_validate(document.values)
     except ValidationError as error:

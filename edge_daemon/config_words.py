@@ -18,12 +18,12 @@ from edge_daemon.nearest import hint
 from edge_daemon.yaml_file import Document, Key
 
 TYPES_IN_WORDS = {
-    "dict_type": "names with settings below them are expected",
-    "model_type": "keys with values are expected",
-    "path_type": "a path is expected",
-    "string_type": "a text is expected, in quotes if it looks like a number",
-    "too_short": "at least one is expected",
-    "tuple_type": "a list is expected",
+    "dict_type": "this must be names with settings below them",
+    "model_type": "this must be keys with values",
+    "path_type": "this must be a path",
+    "string_type": "this must be text, in quotes if it looks like a number",
+    "too_short": "there must be at least one",
+    "tuple_type": "this must be a list",
 }
 
 CHOOSING = "type"
@@ -61,16 +61,16 @@ class Wording:
             return "this key is required"
         if detail["type"] == "union_tag_not_found":
             near = difflib.get_close_matches(CHOOSING, map(str, detail["input"]), 1)
-            return "this key is required" + (f"; {near[0]!r} looks like it, misspelt" if near else "")
+            return "this key is required" + (f"; {near[0]!r} looks like a misspelling of it" if near else "")
         if detail["type"] == "union_tag_invalid":
             known = re.findall(r"\[(.*?)\]", detail["ctx"]["expected_tags"])
-            return f"there are {', '.join(known)}{hint(str(detail['input'][CHOOSING]), known)}"
+            return f"this must be one of {', '.join(known)}{hint(str(detail['input'][CHOOSING]), known)}"
         if detail["type"] == "extra_forbidden":
             return f"unknown key{self._suggestion(key)}"
         if detail["type"] == "string_pattern_mismatch":
             return self.patterns[detail["ctx"]["pattern"]]
         if detail["type"] == "string_type" and isinstance(detail["input"], bool):
-            return "a text is expected; YAML takes yes, no, on and off for true and false, so put them in quotes"
+            return "this must be text; YAML reads yes, no, on and off as true and false, so put them in quotes"
         message = TYPES_IN_WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
         return message[0].lower() + message[1:]
 

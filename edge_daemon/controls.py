@@ -30,7 +30,7 @@ from edge_daemon.topics import JSON, Incoming, Publication, json_bytes
 
 AT_ONCE, PER_MINUTE = 60, 120.0
 """Commands that are taken. Who sends more is told so as often as this as well, and then nothing."""
-WRONG = "the configuration is wrong, and nothing has changed: {}"
+WRONG = "the configuration is wrong, so nothing was changed: {}"
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +89,7 @@ class Controls:
         transaction = None
         try:
             if wait_s:
-                raise CommandError(f"too many commands; the next one is taken in {wait_s:.1f} s")
+                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             sources, retained = list(self._parts.captures), message.retain
             if is_request:
                 command = commands.parse(rest, message.payload, sources, retained=retained)
@@ -104,8 +104,8 @@ class Controls:
             self._answer(name, message, commands.refused(CommandError("the service stops", transaction)))
             raise
         except Exception as error:
-            log.exception("the command %s led to an error, a bug to report", message.topic)
-            words = f"an error of the service itself, a bug to report: {type(error).__name__}"
+            log.exception("the command %s caused an internal error; please report it", message.topic)
+            words = f"internal error; please report it: {type(error).__name__}"
             answer = commands.refused(CommandError(words, transaction))
         self._answer(name, message, answer)
 
@@ -240,12 +240,12 @@ class Controls:
     async def _restart_worker(self) -> dict[str, Any]:
         captioner = self._parts.captioner
         if captioner.state.ready is None:
-            raise CommandError("the model is just starting for the first time, or waits for memory")
+            raise CommandError("the model is just starting for the first time, or is waiting for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
             ready = await captioner.ready(whatever=captioner.allowed.is_set())  # one try: who asked waits for an answer
         except (ChildError, ModelError, BudgetError) as error:
-            raise CommandError(f"it was ended, and does not start now: {error}") from error
+            raise CommandError(f"it was stopped, and does not start now: {error}") from error
         return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}
 
     def _stats(self) -> dict[str, Any]:

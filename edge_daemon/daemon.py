@@ -194,7 +194,7 @@ class Daemon:
         """Begin to stop; the caption in flight may finish."""
         if not self.stopping.is_set():
             log.info("stopping")
-            notify.notify("STOPPING=1\nSTATUS=finishing the caption in flight")
+            notify.notify("STOPPING=1\nSTATUS=finishing the caption in progress")
             self.stopping.set()
 
     def _allow_silence(self) -> None:
@@ -233,7 +233,7 @@ class Daemon:
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
-            log.warning("what a picture takes here is not known yet: %s", error)
+            log.warning("how long a picture takes here is not known yet: %s", error)
             return
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.2f} s" for name, s in self.captioner.state.rehearsal.items())
         log.info("a picture takes about %.1f s here: %s", self.captioner.pace.interval_s, parts)
@@ -244,13 +244,13 @@ class Daemon:
             await asyncio.wait([work], timeout=self.grace_s if self.captioner.allowed.is_set() else 0.0)
         finally:
             if work.cancel():
-                log.warning("the caption in flight is not done, and is given up")
+                log.warning("the caption in progress is not done in time and is dropped")
                 self.grace_s = 0.0  # the worker has had it
 
     async def _one_picture(self, job: Job) -> None:
         origin, capture = job.origin, self.captures.get(job.origin.source)
         tasks = job.tasks or (tasks_of(capture.config) if capture else [])
-        log.debug("source %s: %s is in work", origin.source, origin.frame.file)
+        log.debug("source %s: captioning %s", origin.source, origin.frame.file)
         start_s = time.monotonic()
         try:
             results = await self._ask(origin, tasks, image_of(capture.config) if capture and job.is_kept else None)

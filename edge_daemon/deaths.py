@@ -17,11 +17,11 @@ ADVICE: dict[int, str] = {
     signal.SIGILL: "the processor of this board ({board}) lacks an instruction that an installed library uses. "
     "On a Raspberry Pi 4 torch 2.10 does not run: install edge-daemon again, or in its virtual environment: "
     "pip install torch==2.9.1",
-    signal.SIGSEGV: "a fault in a library, in the board's memory or in its power supply. If it comes again: "
+    signal.SIGSEGV: "a fault in a library, in the board's memory or in its power supply. If it happens again: "
     "edge-daemon model verify, then install edge-daemon again",
     signal.SIGBUS: "the model's file could not be read: look for errors of the SD card in the output of dmesg, "
     "then: edge-daemon model verify",
-    signal.SIGABRT: "a library gave up, most often for want of memory",
+    signal.SIGABRT: "a library gave up, usually because memory ran out",
 }
 
 
@@ -78,7 +78,7 @@ def _short(last: Reading | None) -> str:
 
 
 def _numbers(last: Reading) -> str:
-    words = [f"the worker had {(last.worker_bytes or 0) / MIB:.0f} MiB", f"the board {last.available_bytes / MIB:.0f}"]
+    words = [f"the worker used {(last.worker_bytes or 0) / MIB:.0f} MiB", f"the board {last.available_bytes / MIB:.0f}"]
     if last.level is not None:
         words.append(f"its cgroup {last.level.room_bytes / MIB:.0f} of {last.level.limit_bytes / MIB:.0f} left")
     return ", ".join(words)

@@ -38,11 +38,11 @@ UNITS_FOR_NUMBER = {
 def problem(answer_type: str, device_class: str | None, unit: str | None) -> str:
     """What is wrong with a class and a unit for this type of answer, in words; empty if nothing."""
     if unit is not None and answer_type != "number":
-        return f"a unit is for type number; leave it out for type {answer_type}"
+        return f"unit works only with type number; leave it out for type {answer_type}"
     if device_class is None:
         return ""
     if answer_type not in ("yes_no", "number"):
-        return f"a device_class is for the types yes_no and number; leave it out for type {answer_type}"
+        return f"device_class works only with types yes_no and number; leave it out for type {answer_type}"
     known = FOR_YES_NO if answer_type == "yes_no" else UNITS_FOR_NUMBER.keys()
     if device_class not in known:
         return f"no device_class {device_class!r} for type {answer_type}{hint(device_class, sorted(known))}"

@@ -47,7 +47,8 @@ class Discovery:
         self._earlier = (0, b"")
         """What the broker keeps, as far as we have heard, and in which session that was."""
         self._refused: bytes | None = None
-        """What it will never take. A refusal is news, and news wake us: told again, it would be refused for ever."""
+        """What it will never take. Remembered because a refusal wakes this loop; without it we would resend the same
+        message for ever."""
         self._session = 0
         self._delay_s = 0.0
         self._told = False
@@ -104,6 +105,7 @@ class Discovery:
                 self._refused = None if denied else payload
                 return not denied
         if wanted is not None:
-            log.log(logging.DEBUG if self._told else logging.INFO, "Home Assistant is told of this on %s", self._topic)
+            level = logging.DEBUG if self._told else logging.INFO
+            log.log(level, "Home Assistant discovery was sent on %s", self._topic)
             self._told = True
         return True

@@ -14,7 +14,8 @@ EdgeDaemonError
 └─ ChildError           a child process
    ├─ ChildBootError    died or stayed silent before READY
    ├─ ChildTimeout      a deadline passed; it has been killed
-   ├─ ChildDied         exit code or signal, with its last words
+   ├─ ChildDied         ended unexpectedly; the text has the exit code or signal and the last words
+   ├─ SourceLost        a camera that cannot be opened or delivers no more; its grabber is ended
    └─ ChildEnded        by our own will: whoever asked it something asks again later
 """
 
@@ -91,7 +92,7 @@ class ChildTimeout(ChildError):
 
 
 class ChildDied(ChildError):
-    """Raised when a child ended unexpectedly; says its exit status and its last words."""
+    """Raised when a child ended unexpectedly; the text says how, with its last words."""
 
     def __init__(self, why: str, returncode: int | None = None) -> None:
         """`returncode` is what it ended with by itself; None where we ended it."""

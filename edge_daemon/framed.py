@@ -35,7 +35,7 @@ def jpeg(picture: Image.Image, wish: ImageWish, found: Sequence[tuple[str, TaskR
         return data, ""
     size_px = f"{picture.width}×{picture.height}"
     return b"", (
-        f"the image of {size_px} takes {len(data) / 1024:.0f} KiB in quality {quality}, "
+        f"the image of {size_px} takes {len(data) / 1024:.0f} KiB at quality {quality}; "
         f"image.max_kib allows {wish.max_bytes // 1024}: it is not published"
     )
 

@@ -11,7 +11,7 @@ from edge_daemon.schedule import DAYS, Span, days_of, minute_of
 from edge_daemon.sections import Section
 
 LONGEST_HEARTBEAT_S = 7 * 86_400.0
-_AREA = "an area is expected: [x1, y1, x2, y2], or at least three corners [[x, y], [x, y], [x, y]]"
+_AREA = "an area must be [x1, y1, x2, y2], or at least three corners [[x, y], [x, y], [x, y]]"
 
 
 def _area(value: Any) -> tuple[tuple[float, float], ...]:
@@ -22,7 +22,7 @@ def _area(value: Any) -> tuple[tuple[float, float], ...]:
         x1, y1, x2, y2 = map(_coordinate, value)
         if x1 >= x2 or y1 >= y2:
             raise ValueError(
-                "[x1, y1, x2, y2] begins with the upper left corner: x1 has to be less than x2, and y1 less than y2"
+                "[x1, y1, x2, y2] begins with the upper left corner: x1 must be less than x2, and y1 less than y2"
             )
         return ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
     if len(value) < 3 or not all(isinstance(corner, list | tuple) and len(corner) == 2 for corner in value):
@@ -32,11 +32,11 @@ def _area(value: Any) -> tuple[tuple[float, float], ...]:
 
 def _coordinate(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{_AREA}; all of them numbers")
+        raise ValueError(f"{_AREA}, and all of them must be numbers")
     if not 0 <= value <= 1:
         raise ValueError(
-            f"coordinates are shares of the picture from 0 to 1, and {value:g} is none; "
-            "divide pixels by its width or its height"
+            f"{value:g} is outside 0 to 1: coordinates are fractions of the picture; "
+            "divide pixels by its width or height"
         )
     return float(value)
 
@@ -69,7 +69,7 @@ class SpanConfig(Section):
     @classmethod
     def _a_time(cls, value: Any) -> Any:
         if isinstance(value, int | float):
-            raise ValueError('a time in quotes is expected, such as "22:00"; without them YAML reads a number')
+            raise ValueError('write the time in quotes, such as "22:00"; without them YAML reads a number')
         if isinstance(value, str):
             minute_of(value)
         return value
@@ -119,8 +119,8 @@ class GateConfig(Section):
     def _something_counts(self) -> Self:
         if (self.regions or self.ignore) and not self.cells:
             raise ValueError(
-                "regions without ignore leaves nothing to look at; the smallest area that can be seen is 1/32 of the "
-                "picture wide and high"
+                "regions and ignore leave nothing to look at; the smallest area that counts is 1/32 of the picture "
+                "wide and high"
             )
         return self
 

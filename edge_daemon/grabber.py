@@ -121,7 +121,7 @@ class DaemonLink:
             while (message := self._pipe.read()) is not None:
                 self._received.put(message)
         except WireError as error:
-            print(f"what the daemon sent is no message: {error}", file=sys.stderr, flush=True)
+            print(f"what the daemon sent is not a message: {error}", file=sys.stderr, flush=True)
             status = 1
         # The main thread may be deep in a decoder; nothing here needs tidying up.
         os._exit(status)

@@ -22,7 +22,7 @@ async def reload_on(asked: asyncio.Event, reload: Callable[[], Awaitable[dict[st
         notify.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             outcome = await reload()
-            log.info("the configuration was read again: %s", _in_words(outcome))
+            log.info("the configuration was reloaded: %s", _in_words(outcome))
         except CommandError as error:
             log.error("%s", error)
         notify.notify("READY=1")
@@ -30,9 +30,10 @@ async def reload_on(asked: asyncio.Event, reload: Callable[[], Awaitable[dict[st
 
 def _in_words(outcome: dict[str, Any]) -> str:
     """What holds now, and what needs more."""
-    words = f"these keys hold now: {', '.join(outcome['applied'])}" if outcome["applied"] else "nothing new holds now"
+    applied = ", ".join(outcome["applied"])
+    words = f"these keys are now in effect: {applied}" if applied else "nothing has changed"
     if outcome["overridden"]:
-        words += f"; what was set over MQTT goes before: {', '.join(outcome['overridden'])}"
+        words += f"; overridden by what was set over MQTT: {', '.join(outcome['overridden'])}"
     if outcome["needs_restart"]:
         words += f"; after a restart: {', '.join(outcome['needs_restart'])}"
     return words

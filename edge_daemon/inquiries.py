@@ -24,7 +24,7 @@ from edge_daemon.values import Values
 Inquiry = Caption | Ask | Detect
 MOST_PICTURES = 2
 """Pictures that came along and are not answered yet: each takes some 10 MiB of the daemon's memory with its message."""
-FULL = "{} requests{} are waiting already; ask again when some are answered"
+FULL = "too many requests{1} are waiting ({0} of {0}); try again later"
 
 
 class Inquiries:
@@ -75,7 +75,7 @@ class Inquiries:
         if source is not None and not self._captures[source].config.enabled:
             raise CommandError(f"the source {source} is switched off; set enabled to true first")
         if not self._captioner.allowed.is_set():
-            raise CommandError("memory is too short for a caption at the moment; health says more")
+            raise CommandError("not enough free memory to make captions at the moment; health says more")
 
     async def _frame(self, inquiry: Inquiry) -> Frame:
         try:

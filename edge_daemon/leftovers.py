@@ -54,7 +54,7 @@ class Leftovers:
         errors = {topic: future.exception() for topic, future in sent.items() if not future.cancelled()}
         done = {topic for topic, error in errors.items() if error is None}
         if done:
-            log.info("taken off the broker, as it is gone from the configuration: %s", ", ".join(sorted(done)))
+            log.info("removed from the broker, as it is no longer in the configuration: %s", ", ".join(sorted(done)))
         self._keep((self._here - done) | frozenset(self._wished()))
         return not any(isinstance(error, PublishDenied) for error in errors.values())
 
@@ -71,7 +71,7 @@ class Leftovers:
         except OSError as error:
             problem = f"{self._path} cannot be written: {error.strerror}"
             if problem != self._problem:
-                log.warning("what the broker keeps for us is remembered until the next start only: %s", problem)
+                log.warning("what the broker keeps for us is forgotten at the next start: %s", problem)
             self._problem = problem
 
     def _read(self) -> dict[str, frozenset[str]]:
@@ -83,5 +83,5 @@ class Leftovers:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-            log.warning("what the broker keeps for us is not known: %s cannot be read: %s", self._path, error)
+            log.warning("what the broker keeps for us is unknown: %s cannot be read: %s", self._path, error)
             return {}

@@ -59,7 +59,7 @@ class Terms:
     def check(self, size_bytes: int, own_max_kib: int) -> None:
         """Raise ValueError for a packet that is larger than the broker takes, or we want to send."""
         if self.max_packet_bytes is not None and size_bytes > self.max_packet_bytes:
-            words = f"the broker takes {self.max_packet_bytes} bytes at most; raise max_packet_size in its settings"
+            words = f"the broker accepts at most {self.max_packet_bytes} bytes; raise max_packet_size in its settings"
             raise ValueError(words)
         if size_bytes > own_max_kib * 1024:
             raise ValueError(f"mqtt.max_packet_kib allows {own_max_kib} KiB")

@@ -154,7 +154,7 @@ class LiveCapture(Capture[LiveConfig]):
         if again:
             self.state.problems += 1
         else:
-            self.tell(self.config.place, f"{error}; it is tried again for ever, at longer and longer intervals")
+            self.tell(self.config.place, f"{error}; it is retried for ever, at longer and longer intervals")
         self.set_state("offline")
         asked, self._asked = self._asked, []
         _refuse(asked, error)

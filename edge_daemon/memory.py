@@ -112,14 +112,14 @@ class Fit:
 def budget(limits: Limits) -> Budget:
     """The least of all limits: what the worker may have in all, whatever of it it has already."""
     held = limits.worker_bytes
-    choices = [(max(0, held + limits.available_bytes - RESERVE_BYTES), "what the board has free, less a reserve")]
+    choices = [(max(0, held + limits.available_bytes - RESERVE_BYTES), "the board's free memory, less a reserve")]
     if limits.configured_bytes is not None:
         choices.append((limits.configured_bytes, "model.memory_limit_mib"))
     if limits.cgroup is not None:
         level = limits.cgroup
         others_bytes = max(0, level.used_bytes - held)  # the cgroup does not count what of the worker is swapped out
         room = level.limit_bytes - others_bytes - CGROUP_RESERVE_BYTES
-        reason = f"the cgroup's limit of {level.limit_bytes / MIB:.0f} MiB, less what others in it take"
+        reason = f"the cgroup's limit of {level.limit_bytes / MIB:.0f} MiB, less what others in it use"
         choices.append((max(0, room), reason))
     limit_bytes, reason = min(choices)
     return Budget(limit_bytes, reason)
@@ -149,8 +149,8 @@ def fit(limit: Budget, needs: Needs, wanted: int | None = None) -> Fit:
         released = needs
     positions = kv_positions(limit, released, wanted)
     reason = (
-        f"the vision encoder ({needs.vision_bytes / MIB:.0f} MiB) is given back after every picture and read again for "
-        f"the next, because else {missing_bytes / MIB:.0f} MiB would be missing"
+        f"the vision encoder ({needs.vision_bytes / MIB:.0f} MiB) is unloaded after every picture and read again for "
+        f"the next; otherwise {missing_bytes / MIB:.0f} MiB would be missing"
     )
     return Fit(positions, releases_vision=True, tight=True, reason=reason)
 
@@ -163,7 +163,7 @@ def kv_positions(limit: Budget, needs: Needs, wanted: int | None = None) -> int:
     smallest = needs.smallest_positions
     missing_bytes = needs.at(smallest) - limit.limit_bytes
     if missing_bytes > 0:
-        released = ", of which the vision encoder is given back after every picture" if needs.releases_vision else ""
+        released = ", of which the vision encoder is unloaded after every picture" if needs.releases_vision else ""
         weights_bytes, work_bytes = needs.vision_bytes + needs.text_bytes, needs.stage_bytes - needs.vision_bytes
         raise BudgetError(
             f"{missing_bytes / MIB:.0f} MiB of memory are missing: the model needs at least "

@@ -25,9 +25,9 @@ from edge_daemon.stages import IN_WORDS, Plan, Stage, Stages, View
 EVERY_S = 1.0
 """Between two looks, each of less than a millisecond …"""
 EVERY_SHORT_S = 0.25
-"""… and where little is left: who takes 100 MiB a second is seen before the reserve is gone."""
+"""… and when little is left: fast enough to see a process taking 100 MiB/s before the reserve is gone."""
 SHORT_OF = 4
-"""Little: so many reserves."""
+"""Little is left when less than this many reserves are free."""
 PSS_EVERY_S = 60.0
 """Between two of the slow readings that are for people only."""
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class MemoryWatchdog:
     async def _replace_if_grown(self, now_s: float) -> None:
         """Replace a worker that leaks, between two captions; whatever it was that ended it, start it again."""
         if why := self.growth.recycle(now_s):
-            log.warning("the model's process is replaced between two captions: %s", why)
+            log.warning("the model's process is replaced before the next caption: %s", why)
             await self._captioner.end(why)
         # ended on purpose, died while nobody asked, or was not to be started the last time
         if self._captioner.state.state in ("unloaded", "ready", "restarting"):

@@ -28,7 +28,7 @@ SUFFIXES = (".gz", ".mf", ".safetensors")
 BAR_WIDTH = 30
 EXAMPLES = """\
 examples:
-  edge-daemon model list                             what is here, what can be fetched, what fits this board
+  edge-daemon model list                             what is installed, what can be fetched, what fits this board
   edge-daemon model pull moondream-0.5b              fetch, convert, prove; then `model: {name: moondream-0.5b}`
   edge-daemon model import moondream-0_5b-int8.mf.gz a file that was fetched elsewhere
   edge-daemon model verify moondream-0.5b"""
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     top = commands.add_parser(
         "model",
         help="list, fetch, import, check, remove and export models",
-        description="Lists, fetches, imports, checks, removes and exports models.",
+        description="List, fetch, import, check, remove and export models.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one JSON document and nothing else")
+    command.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
@@ -61,14 +61,14 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--engine",
         choices=["torch", "onnx"],
         default="torch",
-        help="torch: converted to float32 and proven equal (default); onnx: the file's own graphs, by ONNX Runtime",
+        help="torch: convert to float32 and prove it equal (default); onnx: run the file's own graphs in ONNX Runtime",
     )
-    command.add_argument("--replace", action="store_true", help="put it in the place of a model of that name")
+    command.add_argument("--replace", action="store_true", help="overwrite an installed model of the same name")
 
 
 def _add_list(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "list", "say what models are here, what can be fetched, and what fits this board and why"),
+        *(kinds, "list", "list installed models and models to fetch; say which fit this board, and why"),
         "  edge-daemon model list\n  edge-daemon model list --json | jq '.catalogue[] | select(.memory.fits).name'",
     )
     _add_json(command)
@@ -81,9 +81,9 @@ def _add_pull(kinds: Commands) -> None:
         "  edge-daemon model pull moondream-0.5b\n"
         "  HF_ENDPOINT=https://mirror.example edge-daemon model pull moondream-0.5b      from a mirror\n"
         "  HF_HOME=/mnt/usb/hf edge-daemon model pull moondream-0.5b                     downloads on another disk\n"
-        "a download that was cut goes on from where it stopped: give the same command again",
+        "to continue an interrupted download, run the same command again",
     )
-    command.add_argument("name", metavar="NAME", help="see `edge-daemon model list`")
+    command.add_argument("name", metavar="NAME", help="a model that `edge-daemon model list` shows")
     _add_engine(command)
     _add_json(command)
     command.set_defaults(command=pull)
@@ -91,15 +91,15 @@ def _add_pull(kinds: Commands) -> None:
 
 def _add_import(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "import", "make a model of a moonfile or a safetensors checkpoint"),
+        *(kinds, "import", "import a model from a moonfile or a safetensors checkpoint"),
         "  edge-daemon model import moondream-0_5b-int8.mf.gz --name moondream-0.5b\n"
         "  edge-daemon model import ./moondream2-2025-06-21 --name moondream-2b\n"
         "  edge-daemon model import my.mf --to ./my-model && edge-daemon caption porch.jpg --model ./my-model",
     )
     command.add_argument("source", metavar="FILE_OR_DIR", type=Path, help=".mf, .mf.gz, .safetensors or a directory")
     place = command.add_mutually_exclusive_group()
-    place.add_argument("--name", metavar="N", help="its name in the store (default: that of the file)")
-    place.add_argument("--to", metavar="DIR", type=Path, help="make this directory instead of a model of the store")
+    place.add_argument("--name", metavar="N", help="its name in the model store (default: the file's name)")
+    place.add_argument("--to", metavar="DIR", type=Path, help="write to DIR instead of the model store")
     _add_engine(command)
     _add_json(command)
     command.set_defaults(command=import_model)
@@ -107,19 +107,19 @@ def _add_import(kinds: Commands) -> None:
 
 def _add_verify(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "verify", "check a model's files, and repeat the comparison with what it was made from"),
+        *(kinds, "verify", "check a model's files, and compare it again with the file it was made from"),
         "  edge-daemon model verify moondream-0.5b\n"
         "  edge-daemon model verify moondream-0.5b --source /mnt/usb/moondream-0_5b-int8.mf.gz",
     )
     command.add_argument("name", metavar="NAME_OR_DIR")
-    command.add_argument("--source", metavar="FILE", type=Path, help="the moonfile, if it is no longer where it was")
+    command.add_argument("--source", metavar="FILE", type=Path, help="the moonfile, if it has moved")
     _add_json(command)
     command.set_defaults(command=verify)
 
 
 def _add_remove(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "remove", "delete a model of the store"), "  edge-daemon model remove moondream-0.5b"
+        *(kinds, "remove", "delete a model from the store"), "  edge-daemon model remove moondream-0.5b"
     )
     command.add_argument("name", metavar="NAME")
     command.set_defaults(command=remove)
@@ -133,10 +133,11 @@ def _add_export(kinds: Commands) -> None:
         "  edge-daemon model export moondream-0.5b ./weights --format safetensors --precision float16",
     )
     command.add_argument("name", metavar="NAME_OR_DIR")
-    command.add_argument("out", metavar="OUT", type=Path, help="a file for moonfile (.gz packs it), else a directory")
+    out = "for moonfile a file (compressed if it ends in .gz), else a directory"
+    command.add_argument("out", metavar="OUT", type=Path, help=out)
     command.add_argument("--format", choices=["moonfile", "onnx", "safetensors"], required=True)
     command.add_argument(
-        "--precision", choices=["float32", "float16", "int8"], help="of the weights (default: float32)"
+        "--precision", choices=["float32", "float16", "int8"], help="precision of the weights (default: float32)"
     )
     command.set_defaults(command=export)
 
@@ -239,7 +240,7 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
         return 0
-    print(f"{arguments.name}: {len(report['files'])} files are as they were at the import")
+    print(f"{arguments.name}: {len(report['files'])} files are unchanged since the import")
     if report["proof"]:
         print(_proof_in_words(report["proof"]))
     if report.get("note"):
@@ -262,7 +263,7 @@ def _proof_in_words(proof: dict[str, Any]) -> str:
 def remove(arguments: argparse.Namespace) -> int:
     """`edge-daemon model remove`."""
     size_bytes = _store().remove(arguments.name)
-    print(f"{arguments.name}: removed, {size_bytes / MIB:.0f} MiB are free again")
+    print(f"{arguments.name}: removed, {size_bytes / MIB:.0f} MiB freed")
     return 0
 
 

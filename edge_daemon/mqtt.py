@@ -107,7 +107,7 @@ class Connection:
         if config == self._wanted:
             return
         self._wanted = config
-        log.info("from now on the broker is %s:%d (mqtt, as read again)", config.host, config.port)
+        log.info("from now on the broker is %s:%d (after a reload)", config.host, config.port)
         if self._again is not None:  # there is no link now
             self._again.cancel()
             self._again = self._loop.call_later(0.0, self._attempt)
@@ -220,7 +220,7 @@ class Connection:
         if reason.is_failure:
             if reason.code == VERSION and self._dialect.refused():
                 self._at_once = True
-                log.debug("the broker %s does not speak MQTT 5; now with 3.1.1", self.address)
+                log.debug("the broker %s does not speak MQTT 5; using 3.1.1", self.address)
                 return
             words = reasons.in_words(reason.code, has_login=self.config.username is not None)
             self.complaints.say(f"the broker {self.address} refuses us ({reason.name}): {words}")
@@ -273,24 +273,24 @@ class Connection:
     def disconnected(self, reason: Reason, said: bool) -> None:
         """The connection is gone."""
         visit, was_connected = self._here, self.connected.is_set()
-        answered, hung_up_for, alert = visit.is_answered, visit.hung_up_for, visit.link.alert
+        answered, silence, alert = visit.is_answered, visit.silence, visit.link.alert
         self._reset()
         if visit.is_parting:
             self.outgoing.broke(hung_up=False, refusal="")
-        elif was_connected and not hung_up_for and (said or reason.code not in (KEEPALIVE, MALFORMED)):
+        elif was_connected and not silence and (said or reason.code not in (KEEPALIVE, MALFORMED)):
             self._closed(reason if said and reason.is_failure else None)
         elif not answered and alert is None and self._dialect.unanswered():
             self._at_once = True
-        elif was_connected or hung_up_for:
+        elif was_connected or silence:
             self.outgoing.broke(hung_up=False, refusal="")
-            silence = hung_up_for or f"said nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
-            what = "sent what is no MQTT" if reason.code == MALFORMED else silence
+            silence = silence or f"sent nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
+            what = "sent something that is not MQTT" if reason.code == MALFORMED else silence
             self.complaints.say(f"the broker {self.address} is gone: it {what}")
         elif alert is not None:
             self.complaints.say(f"the broker {self.address} cannot be reached: {reasons.unreachable(alert)}")
         elif not answered:
             which = reasons.WHICH_PORT[self.config.tls.enabled]
-            self.complaints.say(f"what listens on {self.address} does not answer as a broker does{which}")
+            self.complaints.say(f"what listens on {self.address} does not answer like a broker{which}")
         if was_connected:
             self._dialect.lost()
 
@@ -343,7 +343,7 @@ class Connection:
         self.outgoing.broke(hung_up=False, refusal="")
         self._reset()
         words = f"{type(error).__name__}: {error}"
-        problem = f"the connection to the broker {self.address} failed in itself, a bug to report: {words}"
+        problem = f"the connection to the broker {self.address} failed (internal error, please report it): {words}"
         if self.complaints.say(problem):
             log.debug("where it failed", exc_info=error)
 

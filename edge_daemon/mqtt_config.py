@@ -36,11 +36,11 @@ class TlsConfig(Section):
     @model_validator(mode="after")
     def _what_is_set_is_used(self) -> Self:
         if self.key_file is not None and self.cert_file is None:
-            raise ValueError("a key_file without a cert_file proves nothing; add cert_file")
+            raise ValueError("key_file needs a cert_file; add cert_file")
         if not self.verify and self.ca_file is not None:
             raise ValueError("with verify: false ca_file is not used; leave one of them out")
         if not self.enabled and self != type(self).model_construct():
-            raise ValueError("this is for an encrypted connection; add enabled: true")
+            raise ValueError("this works only with an encrypted connection; add enabled: true")
         return self
 
 
@@ -73,7 +73,7 @@ class MqttConfig(Section):
         if not isinstance(values, dict) or "port" in values:
             return values
         if values.get("transport") == "websockets":
-            raise ValueError("brokers differ in their port for websockets (Mosquitto's is often 9001); add port")
+            raise ValueError("websockets have no standard port (Mosquitto's is often 9001); add port")
         tls = values.get("tls")
         enabled = tls.get("enabled") if isinstance(tls, dict) else isinstance(tls, TlsConfig) and tls.enabled
         return {**values, "port": TLS_PORT} if enabled is True else values
@@ -83,11 +83,11 @@ class MqttConfig(Section):
     def _can_be_sent(cls, value: str | SecretStr | None) -> str | SecretStr | None:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
         if len(text.encode("utf-8", "surrogatepass")) > MAX_LOGIN_BYTES or re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"text in UTF-8 is expected, at most {MAX_LOGIN_BYTES} bytes")
+            raise ValueError(f"this must be UTF-8 text of at most {MAX_LOGIN_BYTES} bytes")
         return value
 
     @model_validator(mode="after")
     def _password_needs_a_name(self) -> Self:
         if self.password is not None and self.username is None:
-            raise ValueError("a password without a username is not possible in MQTT; add mqtt.username")
+            raise ValueError("in MQTT a password needs a username; add mqtt.username")
         return self

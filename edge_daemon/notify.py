@@ -28,7 +28,7 @@ def notify(state: str) -> bool:
     try:
         return bool(daemon.notify(state))
     except OSError as error:
-        log.debug("systemd was not told %r: %s", state, error)
+        log.debug("systemd could not be told %r: %s", state, error)
         return False
 
 
@@ -41,7 +41,7 @@ def _send(address: str, state: str) -> bool:
             sender.connect(address)
             sender.sendall(state.encode(errors="replace"))
     except OSError as error:
-        log.debug("systemd was not told %r: %s", state, error)
+        log.debug("systemd could not be told %r: %s", state, error)
         return False
     return True
 

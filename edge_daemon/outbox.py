@@ -255,7 +255,7 @@ class Outbox:
             old += len(entries)
             self._write()
         if old:
-            log.warning("%d results older than %.1f days are dropped", old, max_age_s / 86400)
+            log.warning("%d results older than %.1f days were dropped", old, max_age_s / 86400)
 
     def _drop(self, row: int, size_bytes: int, why: str) -> None:
         self._forget(row, size_bytes)
@@ -282,7 +282,7 @@ class Outbox:
         if self._book is None or not self._waiting or self._monotonic() < self._retry_at_s:
             return
         if self._book.moved():
-            self._replace("somebody moved or removed it")
+            self._replace("it was moved or removed")
             return
         try:
             self._book.write(self._waiting)
@@ -318,7 +318,7 @@ class Outbox:
             self._replace(str(error))
             return
         self._retry_at_s = now_s + RETRY_S
-        words = f"{reason(error, self._path)}; results are kept in memory only, and a power cut would take them"
+        words = f"{reason(error, self._path)}; results are kept in memory only, and a power cut would lose them"
         if words != self.problem:
             log.error("%s", words)
             self.problem = words
@@ -341,7 +341,7 @@ class Outbox:
         except (sqlite3.Error, OSError) as error:
             if is_locked(error) and not self.problem:
                 raise UnavailableError(
-                    f"{self._path}: another edge-daemon has it open; every one needs a state_dir of its own"
+                    f"{self._path}: another edge-daemon has it open; each one needs its own state_dir"
                 ) from error
             self._failed(error)
             return

@@ -102,7 +102,7 @@ def decode(data: bytes, decoder: Decoder, limits: Limits) -> Picture:
     except MemoryError as error:
         raise PictureError(
             f"decoding this {KINDS[kind]} needs more memory than the {_memory_limit()} it may have "
-            "(decode_memory_bytes); a smaller picture, or one that is not progressive or interlaced, needs less"
+            "(decode_memory_mib); a smaller picture, or one that is not progressive or interlaced, needs less"
         ) from error
 
 
@@ -115,13 +115,13 @@ def read_file(path: str, limits: Limits) -> bytes:
         if info.st_size > limits.max_file_bytes:
             raise PictureError(
                 f"the file has {info.st_size / 1e6:.1f} MB; at most {limits.max_file_bytes / 1e6:.1f} MB are read "
-                "(max_file_bytes)"
+                "(max_file_mib)"
             )
         # O_NONBLOCK: should a pipe have taken the file's place since, opening it must not wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             return file.read(info.st_size)
     except MemoryError as error:
-        raise PictureError(f"the file does not fit into the {_memory_limit()} of decode_memory_bytes") from error
+        raise PictureError(f"the file does not fit into the {_memory_limit()} of decode_memory_mib") from error
     except OSError as error:
         raise PictureError(_why_unreadable(path, error)) from error
 
@@ -208,9 +208,9 @@ def _why_unreadable(path: str, error: OSError) -> str:
     if error.errno == errno.ENOENT:
         if os.path.islink(path):
             return f"a symbolic link to {os.readlink(path)!r}, which does not exist"
-        return "it is not there (any more): perhaps it was deleted, moved or renamed"
+        return "it does not exist (any more): perhaps it was deleted, moved or renamed"
     if error.errno == errno.ELOOP:
         return "a symbolic link that leads back to itself"
     if error.errno == errno.EACCES:
-        return f"this service (user id {os.geteuid()}) may not read it; its permissions or its folder's forbid it"
+        return f"this service (user id {os.geteuid()}) may not read it: its permissions or its folder's forbid it"
     return f"it cannot be read: {error.strerror}"

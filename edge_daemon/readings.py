@@ -32,7 +32,7 @@ class Pressure:
 
 @dataclass(frozen=True)
 class Kills:
-    """Of processes, by the kernel, for want of memory, since the board started; None where nobody counts."""
+    """Processes the kernel has killed for lack of memory since boot; None where the kernel keeps no count."""
 
     in_cgroup: int | None
     on_board: int | None

@@ -12,36 +12,36 @@ import ssl
 
 LOGIN = "check mqtt.username and mqtt.password"
 ANOTHER_CLIENT = (
-    "probably another client has our name, and each throws the other out; "
+    "probably another client has our name, and the two throw each other out; "
     "give each of your machines its own mqtt.client_id, and its own node"
 )
-TOO_LARGE = "the message is larger than the broker takes; raise max_packet_size or message_size_limit in its settings"
+TOO_LARGE = "the message is larger than the broker accepts; raise max_packet_size or message_size_limit in its settings"
 REASONS = {
-    128: "it gives no reason; its log may",
+    128: "it gives no reason; its log may say more",
     129: "it cannot read what we sent; its log may say why",
     130: "it says that we broke the protocol; its log may say how",
     131: "it gives a reason of its own; its log may say which",
     132: "it does not speak our version of MQTT; a broker such as Mosquitto does, or set mqtt.protocol to auto",
-    133: "it does not take our name; set mqtt.client_id, to at most 23 letters and digits if the broker is an old one",
+    133: "it does not accept our name; set mqtt.client_id, to at most 23 letters and digits if the broker is old",
     134: f"it does not know this login; {LOGIN}",
     135: f"it does not allow this to our login; {LOGIN}, and the broker's access list",
     136: "it is not available now",
     137: "it is too busy now",
-    138: "it has banned us; whoever runs it must lift that",
+    138: "it has banned us; its administrator must lift that",
     139: "it is shutting down",
-    140: f"it wants another kind of login than a name and a password; {LOGIN}",
+    140: f"it wants a different kind of login than a name and a password; {LOGIN}",
     141: "it heard nothing from us for too long; check the network, or lower mqtt.keepalive_s",
     142: ANOTHER_CLIENT,
     144: "it does not allow these topics; check mqtt.base_topic",
-    147: "we sent more at once than it takes",
+    147: "we sent more at once than it accepts",
     149: TOO_LARGE,
     150: "we send more often than it allows",
-    151: "its quota is used up; whoever runs it can raise it",
+    151: "its quota is used up; its administrator can raise it",
     152: "its administrator ended the connection",
-    153: "it does not take what is in this message",
-    154: "it keeps no retained messages, which captions need; allow them in its settings",
+    153: "it does not accept what is in this message",
+    154: "it does not keep retained messages, which captions need; allow them in its settings",
     155: "it does not confirm messages (QoS 1), which captions need; allow that in its settings",
-    156: "another broker is to be used for now; check mqtt.host",
+    156: "it tells us to use another broker for now; check mqtt.host",
     157: "the broker has moved; check mqtt.host",
     159: "we connect more often than it allows",
     160: "it ends every connection after some time",
@@ -59,18 +59,18 @@ NO_ACCESS = "perhaps the broker's access list does not let mqtt.username write t
 NO_LOGIN = "it wants a login; set mqtt.username and mqtt.password"
 UNVERIFIED = (
     "mqtt.tls.verify is false: nobody checks that this is our broker, "
-    "so whoever is in between can read and change everything"
+    "so anybody in between can read and change everything"
 )
-WHICH_PORT = {False: " (is it the port for TLS, and mqtt.tls is missing?)", True: ""}
+WHICH_PORT = {False: " (perhaps this is the port for TLS, and mqtt.tls is missing?)", True: ""}
 """Whether we use TLS, and what may then be wrong with a port where no broker answers."""
 
 UNREACHABLE = {
     errno.ECONNRESET: "it hangs up at once; is mqtt.port right? It has one for TLS, one without, one for websockets",
     errno.ECONNREFUSED: "nothing listens there; is the broker running, and is mqtt.port right?",
-    errno.EHOSTUNREACH: "no machine of that address answers; is it switched on, and is mqtt.host right?",
-    errno.ENETUNREACH: "there is no way to it; is the network up?",
+    errno.EHOSTUNREACH: "no machine answers at that address; is it switched on, and is mqtt.host right?",
+    errno.ENETUNREACH: "there is no route to it; is the network up?",
     errno.ENETDOWN: "the network is down",
-    errno.ETIMEDOUT: "no answer; is it switched on, is mqtt.host right, or does a firewall drop us?",
+    errno.ETIMEDOUT: "no answer; is it switched on, is mqtt.host right, or does a firewall block us?",
     errno.EMFILE: "this process has too many files open",
 }
 """By error number of connect(2)."""
@@ -78,28 +78,28 @@ UNREACHABLE = {
 CERTIFICATE = {
     9: "its certificate is not valid yet; is the clock of this machine right?",
     10: "its certificate has expired; it needs a new one (or is the clock of this machine wrong?)",
-    18: "it has signed its certificate itself; set mqtt.tls.ca_file to that certificate",
-    19: "its certificate comes from a CA that is not known here; set mqtt.tls.ca_file to the CA's certificate",
-    20: "its certificate comes from a CA that is not known here; set mqtt.tls.ca_file to the CA's certificate",
-    62: "its certificate is for another name than mqtt.host; use the name that stands in it",
-    64: "its certificate is for another address than mqtt.host; use the name or address that stands in it",
+    18: "its certificate is self-signed; set mqtt.tls.ca_file to that certificate",
+    19: "its certificate comes from an unknown CA; set mqtt.tls.ca_file to the CA's certificate",
+    20: "its certificate comes from an unknown CA; set mqtt.tls.ca_file to the CA's certificate",
+    62: "its certificate is for a different name than mqtt.host; use the name in it",
+    64: "its certificate is for a different address than mqtt.host; use the name or address in it",
 }
 """By verification error of OpenSSL (x509_vfy.h)."""
-NO_TLS = "what it answers is no TLS; is mqtt.port the one for TLS?"
-WRONG_CLIENT = "it does not accept our certificate; it has to come from a CA that the broker knows (mqtt.tls.cert_file)"
+NO_TLS = "it does not answer with TLS; is mqtt.port the one for TLS?"
+WRONG_CLIENT = "it does not accept our certificate; a CA that the broker knows must sign it (mqtt.tls.cert_file)"
 ALERTS = {
     "WRONG_VERSION_NUMBER": NO_TLS,
     "RECORD_LAYER_FAILURE": NO_TLS,
     "UNEXPECTED_EOF_WHILE_READING": "it hung up during the handshake; is mqtt.port the one for TLS?",
-    "CERTIFICATE_REQUIRED": "it wants a certificate of us; set mqtt.tls.cert_file and mqtt.tls.key_file",
-    "CERTIFICATE_EXPIRED": "our certificate has expired; mqtt.tls.cert_file has to be renewed",
-    "CERTIFICATE_REVOKED": "our certificate has been revoked; mqtt.tls.cert_file has to be replaced",
+    "CERTIFICATE_REQUIRED": "it wants a certificate from us; set mqtt.tls.cert_file and mqtt.tls.key_file",
+    "CERTIFICATE_EXPIRED": "our certificate has expired; renew mqtt.tls.cert_file",
+    "CERTIFICATE_REVOKED": "our certificate has been revoked; replace mqtt.tls.cert_file",
     "UNKNOWN_CA": WRONG_CLIENT,
     "BAD_CERTIFICATE": WRONG_CLIENT,
     "CERTIFICATE_UNKNOWN": WRONG_CLIENT,
     "PROTOCOL_VERSION": "it speaks no version of TLS that mqtt.tls.min_version allows",
     "UNSUPPORTED_PROTOCOL": "it speaks no version of TLS that mqtt.tls.min_version allows",
-    "HANDSHAKE_FAILURE": "it breaks off the handshake: perhaps it wants a certificate of us; set mqtt.tls.cert_file",
+    "HANDSHAKE_FAILURE": "it breaks off the handshake: perhaps it wants a certificate from us; set mqtt.tls.cert_file",
 }
 """By the end of OpenSSL's reason; the beginning says which version of TLS sent an alert."""
 
@@ -116,7 +116,7 @@ def unreachable(error: BaseException | None) -> str:
     if isinstance(error, socket.gaierror):
         if error.errno == socket.EAI_AGAIN:
             return "no name server answers; is the network up? An address in mqtt.host needs none"
-        return f"this name is not known here; check mqtt.host ({error.strerror})"
+        return f"this name cannot be resolved; check mqtt.host ({error.strerror})"
     if isinstance(error, ssl.SSLError):
         return tls(error)
     if isinstance(error, TimeoutError):

@@ -44,7 +44,7 @@ def days_of(word: str) -> frozenset[int]:
     """`mon`, or `mon-fri`; also `sat-mon`. Raises ValueError in words."""
     first, dash, last = (part.strip() for part in word.lower().partition("-"))
     if first not in DAYS or (last or first) not in DAYS or bool(dash) != bool(last):
-        raise ValueError(f"days are {', '.join(DAYS)}, or from one to another such as mon-fri; {word!r} is none")
+        raise ValueError(f"{word!r} is not a day; use {', '.join(DAYS)}, or a range such as mon-fri")
     start = DAYS.index(first)
     length = (DAYS.index(last or first) - start) % 7 + 1
     return frozenset((start + number) % 7 for number in range(length))
@@ -55,5 +55,5 @@ def minute_of(time: str) -> int:
     found = re.fullmatch(r"([0-9]{1,2}):([0-5][0-9])", time, re.ASCII)
     minute = int(found[1]) * 60 + int(found[2]) if found else -1
     if not 0 <= minute <= DAY_MIN:
-        raise ValueError(f"a time from 00:00 to 24:00 is expected, such as 07:00; {time!r} is none")
+        raise ValueError(f"{time!r} is not a time; write HH:MM from 00:00 to 24:00, for example 07:00")
     return minute

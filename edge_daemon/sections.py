@@ -17,8 +17,8 @@ PATH_PATTERN = "^/[!-~]*$"
 PATTERNS_IN_WORDS = {
     NAME_PATTERN: "only letters, digits, '_' and '-' are allowed",
     TOPIC_PATTERN: "only letters, digits, '_' and '-' are allowed, with single '/' between them",
-    PATH_PATTERN: "a path that begins with '/' is expected, such as /mqtt",
-    HOST_PATTERN: "a host name or an address is expected, such as localhost or 192.168.1.20, without 'mqtt://' or port",
+    PATH_PATTERN: "this must be a path that begins with '/', such as /mqtt",
+    HOST_PATTERN: "this must be a host name or address, such as localhost or 192.168.1.20, without 'mqtt://' or port",
 }
 
 
@@ -27,7 +27,7 @@ def absolute(example: str) -> AfterValidator:
 
     def checked(path: Path) -> Path:
         if not path.is_absolute():
-            raise ValueError(f"an absolute path is expected, such as {example}")
+            raise ValueError(f"this must be an absolute path, such as {example}")
         return path
 
     return AfterValidator(checked)
@@ -42,5 +42,5 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_word(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
-            raise ValueError("a word or a number is expected; YAML takes yes, no, on and off for true and false")
+            raise ValueError("this must be a word or a number; YAML reads yes, no, on and off as true and false")
         return value

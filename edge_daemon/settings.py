@@ -39,7 +39,7 @@ class Settings:
         changes = self._changes.get(name, {})
         made, problems = _over(source, changes)
         for key, problem in problems.items():
-            log.warning("source %s: %s, set over MQTT (%s), does not hold any more: %s", name, key, self._path, problem)
+            log.warning("source %s: %s, set over MQTT (%s), no longer applies: %s", name, key, self._path, problem)
         if holds := [key for key in changes if key not in problems]:
             log.info("source %s: set over MQTT and kept in %s: %s", name, self._path, ", ".join(holds))
         return made
@@ -51,7 +51,7 @@ class Settings:
             state_file.replace(self._path, self._changes)
         except OSError as error:
             problem = f"{self._path} cannot be written: {error.strerror}"
-            log.warning("source %s: what was set holds until the next start only: %s", name, problem)
+            log.warning("source %s: what was set is lost at the next start: %s", name, problem)
             return problem
         return ""
 
@@ -64,9 +64,9 @@ class Settings:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            log.warning("what was set over MQTT is not known: %s cannot be read: %s", self._path, error.strerror)
+            log.warning("what was set over MQTT is lost: %s cannot be read: %s", self._path, error.strerror)
         except (ValueError, AttributeError, RecursionError):
-            log.warning("what was set over MQTT is not known: %s is damaged; the configuration holds", self._path)
+            log.warning("what was set over MQTT is lost: %s is damaged; the configuration applies", self._path)
         return {}
 
 

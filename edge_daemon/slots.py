@@ -86,7 +86,7 @@ class Slots(Generic[T]):
         return min(waiting, key=self._next_turn, default=None)
 
     def _next_turn(self, name: str) -> float:
-        """Whoever had nothing waiting saves up no turns."""
+        """A source with nothing waiting earns no credit."""
         return max(self._due[name], self._turn)
 
     async def _until(self, condition: Callable[[], bool]) -> None:

@@ -35,38 +35,39 @@ LIBCAMERA_S = 30.0
 FOLDER_S = 60.0
 QUALITY = 90
 NOTHING = """\
-no camera is attached that this user can see
-  at the camera connector: the ribbon cable at both ends; camera_auto_detect=1 in /boot/firmware/config.txt
-  by USB: `lsusb` and `ls /dev/video*`; another port, or a hub with its own power
-  both: whether this user is in the group video (`id`), and whether the kernel complains (`dmesg`)
-a network camera is not found by looking: give its address to `type: rtsp` or `type: http`"""
+no camera is attached that this user can see; check:
+  on the camera connector: the ribbon cable at both ends; camera_auto_detect=1 in /boot/firmware/config.txt
+  by USB: `lsusb` and `ls /dev/video*`; try another port, or a hub with its own power
+  both: whether this user is in the group video (`id`), and what the kernel says (`dmesg`)
+network cameras are not listed: configure one with its address, with `type: rtsp` or `type: http`"""
 
 
 def add(commands: Commands) -> None:
     """Put `source` and what follows it among the commands."""
     top = commands.add_parser(
         "source",
-        help="list the cameras that are attached; try a source",
-        description="Lists the cameras that are attached, and tries a source of the configuration.",
+        help="list attached cameras; try a source",
+        description="List attached cameras, or try a source of the configuration.",
         epilog="examples:\n  edge-daemon source list\n  edge-daemon source test porch -c /etc/edge-daemon/config.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = subcommand.add(
-        *(kinds, "list", "say what cameras are attached, with the lines for the configuration"),
+        *(kinds, "list", "list attached cameras, with configuration to paste"),
         "  edge-daemon source list\n  edge-daemon source list --json | jq '.cameras[].name'",
     )
-    listing.add_argument("--json", action="store_true", help="one JSON document and nothing else")
+    listing.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     listing.set_defaults(command=list_cameras)
     trying = subcommand.add(
-        *(kinds, "test", "grab one picture of a source, write it to a file, and say what would become of it"),
+        *(kinds, "test", "grab one picture from a source, write it to a file, and say whether it would be captioned"),
         "  edge-daemon source test porch -c config.yaml\n"
         "  edge-daemon source test porch -c config.yaml --out /tmp/porch.jpg --json",
     )
-    trying.add_argument("name", metavar="NAME", help="of a source in the configuration")
+    trying.add_argument("name", metavar="NAME", help="name of a source in the configuration")
     subcommand.add_config_option(trying)
-    trying.add_argument("--out", metavar="FILE", type=Path, help="the JPEG to write (default: NAME.jpg, here)")
-    trying.add_argument("--json", action="store_true", help="one JSON document and nothing else")
+    out = "the JPEG to write (default: NAME.jpg in the current directory)"
+    trying.add_argument("--out", metavar="FILE", type=Path, help=out)
+    trying.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     trying.set_defaults(command=test)
 
 
@@ -79,7 +80,7 @@ def list_cameras(arguments: argparse.Namespace) -> int:
     at_connector, trouble = attached.connector_cameras(argv, LIBCAMERA_S)
     by_usb, problems = attached.video_devices()
     cameras = attached.named([*at_connector, *by_usb])
-    problems += [f"cameras at the connector: {trouble}"] if trouble else []
+    problems += [f"cameras on the connector: {trouble}"] if trouble else []
     if arguments.json:
         entries = [{"source": name, **asdict(camera), "yaml": camera.yaml(name)} for name, camera in cameras.items()]
         print(json.dumps({"cameras": entries, "problems": problems}))
@@ -100,7 +101,7 @@ def _list_in_words(cameras: dict[str, VideoDevice | ConnectorCamera]) -> Iterato
         for kind in camera.formats:
             between = " to " if kind.stepwise else ", "
             yield f"    {kind.code} ({kind.description}): {between.join(f'{w}×{h}' for w, h in kind.sizes_px)}"
-    yield "\nfor the configuration:\n\nsources:"
+    yield "\nto paste into the configuration:\n\nsources:"
     for name, camera in cameras.items():
         yield camera.yaml(name).rstrip()
 
@@ -211,7 +212,7 @@ def _test_in_words(said: dict[str, Any], live: bool) -> str:
     lines = [
         f"{said['source']} ({said['type']}, {said['place']}): {said['width_px']}×{said['height_px']} pixels of "
         f"{said['original_width_px']}×{said['original_height_px']}, written to {said['file']}",
-        f"  of {said['captured_at']}, {said['age_s']:.1f} s old when it came",
+        f"  taken at {said['captured_at']}, {said['age_s']:.1f} s old when it came",
         f"  {said['decoder']}: ready after {said['ready_s']:.1f} s, the picture {said['waited_s']:.1f} s later; "
         f"decoding and shrinking took {said['decode_ms']:.0f} ms",
     ]

@@ -36,7 +36,7 @@ class Question(Section):
     def _choices_can_be_told_apart(self) -> Self:
         if self.type != "choice":
             if self.choices:
-                raise ValueError(f"choices are for type choice; leave them out for type {self.type}")
+                raise ValueError(f"choices work only with type choice; leave them out for type {self.type}")
             return self
         problem = choices_problem(self.choices)
         if problem:
@@ -46,7 +46,7 @@ class Question(Section):
     @model_validator(mode="after")
     def _what_is_set_fits_the_type(self) -> Self:
         if self.for_frames > 1 and self.type not in ("yes_no", "choice"):
-            raise ValueError(f"for_frames is for the types yes_no and choice; leave it out for type {self.type}")
+            raise ValueError(f"for_frames works only with types yes_no and choice; leave it out for type {self.type}")
         problem = device_classes.problem(self.type, self.device_class, self.unit)
         if problem:
             raise ValueError(problem)
@@ -65,7 +65,7 @@ class Detection(Section):
         if isinstance(values, str):
             return {"id": re.sub(r"[^A-Za-z0-9_-]+", "-", values).strip("-"), "what": values}
         if not isinstance(values, dict):
-            raise ValueError("a thing to look for is expected, such as car, in quotes if it looks like a number")
+            raise ValueError("write what to look for, such as car, in quotes if it looks like a number")
         return values
 
 
@@ -98,13 +98,13 @@ class AnySource(Section):
         ids = [question.id for question in self.questions] + [thing.id for thing in self.detect]
         twice = next((name for name in ids if ids.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"the id {twice!r} is there twice; questions and detect need an id of their own each")
+            raise ValueError(f"the id {twice!r} is there twice; each question and each detection needs its own id")
         if "caption" in ids:
-            raise ValueError("the id 'caption' is taken by the caption itself; give the question another one")
+            raise ValueError("the id 'caption' is reserved for the caption; give the question another one")
         if self.image.boxes and not self.detect:
-            raise ValueError("image.boxes frames what detect finds: add detect, or leave image.boxes out")
+            raise ValueError("image.boxes draws what detect finds: add detect, or leave image.boxes out")
         if self.caption == "none" and not ids:
-            raise ValueError("there is nothing to do: set caption, or add questions or detect")
+            raise ValueError("this source has nothing to do: set caption, or add questions or detect")
         return self
 
 
@@ -133,11 +133,11 @@ class FolderConfig(AnySource):
         """Refuse what other programs know and no file here ever matches: it would be a source without pictures."""
         pattern = self.pattern or ""
         if pattern.startswith(("/", "./")):
-            raise ValueError("pattern is compared with the path below the folder: begin it without / or ./")
+            raise ValueError("pattern is matched against the path below the folder: begin it without / or ./")
         if "/" in pattern and not self.recursive:
             raise ValueError("a pattern with / in it is for folders below the folder: set recursive to true")
         if pattern.endswith("}"):
-            raise ValueError("pattern knows *, ? and [..] but no braces; without one all kinds of pictures count")
+            raise ValueError("pattern supports *, ? and [..] but no braces; without pattern all pictures are taken")
         return self
 
     @property
@@ -181,25 +181,25 @@ class StreamConfig(LiveSource):
     def _is_an_address(cls, url: SecretStr) -> SecretStr:
         """What is said of it never repeats it: there may be a login in it."""
         if not re.match(r"[a-z][a-z0-9+.-]*://|/", url.get_secret_value()):
-            raise ValueError("an address such as rtsp://camera.local:554/stream1 or the path of a file is expected")
+            raise ValueError("this must be an address such as rtsp://camera.local:554/stream1, or the path of a file")
         try:
             parts = urlsplit(url.get_secret_value())
             host, _ = parts.hostname, parts.port  # which is checked when it is looked at
         except ValueError:
             raise ValueError(
-                "the host or the port in it is none: a port is a number up to 65535, an IPv6 address stands in "
-                "brackets, and a login with characters such as / # ? [ is better given as username and password"
+                "the host or port is not valid: the port must be 1 to 65535, an IPv6 address needs brackets, and a "
+                "login with characters such as / # ? [ is better given as username and password"
             ) from None
         if not host and parts.scheme in ("rtsp", "rtsps", "http", "https", "rtmp"):  # udp://:5000 listens
-            raise ValueError("there is no host in it, as in rtsp://camera.local:554/stream1")
+            raise ValueError("it has no host; write it like rtsp://camera.local:554/stream1")
         return url
 
     @model_validator(mode="after")
     def _one_login(self) -> Self:
         if self.password is not None and self.username is None:
-            raise ValueError("a password without a username is not possible; add username")
+            raise ValueError("a password needs a username; add username")
         if self.username is not None and "@" in urlsplit(self.url.get_secret_value()).netloc:
-            raise ValueError("there is a login in the url as well; leave one of them out")
+            raise ValueError("the url has a login as well; leave one of them out")
         return self
 
     @property
@@ -265,7 +265,7 @@ class PicameraConfig(LiveSource):
     @model_validator(mode="after")
     def _lens(self) -> Self:
         if self.lens_position is not None and self.autofocus != "manual":
-            raise ValueError("lens_position is for autofocus: manual")
+            raise ValueError("lens_position works only with autofocus: manual")
         return self
 
     @property

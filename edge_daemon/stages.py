@@ -59,12 +59,12 @@ class Stage(IntEnum):
 
 
 IN_WORDS = {
-    Stage.OK: "memory is well: captions as long as the model can",
-    Stage.CAPPED: "memory is short: the KV cache is capped, long answers end early",
-    Stage.RELEASED: "memory is short: caches are given back after every picture, which then takes longer",
-    Stage.PAUSED: "memory is too short to caption: pictures wait",
-    Stage.RECYCLED: "memory is too short to caption: the model is loaded afresh if it fits",
-    Stage.UNLOADED: "memory is too short for the model: it is unloaded until there is more; pictures wait",
+    Stage.OK: "enough memory: captions of full length",
+    Stage.CAPPED: "memory is low: the KV cache is capped, long answers end early",
+    Stage.RELEASED: "memory is low: caches are given back after every picture, which then takes longer",
+    Stage.PAUSED: "not enough free memory to make captions: pictures wait",
+    Stage.RECYCLED: "not enough free memory to make captions: the model is loaded again if it fits",
+    Stage.UNLOADED: "not enough free memory for the model: it is unloaded until there is more; pictures wait",
 }
 
 
@@ -125,7 +125,10 @@ class View:
         return isinstance(replace(self, needs=self.less).fit(MARGIN_BYTES), Fit)
 
     def stage(self, margin_bytes: int = 0) -> Stage:
-        """Where sizes alone would have it, with so much to spare; below 0 lets no idle worker eat a reserve."""
+        """The stage that sizes alone call for, with `margin_bytes` to spare.
+
+        A margin below 0 does not let an idle worker use up a reserve.
+        """
         found = self.fit(margin_bytes)
         if isinstance(found, Fit):
             if found.releases_vision:
@@ -256,8 +259,10 @@ def _target(view: View, before: Stage | None) -> Stage:
 def _why(view: View) -> str:
     """The numbers of a moment."""
     reading = view.reading
-    held = "no model" if reading.worker_bytes is None else f"the model has {reading.worker_bytes / MIB:.0f} MiB"
-    words = [f"{held} and may have {view.limit.limit_bytes / MIB:.0f} ({view.limit.reason})"]
+    held = (
+        "no model is loaded" if reading.worker_bytes is None else f"the model uses {reading.worker_bytes / MIB:.0f} MiB"
+    )
+    words = [f"{held}; it may use {view.limit.limit_bytes / MIB:.0f} ({view.limit.reason})"]
     words.append(f"a short caption needs {view.needs.at(view.needs.smallest_positions) / MIB:.0f} at its peak")
     words.append(f"{reading.available_bytes / MIB:.0f} MiB are available on the board")
     if reading.level is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,16 @@ def add(commands: Commands, name: str, summary: str, examples: str) -> argparse.
 def add_config_option(command: argparse.ArgumentParser) -> None:
     """Where the configuration is."""
     default = os.environ.get("EDGE_DAEMON_CONFIG") or DEFAULT_CONFIG
-    command.add_argument(
-        *("-c", "--config"), metavar="FILE", type=Path, default=Path(default), help=f"YAML (default: {default})"
-    )
+    told = f"the configuration, a YAML file (default: {default})"
+    command.add_argument("-c", "--config", metavar="FILE", type=Path, default=Path(default), help=told)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` up."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return number

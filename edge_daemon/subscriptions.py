@@ -53,4 +53,4 @@ class Subscriptions:
                 try:
                     on_message(message)
                 except Exception:
-                    log.exception("what came on %s led to an error, a bug to report", message.topic)
+                    log.exception("a message on %s caused an internal error; please report it", message.topic)

@@ -33,8 +33,8 @@ class RestartPolicy:
     def died(self, reason: str, now_s: float, *, comes_again: bool = False, passes: bool = False) -> float | None:
         """Seconds to wait before the next start, or None when trying again is hopeless.
 
-        `comes_again`: a death of this kind is as hopeless for a child that became ready but never did anything.
-        `passes`: a death of this kind says nothing of the child: it is never hopeless.
+        `comes_again`: this death will repeat, so count it even if the child had become ready but answered nothing.
+        `passes`: this death says nothing about the child, so it is never hopeless.
         """
         if self._ready_at_s is not None and now_s - self._ready_at_s >= GOOD_TIME_S:
             self.deaths = 0

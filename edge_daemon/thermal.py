@@ -134,7 +134,7 @@ class DutyCycle:
         self._since_boot |= now | occurred
         news = _changes(before, self._active)
         if occurred:
-            news.append(News(logging.WARNING, f"the board had, since it was switched on: {_listed(occurred)}"))
+            news.append(News(logging.WARNING, f"since it was switched on, the board had: {_listed(occurred)}"))
         return news
 
     def _note_pauses(self) -> list[News]:
@@ -144,7 +144,7 @@ class DutyCycle:
         temperature_c = self._reading.temperature_c
         at = "" if temperature_c is None else f" at {temperature_c:.0f} °C"
         if not self._pausing:
-            return [News(logging.INFO, f"the board is well{at}: no more pauses between captions")]
+            return [News(logging.INFO, f"the board has cooled down{at}: no more pauses between captions")]
         if self._active:  # told already
             return []
         why = f"so that it stays below the {self._limit_at_c:.0f} °C at which it would be slowed down"
@@ -155,8 +155,8 @@ def _changes(before: list[str], now: list[str]) -> list[News]:
     news = []
     if UNDER_VOLTAGE in now and UNDER_VOLTAGE not in before:
         words = (
-            "the power supply is weak: the board gets too little voltage and may fail at any time; use the supply that "
-            "is made for it, with a short cable. Until then captions pause between pictures"
+            "the power supply is too weak: the board gets too little voltage and may fail at any time; use the supply "
+            "made for it, with a short cable. Until then captions pause between pictures"
         )
         news.append(News(logging.WARNING, words))
     if UNDER_VOLTAGE in before and UNDER_VOLTAGE not in now:

@@ -1,4 +1,4 @@
-"""TLS as the configuration wants it, from certificates that are read anew for every connection."""
+"""TLS as the configuration wants it, from certificates that are read again for every connection."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edge_daemon.errors import ConfigError
 from edge_daemon.mqtt_config import TlsConfig
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+NOT_PEM = "this is not a PEM file; it begins with -----BEGIN CERTIFICATE----- (or PRIVATE KEY)"
 
 
 def context(config: TlsConfig, on_alert: Callable[[Exception], None]) -> ssl.SSLContext:
@@ -40,10 +41,10 @@ def _load(name: str, path: Path, load: Callable[[Path], None]) -> None:
         path.open("rb").close()  # OpenSSL does not say which file it misses
         load(path)
     except ssl.SSLError as error:
-        reason = "the key does not belong to this certificate" if "MISMATCH" in str(error.reason) else "no PEM file"
+        reason = "the key does not belong to this certificate" if "MISMATCH" in str(error.reason) else NOT_PEM
         raise ConfigError(f"mqtt.tls.{name} {path}: {reason}") from error
     except _HasPassword as error:
-        raise ConfigError(f"mqtt.tls.key_file: the key of {path} has a password; one without is needed") from error
+        raise ConfigError(f"mqtt.tls.key_file: the key in {path} has a password; use a key without one") from error
     except OSError as error:
         raise ConfigError(f"mqtt.tls.{name} {path}: {error.strerror}") from error
 

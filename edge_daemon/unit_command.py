@@ -29,25 +29,28 @@ Resolve = Callable[[str], tuple[str, ...]]
 def add(commands: Commands) -> None:
     """`edge-daemon systemd`."""
     top = subcommand.add(
-        *(commands, "systemd", "what the systemd unit needs for a configuration"),
+        *(commands, "systemd", "print or install what the systemd unit needs for a configuration"),
         "  edge-daemon systemd render -c /etc/edge-daemon/config.yaml\n"
         "  sudo edge-daemon systemd render --strict --write",
     )
     kinds = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = subcommand.add(
         *(kinds, "render", "print the unit's drop-in: the devices, paths and addresses that a configuration needs"),
-        "  edge-daemon systemd render                        look at it\n"
-        "  sudo edge-daemon systemd render --write           and install it for the unit of this configuration\n"
-        "  sudo edge-daemon systemd render --strict --write  and let it reach broker and cameras only\n"
-        "  sudo edge-daemon systemd render --strict --allow 192.168.1.0/24 --write   or the whole network at home",
+        "  edge-daemon systemd render                        print it\n"
+        "  sudo edge-daemon systemd render --write           install it for the unit of this configuration\n"
+        "  sudo edge-daemon systemd render --strict --write  also close the network, except for broker and cameras\n"
+        "  sudo edge-daemon systemd render --strict --allow 192.168.1.0/24 --write   also allow the home network",
     )
     subcommand.add_config_option(command)
     command.add_argument(
-        "--strict", action="store_true", help="close the network but for the broker and cameras of the configuration"
+        "--strict", action="store_true", help="allow network access only to the configured broker and cameras"
     )
-    told = "with --strict: this as well (repeatable); then a host that has no address now is no error"
+    told = (
+        "with --strict: also allow this address or network (repeatable); "
+        "a host that cannot be resolved now is then no error"
+    )
     command.add_argument("--allow", action="append", default=[], metavar="ADDRESS[/BITS]", help=told)
-    command.add_argument("--write", action="store_true", help=f"install it below {UNITS}")
+    command.add_argument("--write", action="store_true", help=f"install it under {UNITS} instead of printing it")
     command.set_defaults(command=render)
 
 
@@ -58,7 +61,7 @@ def render(arguments: argparse.Namespace) -> int:
     path = arguments.config.absolute()
     settings = config.load(path)
     if arguments.allow and not arguments.strict:
-        raise ConfigError("--allow says what stays open; add --strict, which closes the rest")
+        raise ConfigError("--allow needs --strict: it says what stays open when --strict closes the network")
     folders = (place for _, place in unit_files.paths(settings))
     groups = {place: group for place in folders if (group := reading_group(place))}
     found = unit_files.Found(
@@ -97,7 +100,7 @@ def install(text: str, unit: str) -> None:
         place.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UnavailableError(f"{place} cannot be written: {error.strerror}; with sudo?") from error
-    print(f"{place}: written; it holds after: systemctl daemon-reload && systemctl restart {unit}")
+    print(f"{place}: written; to apply it: systemctl daemon-reload && systemctl restart {unit}")
 
 
 def reading_group(path: Path) -> str:
@@ -132,8 +135,8 @@ def reaches(wanted: Iterator[tuple[str, str]], allow: Sequence[str], resolve: Re
         named = named or found != (host,)
         if not found and not allow:
             raise UnavailableError(
-                f"{key}: value {host!r}: no address is known for it now; give the address itself in the configuration, "
-                "or its network: --allow 192.168.1.0/24"
+                f"{key}: value {host!r}: it has no known address now; use the address itself in the configuration, "
+                "or allow its network: --allow 192.168.1.0/24"
             )
         if found:
             yield Reach(f"{key}: {host}", found)
@@ -150,7 +153,7 @@ def network(text: str) -> str:
         return str(ipaddress.ip_network(text, strict=False))
     except ValueError:
         raise ConfigError(
-            f"--allow: value {text!r}: an address or a network such as 192.168.1.0/24 is expected"
+            f"--allow: value {text!r}: this must be an address, or a network such as 192.168.1.0/24"
         ) from None
 
 

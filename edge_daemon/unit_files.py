@@ -91,7 +91,7 @@ def drop_in(settings: Config, found: Found, made_by: str) -> str:
     """The text of the drop-in. `made_by` is the command that makes it again."""
     lines = [
         f"# Made by: {made_by}",
-        "# Make it again when the broker, the model's place or a source in the configuration changes.",
+        "# Run it again when the broker, the model's directory or a source in the configuration changes.",
         *_disks(settings),
         "[Service]",
         *_devices(settings),
@@ -116,7 +116,7 @@ def _disks(settings: Config) -> Iterator[str]:
         return
     units = dict.fromkeys(mount_unit(one) for path in places.values() for one in (*reversed(path.parents[:-1]), path))
     yield "[Unit]"
-    yield f"# {', '.join(places)}: a disk on the way to it is waited for; most of these units are none"
+    yield f"# {', '.join(places)}: wait for the disks they are on; most of these units do not exist, which is normal"
     yield from (f"{setting}={' '.join(units)}" for setting in ("Wants", "After"))
 
 
@@ -178,7 +178,7 @@ def _state(settings: Config) -> Iterator[str]:
 def _network(reaches: Sequence[Reach] | None) -> Iterator[str]:
     if reaches is None:
         return
-    yield "# nobody but these can be reached; names are not looked up again: make this file again when one moves"
+    yield "# only these can be reached; names are not looked up again: make this file again when an address changes"
     yield "IPAddressDeny=any"
     for reach in reaches:
         yield f"# {reach.what}"

@@ -28,7 +28,8 @@ class Visit:
         self.is_answered = False
         """The broker has taken us, or refused."""
         self.is_parting = False
-        self.hung_up_for = ""
+        self.silence = ""
+        """What the broker did not do, and for how long, if we hung up on it for that."""
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -42,7 +43,7 @@ class Visit:
         """Hang up unless the broker answers in time."""
         self.answer_came()
         within_s = ANSWER_S if self.is_answered else min(ANSWER_S, self._patience_s)
-        self._timer = self._loop.call_later(within_s, self._hang_up)
+        self._timer = self._loop.call_later(within_s, self._hang_up, within_s)
 
     def answer_came(self) -> None:
         """The broker owes nothing now."""
@@ -50,9 +51,9 @@ class Visit:
             self._timer.cancel()
             self._timer = None
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, within_s: float) -> None:
         what = "confirmed no message" if self.is_answered else "did not answer"
-        self.hung_up_for = f"{what} for {ANSWER_S:.0f} s"
+        self.silence = f"{what} for {within_s:.0f} s"
         self._timer = None
         self.link.hang_up()
 

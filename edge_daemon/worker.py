@@ -105,7 +105,7 @@ class Link:
                     self._model.cache.cap = message.kv_positions
                 self._heard.put(message)
         except WireError as error:
-            sys.stderr.write(f"what the daemon sent is no message for a worker: {error}\n")
+            sys.stderr.write(f"what the daemon sent is not a message for a worker: {error}\n")
             status = 1
         # The main thread may be deep in native code; nothing here needs tidying up.
         os._exit(status)
@@ -123,9 +123,9 @@ def treated(serving: Serving, cap: Cap) -> Serving:
 
 
 def tie(needs: memory.Needs | None, positions: int) -> None:
-    """The last rope, should nobody else hold us: let allocations fail beyond all that a caption can need.
+    """Last resort if the watchdog fails: limit mapped data (RLIMIT_DATA), so an allocation fails instead of the board.
 
-    A failed allocation ends the worker with words, and the picture is asked of the next one.
+    A failed allocation ends the worker, which says so, and the picture goes to the next one.
     """
     mapped_bytes = kib(Path("/proc/self/status").read_text(encoding="ascii"), "VmData")
     if needs is None or mapped_bytes is None:
@@ -260,7 +260,7 @@ def answer(serving: Serving, request: Request, daemon: pipe.Pipe) -> Results | F
     try:
         picture = frombuffer("RGB", size, request.payload, "raw", "RGB", 0, 1)
     except ValueError as error:
-        return Failed(f"{len(request.payload)} bytes are no RGB picture of {size[0]}×{size[1]}: {error}")
+        return Failed(f"{len(request.payload)} bytes are not an RGB picture of {size[0]}×{size[1]}: {error}")
     daemon.write(Progress("encode"))
     encode_s = model.encode(picture)
     if serving.releases_vision:

@@ -73,13 +73,13 @@ def read(path: Path) -> Document:
         raise ConfigError(f"{path}:{place}: not UTF-8 text: {error.reason}") from None
     except yaml.reader.ReaderError as error:
         place = _end_of(text[: error.position])
-        raise ConfigError(f"{path}:{place}: a control character (number {error.character}) in the text") from None
+        raise ConfigError(f"{path}:{place}: a control character (code {error.character}) in the text") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{place}: not valid YAML: {_in_words(error.problem or str(error.context))}") from None
     except RecursionError:
-        raise ConfigError(f"{path}:1:1: brackets in brackets, too deeply nested to be read") from None
+        raise ConfigError(f"{path}:1:1: brackets nested too deeply to be read") from None
     return Document(path, values, reader.places, frozenset(reader.secrets))
 
 
@@ -98,9 +98,9 @@ def _end_of(text: str) -> str:
 def _in_words(problem: str) -> str:
     """What the parser found, without a word of the file."""
     if r"'\t'" in problem:
-        return "a tab stands here; indent with spaces"
+        return "there is a tab here; indent with spaces"
     if "tag handle" in problem:
-        return "a text that begins with ! must stand in quotes"
+        return "text that begins with ! must be in quotes"
     return problem
 
 
@@ -116,7 +116,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(
-                problem="&name and *name are not known here; a text that begins with & or * must stand in quotes",
+                problem="&name and *name are not supported; text that begins with & or * must be in quotes",
                 problem_mark=event.start_mark,
             )
         return super().compose_node(parent, index)
@@ -140,7 +140,7 @@ class _Reader:
             self.secrets.add(key)
             return self._tags[node.tag](str(node.value), node)
         if node.tag not in COLLECTIONS:
-            raise self._error(node, f"only a single word can stand behind a tag ({', '.join(self._tags)})")
+            raise self._error(node, f"only a single word may follow a tag ({', '.join(self._tags)})")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         return [self.value(item, (*key, index)) for index, item in enumerate(node.value)]
@@ -148,11 +148,13 @@ class _Reader:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag not in SCALARS:
             known = ", ".join(self._tags)
-            raise self._error(node, f"unknown tag; known are {known}; a text that begins with ! must stand in quotes")
+            raise self._error(node, f"unknown tag; known are {known}; text that begins with ! must be in quotes")
         try:
             return self._scalars.construct_object(node)
         except (ValueError, LookupError):
-            raise self._error(node, "this looks like a number and is none; put it in quotes") from None
+            raise self._error(
+                node, "this looks like a number but is not one; to use it as text, put it in quotes"
+            ) from None
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[Any, Any]:
         values: dict[Any, Any] = {}
@@ -161,7 +163,7 @@ class _Reader:
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise self._error(key_node, "a key must be a plain word; put it in quotes if it looks like a value")
             if name in values:
-                raise self._error(key_node, f"the key {name!r} stands here twice")
+                raise self._error(key_node, f"the key {name!r} is here twice")
             self.places[(*key, name)] = Place(key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             values[name] = self.value(value_node, (*key, name))
         return values
@@ -191,7 +193,7 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise self._error(node, f"the secret in {path} is not UTF-8 text") from error
         except ValueError as error:
-            raise self._error(node, "the secret's file has a character in its name that no name can have") from error
+            raise self._error(node, "the secret's file name has a character that no file name can have") from error
 
     def _error(self, node: yaml.Node, text: str) -> ConfigError:
         return ConfigError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {text}")

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
 from edge_daemon.scratch import scratch
-from edge_daemon.subcommand import Commands
+from edge_daemon.subcommand import Commands, at_least
 
 PREFERRED = "moondream-0.5b"
 
@@ -30,36 +30,29 @@ class Subject:
 def add(commands: Commands) -> None:
     """Put `bench` among the commands."""
     command = subcommand.add(
-        *(commands, "bench", "measure what a caption costs here, stage by stage, beside what this machine can do"),
-        "  edge-daemon bench                    the installed model, or random weights in the 0.5B shape\n"
+        *(commands, "bench", "measure how long each stage of a caption takes, compared with what this machine can do"),
+        "  edge-daemon bench                    the installed model, or random weights of the 0.5B shape\n"
         "  edge-daemon bench --precision int8 --threads 3\n"
         "  edge-daemon bench --model demo-shapes --json | jq .of_the_limits",
     )
     what = command.add_mutually_exclusive_group()
-    what.add_argument("--model", metavar="NAME_OR_DIR", help=f"default: {PREFERRED}, or another that is installed")
-    what.add_argument("--shape", choices=["0.5b"], help="random weights in this shape; 2.5 GB of disk for that time")
+    model = f"the model to measure (default: {PREFERRED}, or another that is installed)"
+    what.add_argument("--model", metavar="NAME_OR_DIR", help=model)
+    shape = "use random weights of this shape (needs 2.5 GB of disk while it runs)"
+    what.add_argument("--shape", choices=["0.5b"], help=shape)
     command.add_argument(
         "--precision",
         choices=["auto", "float32", "bfloat16", "float16", "int8"],
         default="auto",
         help="what to compute in (default: auto)",
     )
-    command.add_argument("--threads", type=at_least(1), metavar="N", help="default: as `threads: auto` of the service")
-    command.add_argument("--runs", type=at_least(1), default=3, metavar="N", help="pictures (default: 3)")
-    command.add_argument("--tokens", type=at_least(2), default=20, metavar="N", help="a picture (default: 20)")
+    threads = "number of threads (default: what `threads: auto` gives the service)"
+    command.add_argument("--threads", type=at_least(1), metavar="N", help=threads)
+    command.add_argument("--runs", type=at_least(1), default=3, metavar="N", help="number of pictures (default: 3)")
+    tokens = "tokens generated per picture (default: 20)"
+    command.add_argument("--tokens", type=at_least(2), default=20, metavar="N", help=tokens)
     command.add_argument("--json", action="store_true", help="print only the last line, the JSON document")
     command.set_defaults(command=bench)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `least` on."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        return int(text)
-
-    return number
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -91,12 +84,12 @@ def _subject(name: str | None, shape: str | None) -> Iterator[Subject]:
     state_dir = config.default_state_dir()
     if name is None and shape is None and (present := models.installed(state_dir)):
         name = PREFERRED if PREFERRED in present else present[0]
-        say(f"model {name}, which is installed")
+        say(f"using the installed model {name}")
     if name is not None:
         yield Subject(models.directory_of(name, state_dir), random_weights=False)
         return
     if shape is None:
-        say("no model is installed, so random weights are made in the shape of the 0.5B")
+        say("no model is installed, so this uses random weights of the 0.5B shape")
     with _random_model(shape or "0.5b") as directory:
         yield Subject(directory, random_weights=True)
 

@@ -80,22 +80,22 @@ def measure(directory: Path, wishes: Wishes, say: Say) -> Measured:
     prompt = len(config.templates.caption[length])
     positions = _positions(config, prompt, wishes.tokens)
     _use_threads(wishes.threads)
-    say("the machine's limits: matrix products and reading memory")
+    say("measuring the machine's limits: matrix products and reading memory")
     gemm, read = limits.gemm_rates(), limits.read_rates()
     if not machine.forget_peak():
-        say("this kernel cannot reset the peak of memory: it includes what measuring the limits took")
+        say("this kernel cannot reset the peak of memory, so it includes what measuring the limits took")
     start_s = time.perf_counter()
     model = open_model(directory, config, wishes.precision, positions, say)
     load_s = time.perf_counter() - start_s
     jpeg, decoder = camera_picture(), open_decoder()
-    say("one picture to warm up")
+    say("one picture as a warm-up")
     run(model, jpeg, decoder, length, WARM_UP_TOKENS)
     runs = []
     for index in range(wishes.runs):
         say(f"picture {index + 1} of {wishes.runs}")
         runs.append(run(model, jpeg, decoder, length, wishes.tokens))
     peak_bytes = machine.peak_rss_bytes()
-    say("the machine's limits again")
+    say("measuring the machine's limits again")
     return Measured(
         config=config,
         precision=model.parts.precision,

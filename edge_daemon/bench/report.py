@@ -158,7 +158,7 @@ def table(said: dict[str, Any]) -> str:
 
 def _shares_in_words(shares: dict[str, float]) -> list[str]:
     if not shares:
-        return ["how much the graphs of engine onnx compute is not known"]
+        return ["how much computing the graphs of engine onnx take is not known"]
     return [
         f"vision, projection and prefill together: {shares['vision_and_prefill']:.0%} of these products' rate, "
         f"at best {shares['vision_and_prefill_best']:.0%}",

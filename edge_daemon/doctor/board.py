@@ -41,8 +41,8 @@ def system(etc: Path) -> Finding:
         return ok("system", name)
     return warning(
         "system",
-        f"{name}: not among the systems that this was tested on",
-        "Tested are Debian 12 and 13 and the 64-bit Raspberry Pi OS that is built on them. Others may well work.",
+        f"{name}: not one of the systems that this was tested on",
+        "Debian 12 and 13 and the 64-bit Raspberry Pi OS based on them were tested. Others may well work.",
     )
 
 
@@ -68,13 +68,13 @@ def python(version: tuple[int, ...]) -> Finding:
     if version in POSSIBLE_PYTHON:
         return warning(
             "python",
-            f"Python {name}: has wheels of everything, but the tests do not run on it",
-            "Tested are 3.11 (Debian 12) and 3.13 (Debian 13).",
+            f"Python {name}: all libraries are available for it, but it was not tested",
+            "3.11 (Debian 12) and 3.13 (Debian 13) were tested.",
         )
     return problem(
         "python",
-        f"Python {name}: the libraries that are needed are not made for it",
-        "Needed is Python 3.11 (Debian 12) or 3.13 (Debian 13); 3.12 may work.",
+        f"Python {name}: the required libraries are not available for it",
+        "Python 3.11 (Debian 12) or 3.13 (Debian 13) is required; 3.12 may work.",
         "python3 --version; ls /usr/bin/python3.*",
     )
 
@@ -85,11 +85,11 @@ def clock(clock: Clock) -> Finding:
     if stamp.synced:
         return ok("clock", "is set by a time server")
     if stamp.synced is None:
-        return skipped("clock", "the kernel does not tell whether a time server sets it")
+        return skipped("clock", "the kernel does not say whether a time server sets it")
     return warning(
         "clock",
         "no time server has set it since the start",
-        "Captions carry the time of their pictures, and certificates are refused when the clock is far off. Results "
+        "Captions carry the time of their pictures, and certificates are refused if the clock is far off. Results "
         "made now are marked with clock_synced: false.",
         "sudo timedatectl set-ntp true; timedatectl timesync-status",
     )

@@ -34,14 +34,14 @@ RESULT_BYTES = 16 * 1024
 ANSWER = b'{"status": "ok", "data": {}}'
 """What is sent to try it: an answer like others, to nobody's question (configs/response.schema.json)."""
 ACCESS = "compare the broker's access list with configs/mosquitto/acl"
-OWN_NAMES = "give each machine a node and mqtt.client_id of its own; a copied card also a new /etc/machine-id"
+OWN_NAMES = "give each machine a node and mqtt.client_id of its own; after copying a card also a new /etc/machine-id"
 NAMES = {V5: "5", V311: "3.1.1"}
 
 
 def look(subject: Subject) -> Iterator[Finding]:
     """One step after the other, until one fails."""
     if subject.config is None:
-        yield skipped("broker", "needs a configuration that can be used")
+        yield skipped("broker", "needs a usable configuration")
         return
     config = subject.config.mqtt
     steps: Sequence[Callable[[MqttConfig], Finding]] = (name, port, *((encryption,) if config.tls.enabled else ()))
@@ -65,8 +65,8 @@ def name(config: MqttConfig) -> Finding:
     addresses = ", ".join(sorted({str(address[4][0]) for address in found}))
     took_s = time.monotonic() - start_s
     if took_s > STEP_S / 2:
-        meaning = "Every attempt to connect is held up by it."
-        return warning("broker.name", f"{config.host} took {took_s:.0f} s to find", meaning, "resolvectl status")
+        meaning = "Every attempt to connect is delayed by this."
+        return warning("broker.name", f"{config.host} took {took_s:.0f} s to resolve", meaning, "resolvectl status")
     return ok("broker.name", f"{config.host} is {addresses}")
 
 
@@ -102,7 +102,7 @@ def encryption(config: MqttConfig) -> Finding:
     days = (ends - datetime.now(UTC)).days
     what = f"{version}, certificate good until {ends:%Y-%m-%d}"
     if days < SOON_DAYS:
-        meaning = f"It ends in {days} days; from then on there is no connection."
+        meaning = f"It ends in {days} days; after that there is no connection."
         return warning("broker.tls", what, meaning, "renew the broker's certificate")
     return ok("broker.tls", what)
 
@@ -151,7 +151,7 @@ async def _leave(link: Link) -> None:
 
 def refused(config: MqttConfig, visitor: Visitor) -> Finding:
     """No connection, and why."""
-    meaning = "Nothing is published, and results wait on disk, until that has changed."
+    meaning = "Nothing is published, and results wait on disk, until this is fixed."
     if visitor.answer is not None:
         words = reasons.in_words(visitor.answer.code, has_login=config.username is not None)
         what = f"the broker refuses us ({visitor.answer.name}): {words}"
@@ -160,7 +160,7 @@ def refused(config: MqttConfig, visitor: Visitor) -> Finding:
         return problem("broker.login", str(visitor.error), meaning, "edge-daemon check-config")
     if isinstance(visitor.error, OSError):
         return problem("broker.login", reasons.unreachable(visitor.error), meaning, "systemctl status mosquitto")
-    what = f"what listens there does not answer as a broker does{reasons.WHICH_PORT[config.tls.enabled]}"
+    what = f"what listens there does not answer like a broker{reasons.WHICH_PORT[config.tls.enabled]}"
     return problem("broker.login", what, meaning, "ss -ltnp; check mqtt.port and mqtt.transport")
 
 
@@ -183,11 +183,11 @@ async def listening(config: Config, topics: Topics, link: Link, visitor: Visitor
     answers = zip(wanted, visitor.granted, strict=False)
     refusals = [(topic, reason) for topic, reason in answers if reason.is_failure]
     if not refusals:
-        return [ok("broker.listen", f"may listen to {', '.join(wanted)}")]
+        return [ok("broker.listen", f"may subscribe to {', '.join(wanted)}")]
     listed, reason = ", ".join(topic for topic, _ in refusals), refusals[0][1]
-    meaning = "Commands, switches and Home Assistant's restarts are not heard; captions are published all the same."
+    meaning = "Commands, switches and Home Assistant's restarts are not noticed; captions are published all the same."
     words = reasons.in_words(reason.code)
-    return [warning("broker.listen", f"may not listen to {listed} ({reason.name}): {words}", meaning, ACCESS)]
+    return [warning("broker.listen", f"may not subscribe to {listed} ({reason.name}): {words}", meaning, ACCESS)]
 
 
 async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) -> list[Finding]:
@@ -200,22 +200,22 @@ async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) 
         what = f"may not write to {topics.response('doctor')} ({small.name}): {words}"
         return [problem("broker.write", what, "No caption would reach anybody.", ACCESS)]
     blind = "; MQTT 3.1.1 does not say whether that is allowed" if link.version == V311 else ""
-    found = [
-        ok("broker.write", f"may write to {topics.response('doctor')}; other topics show with the first result{blind}")
-    ]
+    written = f"may write to {topics.response('doctor')}; whether it may write elsewhere shows with the first result"
+    found = [ok("broker.write", written + blind)]
     size_bytes = max([RESULT_BYTES, *(s.image.max_kib * 1024 for s in config.sources.values() if s.image.enabled)])
     what = f"a message of {size_bytes // 1024} KiB"
-    meaning = "Results or images that are larger never arrive; they are set aside."
+    meaning = "Larger results or images never arrive; they are set aside."
     try:
         visitor.terms.check(size_bytes, config.mqtt.max_packet_kib)
     except ValueError as error:
         mends = "raise it, or lower image.max_kib of the sources"
-        return [*found, problem("broker.size", f"{what} is not taken: {error}", meaning, mends)]
+        return [*found, problem("broker.size", f"{what} is not accepted: {error}", meaning, mends)]
     large = await _sent(topics, link, visitor, size_bytes)
     if large is None or large.is_failure:
         why = reasons.TOO_LARGE if large is None else reasons.in_words(large.code)
-        return [*found, problem("broker.size", f"{what} is not taken: {why}", meaning, "raise max_packet_size there")]
-    return [*found, ok("broker.size", f"{what} is taken")]
+        mends = "raise max_packet_size there"
+        return [*found, problem("broker.size", f"{what} is not accepted: {why}", meaning, mends)]
+    return [*found, ok("broker.size", f"{what} is accepted")]
 
 
 async def _sent(topics: Topics, link: Link, visitor: Visitor, size_bytes: int) -> Reason | None:
@@ -228,8 +228,8 @@ async def _sent(topics: Topics, link: Link, visitor: Visitor, size_bytes: int) -
 def _hung_up(id: str, when: str, visitor: Visitor) -> Finding:
     if visitor.said is not None and visitor.said.code == TAKEN_OVER:
         return problem("broker.alone", reasons.ANOTHER_CLIENT, "Each throws the other out, for ever.", OWN_NAMES)
-    did = "closes the connection" if visitor.over else f"says nothing for {STEP_S:.0f} s"
-    meaning = "It may be that its access list ends connections, or that another client has our name."
+    did = "closes the connection" if visitor.over else f"sends nothing for {STEP_S:.0f} s"
+    meaning = "Perhaps its access list makes it close connections, or another client has our name."
     return problem(id, f"the broker {did} when {when}", meaning, "sudo journalctl -u mosquitto -n 20")
 
 
@@ -239,11 +239,11 @@ def alone(client_id: str, guest: bool, visitor: Visitor) -> Finding:
     if visitor.over:
         return problem("broker.alone", f"{reasons.ANOTHER_CLIENT} ({client_id})", meaning, OWN_NAMES)
     if guest:
-        return skipped("broker.alone", "the service is connected under our name, and would say so itself")
+        return skipped("broker.alone", "the service is connected with our name, and reports such a conflict itself")
     if visitor.availability == b"online":
         what = "something else says `online` on our topic for availability, and the service does not run here"
         return warning("broker.alone", what, f"Another machine has the same node. {meaning}", OWN_NAMES)
-    return ok("broker.alone", f"nobody else is {client_id}")
+    return ok("broker.alone", f"no other client is called {client_id}")
 
 
 class Visitor:

@@ -35,7 +35,7 @@ def look(subject: Subject) -> Iterator[Finding]:
 def memory(total_bytes: int | None, available_bytes: int | None) -> Finding:
     """Of the board."""
     if total_bytes is None or available_bytes is None:
-        return skipped("memory", "/proc/meminfo does not tell")
+        return skipped("memory", "/proc/meminfo does not say")
     what = f"{total_bytes / MIB:.0f} MiB, {available_bytes / MIB:.0f} of them available"
     if total_bytes >= LEAST_BOARD_MIB * MIB:
         return ok("memory", what)
@@ -60,7 +60,7 @@ def swap(swaps: str, system: Path, mountinfo: str) -> Finding:
         return warning(
             "swap",
             f"swap on the SD card: {', '.join(on_card)}",
-            "A model that is swapped out to a card makes the board stand still and wears the card out. edge-daemon "
+            "A model that is swapped out to a card makes the board freeze and wears the card out. edge-daemon "
             "does not count swap as memory; zram is better for the rest of the system.",
             f"sudo {off}; sudo apt install systemd-zram-generator",
         )
@@ -84,6 +84,6 @@ def limit(membership: str, root: Path, board_bytes: int) -> Finding:
     """The tightest limit that holds for the service, or for us while it does not run."""
     level = cgroup.tightest(membership, root, board_bytes)
     if level is None:
-        return ok("limit", "no limit of memory holds")
+        return ok("limit", "there is no memory limit")
     words = f"a limit of {level.limit_bytes / MIB:.0f} MiB holds, {level.room_bytes / MIB:.0f} of it are left"
     return ok("limit", words)

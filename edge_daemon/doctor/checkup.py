@@ -48,8 +48,8 @@ def examine(check: Check, subject: Subject) -> Iterator[Finding]:
             yield problem(
                 check.name,
                 f"{check.title}: no answer within {check.deadline_s:.0f} s",
-                "What was asked hangs: a network mount without its server, a disk or a driver that fails, or a machine "
-                "that is far too busy. Whatever needs it in the service may hang as well.",
+                "Something is stuck: a network mount without its server, a failing disk or driver, or a machine that "
+                "is far too busy. Whatever needs it in the service may get stuck as well.",
                 "sudo dmesg --level=err,warn | tail",
             )
             return
@@ -59,8 +59,9 @@ def examine(check: Check, subject: Subject) -> Iterator[Finding]:
         if answer.error is not None:
             yield warning(
                 check.name,
-                f"{check.title}: this check failed in itself ({type(answer.error).__name__}: {answer.error})",
-                "Nothing is known about it. Please report this as a bug, with the file of --report.",
+                f"{check.title}: this check could not run because of an internal error "
+                f"({type(answer.error).__name__}: {answer.error})",
+                "Nothing is known about this. Please report it as a bug, with the file from --report.",
             )
         return
 

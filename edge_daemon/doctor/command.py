@@ -26,28 +26,34 @@ if TYPE_CHECKING:
 WIDTH = 100
 READ_S = 20.0
 """For a file that may lie on a network."""
-NOT_YET = "there is none yet: only the machine is looked at"
+NOT_YET = "there is none yet: only the machine is checked"
 
 
 def add(commands: Commands) -> None:
     """Put `doctor` among the commands."""
     command = subcommand.add(
-        *(commands, "doctor", "examine this machine, the configuration, the broker and the service"),
+        *(
+            commands,
+            "doctor",
+            "check machine, configuration, broker and service; --fix repairs what it can",
+        ),
         "  edge-daemon doctor                          before the service is installed, and whenever it does not work\n"
         "  edge-daemon doctor -c my.yaml --no-caption  without loading the model\n"
-        "  sudo edge-daemon doctor --fix               mend what can safely be mended, each asked for\n"
-        "  sudo edge-daemon doctor --report report.txt  a file to show to others: no passwords, no names\n"
+        "  sudo edge-daemon doctor --fix               repair what is safe to repair; asks before each repair\n"
+        "  sudo edge-daemon doctor --report report.txt  write a report that is safe to share\n"
         "  edge-daemon doctor --json | jq '.findings[] | select(.state == \"problem\")'\n"
         "exit status 0 without a problem, 69 with one, 78 when the configuration is wrong",
     )
     subcommand.add_config_option(command)
     captions = command.add_mutually_exclusive_group()
     captions.add_argument("--caption", action="store_true", help="time a caption, even beside the running service")
-    captions.add_argument("--no-caption", action="store_true", help="load no model")
-    command.add_argument("--json", action="store_true", help="one JSON document and nothing else")
-    command.add_argument("--report", metavar="FILE", type=Path, help="also write a file to show to others")
-    command.add_argument("--fix", action="store_true", help="mend what can safely be mended; asks before each")
-    command.add_argument("--yes", action="store_true", help="with --fix: do not ask")
+    captions.add_argument("--no-caption", action="store_true", help="do not load a model")
+    command.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    report = "also write a report that is safe to share (no passwords or user names)"
+    command.add_argument("--report", metavar="FILE", type=Path, help=report)
+    fix = "repair what is safe to repair; asks before each repair"
+    command.add_argument("--fix", action="store_true", help=fix)
+    command.add_argument("--yes", action="store_true", help="with --fix: repair without asking")
     command.set_defaults(command=doctor)
 
 
@@ -87,7 +93,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     try:
         hidden, (first, config) = within(READ_S, lambda: (hiding(path), configuration(path)))
     except TimeoutError:
-        raise UnavailableError(f"{path} could not be read within {READ_S:g} s: what it lies on hangs") from None
+        raise UnavailableError(f"{path} could not be read within {READ_S:g} s: its disk or mount is stuck") from None
     screen = Screen(arguments.json, hidden)
     findings = [clean(first, hidden)]
     screen.tell(findings[0])
@@ -104,7 +110,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         print(words.summary(findings))
     if arguments.report is not None:
         write_report(arguments.report, findings, code, hidden)
-        screen.say(f"{arguments.report}: read it once before you show it to others")
+        screen.say(f"{arguments.report}: read it once before you share it")
     return code
 
 
@@ -113,12 +119,12 @@ def configuration(path: Path) -> tuple[Finding, Config | None]:
     from edge_daemon import config
 
     if path == Path(subcommand.DEFAULT_CONFIG) and _is_absent(path):
-        meaning = "Sources, broker and model are looked at when there is one."
+        meaning = "Sources, broker and model are checked once there is one."
         return warning(CONFIG_ID, f"{path}: {NOT_YET}", meaning, f"sudo install -D configs/folder.yaml {path}"), None
     try:
         settings = config.load(path)
     except ConfigError as error:
-        meaning = "The service ends at its start with exit status 78. What needs a configuration is not looked at."
+        meaning = "The service ends with exit status 78 when it starts. What needs a configuration is not checked."
         return problem(CONFIG_ID, str(error), meaning, f"sudoedit {path}; edge-daemon check-config -c {path}"), None
     return ok(CONFIG_ID, f"{path}: sources {', '.join(settings.sources)}"), settings
 
@@ -175,17 +181,17 @@ def checks() -> list[Check]:
         Check("board", "the board and its system", 10.0, board.look),
         Check("packages", "installed libraries", 30.0, packages.look),
         Check("processor", "the processor", 10.0, processor.look),
-        Check("torch", "torch, tried in a process of its own", processor.PROBE_S + 10.0, processor.probe),
+        Check("torch", "torch, in a process of its own", processor.PROBE_S + 10.0, processor.probe),
         Check("threads", "threads", 10.0, processor.threads),
         Check("memory", "memory", 10.0, capacity.look),
         Check("temperature", "temperature and power supply", 20.0, warmth.look),
         Check("disk", "the disk", 20.0, disk.look),
         Check("state", "the state directory", 60.0, state.look),
-        Check("model", "the model, all of whose files are read", 300.0, model.look),
+        Check("model", "the model (reading all its files)", 300.0, model.look),
         Check("sources", "the sources", 90.0, sources.look),
         Check("broker", "the broker", 90.0, broker.look),
         Check("unit", "the service", 30.0, unit.look),
-        Check("caption", "one caption; the model is loaded for it", model.CAPTION_S + 10.0, model.caption),
+        Check("caption", "one caption (loading the model for it)", model.CAPTION_S + 10.0, model.caption),
     ]
 
 
@@ -233,7 +239,7 @@ def mended(findings: Sequence[Finding], subject: Subject, screen: Screen, *, agr
     left, renewed = [*findings], False
     offers = [finding for finding in findings if finding.fix is not None]
     if not offers:
-        screen.say("there is nothing that --fix could mend")
+        screen.say("there is nothing that --fix could repair")
     for finding in offers:
         assert finding.fix is not None
         screen.say(f"\n{finding.id}: {finding.what}\n  this will {finding.fix.will}\n  to undo: {finding.fix.undo}")
@@ -255,7 +261,7 @@ def mended(findings: Sequence[Finding], subject: Subject, screen: Screen, *, agr
 def agreed(screen: Screen) -> bool:
     """Ask at the terminal; without one nothing is done."""
     if not sys.stdin.isatty():
-        screen.say("  not done: nobody is there to ask; --yes agrees to all")
+        screen.say("  not done: there is nobody to ask; --yes repairs without asking")
         return False
     print("  do it? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -39,7 +39,7 @@ def look(subject: Subject) -> Iterator[Finding]:
     yield room(place, free_on_disk(place), outbox_mib)
     mount = mount_of(place.resolve(), text_of(subject.places.proc / "self/mountinfo"))
     if mount is None:
-        yield skipped("card", "the kernel does not tell what the disk is")
+        yield skipped("card", "the kernel does not say what kind of disk it is")
         return
     yield mounted(mount)
     yield card(mount, subject.places.sys)
@@ -59,13 +59,13 @@ def _is_there(path: Path) -> bool:
 
 def room(place: Path, free_bytes: int, outbox_mib: int) -> Finding:
     """What can still be written."""
-    what = f"{free_bytes / MIB:.0f} MiB are free where {place} is"
+    what = f"{free_bytes / MIB:.0f} MiB are free on the disk of {place}"
     mends = f"sudo du -xh --max-depth=2 {place} | sort -h | tail; sudo apt clean"
     if free_bytes < LEAST_MIB * MIB:
-        meaning = "Results cannot be kept on disk: they wait in memory, and a power cut takes them."
+        meaning = "Results cannot be kept on disk: they wait in memory, and a power cut loses them."
         return problem("disk", what, meaning, mends)
     if free_bytes < (outbox_mib + ROOM_MIB) * MIB:
-        meaning = f"When the broker is away for long, {outbox_mib} MiB of results are kept (outbox.max_mib)."
+        meaning = f"If the broker is away for long, up to {outbox_mib} MiB of results are kept (outbox.max_mib)."
         return warning("disk", what, meaning, mends)
     return ok("disk", what)
 
@@ -96,14 +96,14 @@ def mounted(mount: Mount) -> Finding:
         return problem(
             "mount",
             f"{what}, read-only",
-            "Nothing can be kept. Linux makes a disk read-only when it fails; a card that does so is to be replaced.",
+            "Nothing can be kept. Linux makes a failing disk read-only; replace a card that does this.",
             f"sudo dmesg | grep -i -e mmc -e 'I/O error' | tail; sudo mount -o remount,rw {mount.point}",
         )
     if mount.kind in ("tmpfs", "ramfs"):
         return warning(
             "mount",
             f"{what}: this is memory",
-            "Results and models that lie there are gone after a restart of the board.",
+            "Results and models stored there are gone after the board restarts.",
             "set state_dir to a place on a disk",
         )
     return ok("mount", what)
@@ -113,7 +113,7 @@ def card(mount: Mount, system: Path) -> Finding:
     """Of an SD card: which one, and whether it is spared."""
     device = re.sub(r"p\d+$", "", os.path.basename(mount.source))
     if not re.fullmatch(r"mmcblk\d+", device):
-        return ok("card", f"{mount.source} is no SD card")
+        return ok("card", f"{mount.source} is not an SD card")
     told = {name: text_of(system / "block" / device / "device" / name).strip() for name in ("name", "date", "type")}
     name = " ".join(filter(None, (told["type"] or "SD", told["name"], told["date"] and f"of {told['date']}")))
     commit = next((option for option in mount.options if option.startswith("commit=")), "commit=5, the default")
@@ -122,7 +122,7 @@ def card(mount: Mount, system: Path) -> Finding:
     return warning(
         "card",
         f"{name}; mounted without noatime, {commit}",
-        "Every look at a file may be a write to the card, which wears it out. With commit=60 the kernel collects what "
-        "others write for a minute; what edge-daemon keeps is safe at once all the same.",
+        "Even reading a file may write to the card, which wears it out. With commit=60 the kernel collects what other "
+        "programs write for a minute; what edge-daemon keeps is still safe at once.",
         f"add noatime,commit=60 to {mount.point} in /etc/fstab, then: sudo mount -o remount {mount.point}",
     )

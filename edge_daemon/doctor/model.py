@@ -33,7 +33,7 @@ LAST_WORDS = 300
 def look(subject: Subject) -> Iterator[Finding]:
     """Presence, and the hash of every file."""
     if subject.config is None:
-        yield skipped("model", "needs a configuration that can be used")
+        yield skipped("model", "needs a usable configuration")
         return
     try:
         directory = directory_of(subject)
@@ -62,7 +62,7 @@ def absent(subject: Subject, why: str) -> Finding:
     name = subject.config.model.name
     wanted = variant.STORED["0.5b"] if name == variant.FAMILY else name
     known = next((artefact for artefact in subject.catalogue if artefact.name == wanted), None)
-    meaning = "The service ends at its start with exit status 78 and is not started again."
+    meaning = "The service ends with exit status 78 when it starts, and is not started again."
     if known is None:
         return problem("model", why, meaning, "edge-daemon model list")
     pull = f"{store_command(subject.state_dir)} pull {known.name}"
@@ -70,7 +70,7 @@ def absent(subject: Subject, why: str) -> Finding:
     parts = {path for file in known.files for path in parts_of(file)}  # several files may be of one repository
     if parts:
         have_mib, all_mib = sum(path.stat().st_size for path in parts) / MIB, (known.download_bytes or 0) / MIB
-        meaning += f" A download was cut after {have_mib:.0f} of {all_mib:.0f} MiB; it goes on from there."
+        meaning += f" A download was interrupted after {have_mib:.0f} of {all_mib:.0f} MiB; it continues from there."
     if incomplete:
         pull += " --replace"
     return problem("model", why, meaning, pull, _pull(subject, known, incomplete) if parts or incomplete else None)
@@ -103,7 +103,7 @@ def _pull(subject: Subject, known: Artefact, replace: bool) -> Fix:
         directory = pull(known, Store(subject.state_dir), replace=replace)
         return f"{known.name} is in {directory}"
 
-    what = f"fetch what is missing of {known.name} and import it; this takes minutes"
+    what = f"fetch the missing parts of {known.name} and import it; this takes minutes"
     return Fix(what, f"{store_command(subject.state_dir)} remove {known.name}", do)
 
 
@@ -113,14 +113,14 @@ def verified(directory: Path, name: str, state_dir: Path) -> Finding:
     if name in BUILT_IN:
         return ok("model.files", "built in")
     if not isinstance(files, dict) or not files:
-        return skipped("model.files", f"{directory} was not imported by edge-daemon: nothing says how it should be")
+        return skipped("model.files", f"{directory} was not imported by edge-daemon, so its files cannot be checked")
     changed = [file for file, wanted in sorted(files.items()) if _sha256(directory / file) != wanted]
     if not changed:
-        return ok("model.files", f"{len(files)} files are as they were at the import")
+        return ok("model.files", f"{len(files)} files are unchanged since the import")
     return problem(
         "model.files",
-        f"not as at the import: {', '.join(str(directory / file) for file in changed)}",
-        "A damaged model says anything at all, or ends its process. If nobody changed it, the card or disk is failing.",
+        f"changed since the import: {', '.join(str(directory / file) for file in changed)}",
+        "A damaged model produces nonsense or crashes. If nobody changed it, the card or disk is failing.",
         f"{store_command(state_dir)} pull {name} --replace",
     )
 
@@ -142,8 +142,8 @@ def fits(directory: Path, subject: Subject) -> Finding:
     return problem(
         "model.memory",
         verdict["why"],
-        "The service waits for memory at its start, or ends with exit status 69 where there never is enough.",
-        "edge-daemon model list says which model fits; set model.precision to auto, end other programs (free -h; top)",
+        "When it starts, the service waits for memory, or ends with exit status 69 if there can never be enough.",
+        "edge-daemon model list shows which model fits; set model.precision to auto, end other programs (free -h; top)",
     )
 
 
@@ -159,10 +159,10 @@ def caption(subject: Subject) -> Iterator[Finding]:
         yield skipped("caption", "--no-caption")
         return
     if subject.config is None:
-        yield skipped("caption", "needs a configuration that can be used")
+        yield skipped("caption", "needs a usable configuration")
         return
     if subject.service_pid is not None and subject.caption == "auto":
-        yield skipped("caption", "the service captions now; with --caption a second model is loaded beside it")
+        yield skipped("caption", "the service is captioning; with --caption a second model is loaded beside it")
         return
     try:
         directory = directory_of(subject)
@@ -186,8 +186,8 @@ def captioned(directory: Path, device: str, precision: str, deadline_s: float = 
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=deadline_s, check=False)
         except subprocess.TimeoutExpired:
-            meaning = "The service would give up, too: the board is too slow or too busy, or swaps."
-            return problem("caption", f"none within {deadline_s:.0f} s", meaning, "free -h; uptime")
+            meaning = "The service would give up, too: the board is too slow, too busy, or swapping."
+            return problem("caption", f"no caption within {deadline_s:.0f} s", meaning, "free -h; uptime")
     took_s = time.monotonic() - start_s
     said = _document(done.stdout)
     if done.returncode or "caption" not in said:

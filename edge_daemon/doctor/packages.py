@@ -79,14 +79,14 @@ def against(wanted: dict[str, str], extras: dict[str, str], installed: dict[str,
         if there is None:
             yield problem(
                 f"packages.{name}",
-                f"{name} is not installed, {version} is needed",
+                f"{name} is not installed; version {version} is needed",
                 "The service cannot start without it.",
                 again,
             )
         elif there.partition("+")[0] != version:
             yield warning(
                 f"packages.{name}",
-                f"{name} {there}, tested is {version}",
+                f"{name} {there}; the tested version is {version}",
                 "Every release of edge-daemon is tested with exactly one version of each library.",
                 again,
             )
@@ -115,16 +115,16 @@ def torch_build(version: str, machine: str, cuda: str | None) -> Finding:
             return warning(
                 "torch.build",
                 what,
-                "It runs on the CPU as well, but takes several GB of disk. Where no NVIDIA card is used, the CPU build "
-                "of pytorch.org does the same.",
+                "It runs on the CPU as well, but takes several GB of disk. Without an NVIDIA card the CPU build from "
+                "pytorch.org does the same.",
             )
         return ok("torch.build", what) if cuda is not None else skipped("torch.build", f"{what}: of unknown build")
     if numbers > LAST_ON_ARM or cuda:
         return problem(
             "torch.build",
             f"{what} on a 64-bit ARM board",
-            "torch 2.10 dies at its import on a Raspberry Pi 4, later wheels are CUDA builds that need several "
-            "GB of NVIDIA's libraries and die in their first products there. 2.9.1 runs on a Pi 4 and on a Pi 5.",
+            "torch 2.10 crashes when it is imported on a Raspberry Pi 4; later wheels are CUDA builds that need "
+            "several GB of NVIDIA's libraries and crash there when they compute. 2.9.1 runs on a Pi 4 and on a Pi 5.",
             pip_install("torch==2.9.1"),
         )
     return ok("torch.build", what)

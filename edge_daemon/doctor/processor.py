@@ -131,7 +131,7 @@ def _killed(proc: Path, returncode: int) -> Finding:
     witness = deaths.Witness(readings.Files(proc))
     said = f"a process that only imports torch and multiplies was ended by {name}"
     explained = witness.explain(said, returncode).removeprefix(said).lstrip(": ")
-    meaning = explained or "Somebody or something killed it, perhaps for want of memory."
+    meaning = explained or "Something killed it, perhaps because memory ran out."
     return problem("torch", said, meaning[0].upper() + meaning[1:] + ".", pip_install(torch_pin()))
 
 
@@ -149,7 +149,7 @@ def threads(subject: Subject) -> Iterator[Finding]:
     yield warning(
         "threads",
         f"model.threads is {wanted}, and there are {cores} cores",
-        "More threads than cores wait for each other: captions become slower, not faster.",
+        "With more threads than cores they wait for each other: captions become slower, not faster.",
         "set model.threads to auto",
         yaml_change.fix(subject.config_path, ("model", "threads"), "auto"),
     )

@@ -47,7 +47,7 @@ def summary(findings: Iterable[Finding]) -> str:
     """The last line."""
     counts = Counter(finding.state for finding in findings)
     told = [f"{counts[state]} {state}{'s' * (counts[state] != 1)}" for state in COUNTED]
-    skipped = f", {counts['skipped']} not looked at" if counts["skipped"] else ""
+    skipped = f", {counts['skipped']} not checked" if counts["skipped"] else ""
     return f"{', '.join(told)}, {counts['ok']} ok{skipped}"
 
 

@@ -37,7 +37,7 @@ def look(subject: Subject) -> Iterator[Finding]:
     """What is attached; then one finding a source."""
     yield cameras(DEVICES)
     if subject.config is None:
-        yield skipped("source", "needs a configuration that can be used")
+        yield skipped("source", "needs a usable configuration")
         return
     for name, source in subject.config.sources.items():
         id = f"source.{name}"
@@ -84,9 +84,9 @@ def hidden(name: str, config: Config, unit: Unit) -> Finding | None:
 
 def folder(id: str, path: Path, subject: Subject) -> Finding:
     """Whether the service can list it."""
-    meaning = "Nothing of this source is captioned until that has changed; the service tries again by itself."
+    meaning = "Nothing from this source is captioned until this is fixed; the service then goes on by itself."
     if not path.is_dir():
-        what = f"{path} is {'no folder' if path.exists() else 'not there'}"
+        what = f"{path} {'is not a folder' if path.exists() else 'does not exist'}"
         return problem(id, what, meaning, f"sudo install -d {path}, or set sources.{id.partition('.')[2]}.path")
     closed = closed_to(path, subject.account)
     if closed is not None:
@@ -111,17 +111,18 @@ def device(id: str, path: Path, subject: Subject) -> Finding:
     """A USB camera."""
     meaning = "No picture comes from this camera; the service tries again by itself."
     if not path.exists():
-        return problem(id, f"{path} is not there: no such camera is plugged in", meaning, "ls /dev/video*; lsusb")
+        return problem(id, f"{path} does not exist: no such camera is plugged in", meaning, "ls /dev/video*; lsusb")
     status = path.stat()
     if not stat.S_ISCHR(status.st_mode):
-        return problem(id, f"{path} is no camera", meaning, "ls -l /dev/video*; v4l2-ctl --list-devices")
+        return problem(id, f"{path} is not a camera", meaning, "ls -l /dev/video*; v4l2-ctl --list-devices")
     if not subject.account.may(status, os.R_OK | os.W_OK):
         what = f"{subject.account.name} may not use {path}"
         return problem(id, what, meaning, "SupplementaryGroups=video in a drop-in of the unit")
     others = [pid for pid in users_of(path, subject.places.proc) if pid != os.getpid()]
     if others and subject.service_pid is None:
         names = ", ".join(f"{text_of(subject.places.proc / str(pid) / 'comm').strip()} ({pid})" for pid in others)
-        return problem(id, f"{path} is in use by {names}", "A camera can be used by one program.", f"kill {others[0]}")
+        meaning = "Only one program at a time can use a camera."
+        return problem(id, f"{path} is in use by {names}", meaning, f"kill {others[0]}")
     return ok(id, f"camera {path}, group {_group(status.st_gid)}")
 
 
@@ -150,13 +151,13 @@ def picamera(id: str, source: PicameraConfig) -> Finding:
     """Whether libcamera, asked on the system's Python, has this camera."""
     cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"], LIBCAMERA_S)
     if trouble:
-        meaning = "Cameras at the board's connector are opened by picamera2, on the system's own Python."
+        meaning = "Cameras on the board's connector are opened by picamera2, on the system's own Python."
         return problem(id, trouble, meaning, "sudo apt install -y python3-picamera2 --no-install-recommends")
     names = ", ".join(f"{camera.number}: {camera.name}" for camera in cameras) or "none"
     if source.camera in [camera.number for camera in cameras]:
-        return ok(id, f"{source.place} of those at the connector: {names}")
-    meaning = "Its ribbon is loose or the wrong way round, or its overlay is missing in config.txt."
-    what = f"there is no {source.place} at the connector; there are: {names}"
+        return ok(id, f"{source.place} of those on the connector: {names}")
+    meaning = "Its ribbon cable is loose or the wrong way round, or its overlay is missing in config.txt."
+    what = f"there is no {source.place} on the connector; there are: {names}"
     return problem(id, what, meaning, "rpicam-hello --list-cameras")
 
 
@@ -170,13 +171,13 @@ def stream(id: str, source: StreamConfig) -> Finding:
         return problem(id, f"{source.place} cannot be read", meaning, f"ls -l {source.place}")
     host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
     if host is None or port is None or shown_address.host(parts) == shown_address.HIDDEN:
-        return skipped(id, f"{source.place}: no host and port that the doctor could try")
+        return skipped(id, f"{source.place}: it has no host and port that the doctor could try")
     try:
         socket.create_connection((host, port), CONNECT_S).close()
     except OSError as error:
         words = error.strerror or str(error)
         return problem(id, f"{source.place}: {host}:{port} does not answer: {words}", meaning, f"ping {host}")
-    return ok(id, f"{source.place}: {host}:{port} answers (the login is tried by the service only)")
+    return ok(id, f"{source.place}: {host}:{port} answers (only the service tries the login)")
 
 
 def program(id: str, name: str) -> Finding:
@@ -186,7 +187,7 @@ def program(id: str, name: str) -> Finding:
         return ok(id, f"program {found}")
     return problem(
         id,
-        f"there is no program {name}",
+        f"the program {name} is not installed",
         "No picture comes from this source; the service tries again by itself.",
         f"command -v {name}; apt-cache search {Path(name).name}",
     )

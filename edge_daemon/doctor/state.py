@@ -47,14 +47,14 @@ def directory(place: Path, account: Account) -> Finding:
     if not place.exists():
         return warning(
             "state",
-            f"{place} is not there yet",
-            "It holds the outbox and the models. The service makes it at its start, if it may.",
+            f"{place} does not exist yet",
+            "It holds the outbox and the models. The service creates it when it starts, if it may.",
             f"sudo install -d -m 700 -o {account.name} {place}",
-            Fix(f"make the directory {place} for {account.name}", f"rmdir {place}", lambda: _make(place, account)),
+            Fix(f"create the directory {place} for {account.name}", f"rmdir {place}", lambda: _make(place, account)),
         )
     if not place.is_dir():
-        meaning = "The outbox and the models are to lie in a directory of this name."
-        return problem("state", f"{place} is no directory", meaning, f"sudo mv {place} {place}.old")
+        meaning = "This must be a directory, for the outbox and the models."
+        return problem("state", f"{place} is not a directory", meaning, f"sudo mv {place} {place}.old")
     status = place.stat()
     what = f"{place} belongs to {user_name(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
     if not account.may(status, os.R_OK | os.W_OK | os.X_OK):
@@ -83,12 +83,12 @@ def contents(place: Path, account: Account) -> Finding:
         if not account.may(status, needed):
             wrong.append(path)
     if not wrong:
-        return ok("state.files", f"{account.name} may use all that is in {place}")
+        return ok("state.files", f"{account.name} may use everything in {place}")
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return problem(
         "state.files",
         f"{account.name} may not use {wrong[0]}{more}",
-        "Somebody else made them, as `sudo edge-daemon` does. The service can neither read nor write them.",
+        "Another user created them, as `sudo edge-daemon` does. The service can neither read nor write them.",
         f"sudo chown -R {account.name} {place}; sudo chmod -R u+rwX {place}",
         _rights(place, account, wrong),
     )
@@ -98,15 +98,15 @@ def locks(place: Path) -> Finding:
     """What an import that was killed has left."""
     left = Store(place).leftovers()
     if not left:
-        return ok("locks", "nothing was left behind by an import")
+        return ok("locks", "no import has left anything behind")
     names = ", ".join(path.name for path in left)
     return warning(
         "locks",
         f"left behind in {left[0].parent}: {names}",
-        "An import of a model was killed; what it left takes up disk until the next import.",
+        "The import of a model was killed; its remains take up disk until the next import.",
         "edge-daemon doctor --fix",
         Fix(
-            f"remove what an import left ({names})",
+            f"remove what an import has left ({names})",
             "cannot be undone; a model that was only moved away comes back to its place",
             lambda: _sweep(place),
         ),
@@ -118,7 +118,7 @@ def outbox(path: Path, account: Account) -> Finding:
     aside = damaged_files(path)
     kept = f"; kept aside as damaged: {', '.join(aside)}" if aside else ""
     if not path.exists():
-        return ok("outbox", f"is not there yet{kept}")
+        return ok("outbox", f"does not exist yet{kept}")
     size_mib = sum(file.stat().st_size for file in _files(path)) / MIB
     holder = lock_holder(path)
     if holder is not None:
@@ -161,8 +161,8 @@ def _damaged(path: Path, why: str, account: Account) -> Finding:
     return problem(
         "outbox",
         f"{path} is damaged: {why}",
-        "The service sets it aside at its start and takes over what can be read; pictures whose mark is lost are "
-        "captioned again, with the same ids. If it comes again, the card is failing.",
+        "When it starts, the service sets it aside and takes over what can be read; pictures whose mark is lost are "
+        "captioned again, with the same ids. If it happens again, the card is failing.",
         "edge-daemon doctor --fix",
         Fix(
             f"set {path} aside as {path.name}.damaged-N and take over what can be read of it",
@@ -190,8 +190,8 @@ def _give(path: Path, account: Account) -> None:
 def _rights(place: Path, account: Account, paths: list[Path]) -> Fix:
     listed = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
     return Fix(
-        f"give {listed} to {account.name}, readable and writable for it",
-        f"each is told with its owner and mode of before: sudo chown OWNER PATH; sudo chmod MODE PATH (below {place})",
+        f"give {listed} to {account.name}, readable and writable",
+        f"the previous owner and mode of each are printed: sudo chown OWNER PATH; sudo chmod MODE PATH (below {place})",
         lambda: _mend_rights(account, paths),
     )
 
@@ -225,7 +225,7 @@ def _sweep(place: Path) -> str:
 
 def _renew(path: Path, account: Account) -> str:
     if (holder := lock_holder(path)) is not None:
-        raise UnavailableError(f"{path} is in use by process {holder}: it is renewed when the service starts")
+        raise UnavailableError(f"{path} is in use by process {holder}: the service replaces it when it starts")
     before = set(damaged_files(path))
     try:
         book = renewal.renewed(path, "found by the doctor")

@@ -68,7 +68,7 @@ def hiding(unit: Unit, path: Path) -> str:
 
 def concealed(id: str, what: str, setting: str, unit: Unit) -> Finding:
     """What is there, and not for the service."""
-    meaning = "The unit sees nothing that it does not need; what this configuration needs it has to be told."
+    meaning = "The unit hides everything that the service does not need; what this configuration needs must be allowed."
     told = f"sudo edge-daemon systemd render{unit.config_option} --write"
     return problem(id, f"{what} is hidden from the service by {setting}= of its unit", meaning, told)
 
@@ -80,13 +80,16 @@ def state(unit: Unit) -> Finding:
         return warning(
             "unit",
             f"there is no unit {name} ({values.get('LoadState', 'unknown')})",
-            "The service runs only as long as somebody has it in the foreground, and not after a restart of the board.",
+            "The service runs only while somebody runs it in the foreground, and not after the board restarts.",
             "sudo deploy/install.sh",
         )
     active, restarts = values.get("ActiveState", ""), values.get("NRestarts", "0")
     what = f"{active} ({values.get('SubState', '')}), {restarts} restarts"
     if values.get("ExecMainStatus") == CONFIG_STATUS and active != "active":
-        meaning = "It ended with exit status 78: the configuration is wrong, or the model cannot run here. It stays so."
+        meaning = (
+            "It ended with exit status 78: the configuration is wrong, or the model cannot run here. "
+            "It is not started again."
+        )
         return problem(
             "unit", what, meaning, f"edge-daemon check-config{unit.config_option}; sudo systemctl restart {name}"
         )
@@ -99,12 +102,12 @@ def state(unit: Unit) -> Finding:
         meaning = "The unit's file has changed since systemd read it."
         return warning("unit", what, meaning, f"sudo systemctl daemon-reload && sudo systemctl restart {name}")
     if active != "active" and active != "activating":
-        return warning("unit", what, "The service does not run.", f"sudo systemctl enable --now {name}")
+        return warning("unit", what, "The service is not running.", f"sudo systemctl enable --now {name}")
     if values.get("UnitFileState") == "disabled":
-        meaning = "It runs, but is not started with the board."
+        meaning = "It is running, but does not start with the board."
         return warning("unit", f"{what}, disabled", meaning, f"sudo systemctl enable {name}")
     if int(restarts or 0) > 0:
-        meaning = "It has ended by itself; the journal says why."
+        meaning = "It has crashed or ended by itself; the journal says why."
         return warning("unit", what, meaning, f"journalctl -u {name} -p warning")
     return ok("unit", f"{what}. {values.get('StatusText', '')}".rstrip(". "))
 
@@ -115,7 +118,7 @@ def journal(text: str, name: str) -> Finding:
         return skipped("journal", "this user may not read it, or it does not answer")
     lines = [line for line in text.splitlines() if not line.startswith("-- ")]
     if not lines:
-        return ok("journal", "no warnings and errors")
+        return ok("journal", "no warnings or errors")
     said = "\n".join(lines[-LINES:])
     return warning(
         "journal",

@@ -34,7 +34,7 @@ def temperature(reading: Reading, slow_at_c: float, limit_at_c: float) -> Findin
     """Of the processor."""
     now_c = reading.temperature_c
     if now_c is None:
-        return skipped("temperature", "this machine does not tell that of its processor")
+        return skipped("temperature", "this machine does not say how warm its processor is")
     if now_c < slow_at_c:
         return ok("temperature", f"{now_c:.0f} °C; pauses begin at {slow_at_c:.0f} °C")
     meaning = f"Captions pause between pictures from {slow_at_c:.0f} °C on, ever longer up to {limit_at_c:.0f} °C."
@@ -53,9 +53,7 @@ def power(reading: Reading, firmware: int | None, kernel_log: str) -> Finding:
     if times and UNDER_VOLTAGE not in before:
         before.insert(0, UNDER_VOLTAGE)
     counted = f" ({times} times in the kernel's log)" if times else ""
-    weak = (
-        "A weak power supply makes boards fail at random and damages cards. Use the supply that is made for the board."
-    )
+    weak = "A weak power supply makes boards fail at random and damages cards. Use the supply made for the board."
     hot = "The firmware slows a hot board down, and captions with it. Give it a heat sink or a fan."
     if now:
         meaning = weak if UNDER_VOLTAGE in now else hot
@@ -66,7 +64,7 @@ def power(reading: Reading, firmware: int | None, kernel_log: str) -> Finding:
         what = f"since it was switched on: {listed(before)}{counted}"
         return warning("power", what, meaning, "vcgencmd get_throttled; journalctl -k -b | grep -i voltage")
     if reading.throttled is None and firmware is None and reading.under_voltage is None:
-        return skipped("power", "this machine does not tell whether its power supply is too weak")
+        return skipped("power", "this machine does not say whether its power supply is too weak")
     return ok("power", "enough voltage, and not slowed down, since it was switched on")
 
 

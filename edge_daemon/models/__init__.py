@@ -27,8 +27,8 @@ def directory_of(name: str, state_dir: Path) -> Path:
         absent = directory == stored and not directory.exists()
         what = f"it is not in {directory.parent}" if absent else f"{directory} has no {', '.join(missing)}"
         raise ModelError(
-            f"model {name!r}: {what}; models here: {known}; a model directory "
-            f"is given by a path with a slash, such as ./my-model; `edge-daemon model list` says what can be fetched"
+            f"model {name!r}: {what}; models here: {known}; for a model directory "
+            f"give a path with a slash, such as ./my-model; `edge-daemon model list` shows what can be fetched"
         )
     return directory
 

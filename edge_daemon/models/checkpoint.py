@@ -1,7 +1,7 @@
 """Imports a safetensors checkpoint: upstream's weights, or an export of ours, as a model directory.
 
-One tensor at a time is in memory. The numbers keep the dtype of the source; everything is computed in float32
-later. Nothing proves such an import, for there is no graph to compare with: so every tensor must have its place
+One tensor at a time is in memory. The numbers keep the dtype of the source; the worker's precision is chosen when it
+loads them. Nothing proves such an import, for there is no graph to compare with: so every tensor must have its place
 and shape, every number must be finite, and what the files do not say is refused (see `upstream`).
 """
 
@@ -119,10 +119,10 @@ def _refuse_misfits(
         if shape != wanted[name]:
             problems.append(f"{found[name].key} has shape {shape}, {wanted[name]} is expected")
         if dtype not in ITEM_BYTES:
-            problems.append(f"{found[name].key} has dtype {dtype}, which is none of {', '.join(ITEM_BYTES)}")
+            problems.append(f"{found[name].key} has dtype {dtype}, which is not one of {', '.join(ITEM_BYTES)}")
     if problems:
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ModelError("these tensors are no Moondream 2 of that shape:\n  " + "\n  ".join(problems[:20]) + more)
+        raise ModelError("these tensors are not a Moondream 2 of that shape:\n  " + "\n  ".join(problems[:20]) + more)
 
 
 def _shape(place: Place, headers: Mapping[str, Header]) -> tuple[int, ...]:

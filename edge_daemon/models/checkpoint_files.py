@@ -76,7 +76,7 @@ def _shards(source: Path) -> list[Path]:
     foreign = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     missing = [name for name in names if name not in foreign and not (source / name).is_file()]
     if foreign or missing or not names:
-        what = f"names {foreign[0]!r}, which is no file beside it" if foreign else f"is not complete: {missing}"
+        what = f"names {foreign[0]!r}, which is not a file beside it" if foreign else f"is not complete: {missing}"
         raise ModelError(f"{source / INDEX}: the index {what}")
     files = [source / name for name in names]
     unlisted = weight_map.keys() - headers_of(files).keys()

@@ -55,7 +55,7 @@ def export(
     the model cannot be written in that format or is damaged, and UnavailableError when the disk does not take it.
     """
     if out.exists():
-        raise ConfigError(f"{out} is there already: remove it or give another name")
+        raise ConfigError(f"{out} already exists: remove it or choose another name")
     config = load_config(directory)
     try:
         if format == "safetensors":
@@ -85,7 +85,9 @@ def _records(directory: Path, config: ModelConfig, precision: Precision | None) 
     records = [Record(CONFIG, len(told), iter([told])), _file_record(TOKENIZER, tokenizer)]
     if config.engine == "onnx":
         if precision is not None:
-            raise ConfigError(f"{config.name} is made of ready graphs, which go out as they are: give no precision")
+            raise ConfigError(
+                f"{config.name} consists of graphs, which are exported as they are: leave out --precision"
+            )
         records.append(_file_record(INITIAL_KV, directory / INITIAL_KV))
         ready = [directory / GRAPHS / f"{name}.onnx" for name in GRAPH_NAMES]
         yield records + [_file_record(path.name, path) for path in ready]

@@ -79,8 +79,8 @@ def is_moonfile(source: Path) -> bool:
         raise ModelError(f"{source}: {error.strerror or error}") from error
     if first != MAGIC and not first.startswith(GZIP_MAGIC):
         raise ModelError(
-            f"{source}: it begins with {first!r}, which is no moonfile (.mf or .mf.gz); weights come as .safetensors, "
-            f"or as a directory with them"
+            f"{source}: it begins with {first!r}, so it is not a moonfile (.mf or .mf.gz); other weights must be "
+            f".safetensors files, or a directory with them"
         )
     return True
 
@@ -134,9 +134,10 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
     checked: dict[str, Any] = {"model": config.name, "files": sorted(config.provenance["files"]), "proof": None}
     moonfile = source or Path(config.provenance.get("path", ""))
     if config.provenance.get("format") != "moonfile" or config.engine == "onnx":
-        return checked | {"note": "nothing was converted: its files are those that were imported"}
+        return checked | {"note": "nothing was converted: its files are the imported ones"}
     if not moonfile.is_file():
-        return checked | {"note": f"the comparison needs the moonfile, which is no longer {moonfile}: --source FILE"}
+        note = f"the comparison needs the moonfile, which is no longer {moonfile}; name it with --source FILE"
+        return checked | {"note": note}
     with disk_errors_in_words(), tempfile.TemporaryDirectory(prefix=VERIFYING, dir=scratch()) as graphs:
         unpack(moonfile, Path(graphs), config.provenance["sha256"], between(progress, 0.0, UNPACKED))
         proof = _proven(Path(graphs), directory, between(progress, UNPACKED, 1.0))
@@ -146,7 +147,7 @@ def verify(directory: Path, source: Path | None, progress: Progress = silent) ->
 def _refuse_changed(directory: Path, config: ModelConfig) -> None:
     files = config.provenance.get("files")
     if not files:
-        raise ModelError(f"{directory / CONFIG}: no provenance: it was not imported, there is nothing to compare with")
+        raise ModelError(f"{directory / CONFIG}: no provenance: it was not imported, so it has nothing to compare with")
     problems = []
     for name, wanted in files.items():
         path = directory / name

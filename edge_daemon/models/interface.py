@@ -65,7 +65,7 @@ def _vision(graphs: Path) -> tuple[VisionConfig, Numbers]:
     features = run_once(graphs / "vision_encoder.onnx", input=np.zeros((1, 3, crop_px, crop_px)))[0]
     grid = math.isqrt(features.shape[1])
     if not grid or grid**2 != features.shape[1] or crop_px % grid:
-        raise ModelError(f"{graphs}: {features.shape[1]} patches are no square grid over {crop_px} pixels")
+        raise ModelError(f"{graphs}: {features.shape[1]} patches are not a square grid over {crop_px} pixels")
     dim = features.shape[2]
     return VisionConfig(
         dim=dim,

@@ -107,7 +107,7 @@ def disk_verdict(known: Artefact, place: Path) -> dict[str, Any]:
     """Whether download and import fit, if both go to the disk of the store."""
     download_bytes, free_bytes = known.download_bytes, free_on_disk(place)
     needed_bytes = (download_bytes or 0) + known.importing_bytes
-    unknown = "" if download_bytes is not None else " and the download, whose size is not known"
+    unknown = "" if download_bytes is not None else " and the download, whose size is unknown"
     why = (
         f"{needed_bytes / MIB:.0f} MiB{unknown} while it is imported ({known.installed_bytes / MIB:.0f} of them stay), "
         f"{free_bytes / MIB:.0f} MiB are free"

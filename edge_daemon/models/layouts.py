@@ -167,7 +167,7 @@ def shape_of(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
     """The shape of one tensor. Raises ModelError when it is missing or has another number of dimensions."""
     shape = shapes.get(name)
     if shape is None:
-        raise ModelError(f"no tensor {name}: this is no whole Moondream 2")
+        raise ModelError(f"no tensor {name}: this is not a complete Moondream 2")
     if len(shape) != dimensions:
         raise ModelError(f"{name} has shape {shape}; {dimensions} dimensions are expected")
     return shape
@@ -176,7 +176,7 @@ def shape_of(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
 def _root(square: int, name: str) -> int:
     root = math.isqrt(square)
     if root * root != square or not root:
-        raise ModelError(f"{name}: {square} is no square number, so there is no square patch or grid")
+        raise ModelError(f"{name}: {square} is not a square number, so there is no square patch or grid")
     return root
 
 

@@ -124,7 +124,7 @@ def _ask(file: RemoteFile, hub: Any) -> Any:
     if metadata.commit_hash != file.commit:
         raise ModelError(f"{url}: asked for commit {file.commit}, the endpoint answers with {metadata.commit_hash}")
     if not ETAG.fullmatch(metadata.etag or ""):
-        raise ModelError(f"{url}: the endpoint names the content {metadata.etag!r}, which is no digest")
+        raise ModelError(f"{url}: the endpoint names the content {metadata.etag!r}, which is not a digest")
     if file.size_bytes is not None and metadata.size != file.size_bytes:
         raise ModelError(f"{url}: should have {file.size_bytes} bytes, the endpoint offers {metadata.size}")
     return metadata
@@ -184,7 +184,7 @@ def _check_space(part: Path, missing_bytes: int, importing_bytes: int, store: St
         share = f" ({missing_bytes / MIB:.0f} for the download, the rest for the import)" if one_disk else ""
         raise UnavailableError(
             f"{part.parent}: {needed_bytes / MIB:.0f} MiB of disk are needed{share}, {free_bytes / MIB:.0f} MiB are "
-            f"free; the download can go to another disk with HF_HOME=/path"
+            f"free; to download to another disk, set HF_HOME=/path"
         )
 
 
@@ -246,7 +246,7 @@ def _errors_in_words(file: RemoteFile, hub: Any) -> Iterator[None]:
     import httpx2  # the HTTP client of huggingface_hub; its errors are not all OSError
 
     asked = f"{hub.constants.ENDPOINT}: {file.repository}/{file.path}"
-    again = "what has arrived is kept, and the same command goes on from there"
+    again = "what has arrived is kept; run the same command again to continue"
     by_hand = "a file fetched elsewhere can be imported: edge-daemon model import FILE"
     try:
         yield
@@ -260,8 +260,8 @@ def _errors_in_words(file: RemoteFile, hub: Any) -> Iterator[None]:
     except (httpx2.HTTPError, hub.errors.LocalEntryNotFoundError, hub.errors.FileMetadataError) as error:
         why = str(error.__cause__ or error) or type(error).__name__
         raise UnavailableError(
-            f"{asked} cannot be fetched: {why}; is this board online? A mirror is named with HF_ENDPOINT, a proxy with "
-            f"HTTPS_PROXY; {again}; {by_hand}"
+            f"{asked} cannot be fetched: {why}; is this board online? Set HF_ENDPOINT for a mirror, HTTPS_PROXY for a "
+            f"proxy; {again}; {by_hand}"
         ) from error
     except OSError as error:  # a full disk, or a stream that ended early
         raise UnavailableError(f"{asked}: {error}; {again}") from error

@@ -76,7 +76,7 @@ class Store:
         """Where the model `name` is, or would be. Raises ConfigError for a name that cannot be one."""
         if not NAME.fullmatch(name):
             raise ConfigError(
-                f"{name!r} is no name for a model: letters, digits, dots, hyphens and underscores, at most 100, "
+                f"{name!r} is not a valid model name: use at most 100 letters, digits, dots, hyphens and underscores, "
                 f"and no dot in front"
             )
         return self.root / name
@@ -98,9 +98,9 @@ class Store:
         if name == FAMILY:
             raise ConfigError(f"{name} in a configuration means whichever variant fits: choose another name (--name)")
         if not replace and directory.exists():
-            raise ModelError(f"{directory} exists: choose another name (--name), or say --replace")
+            raise ModelError(f"{directory} exists: choose another name (--name), or add --replace")
         if why := _no_model(directory):
-            raise ModelError(f"{directory} is no model, {why}: it is not replaced; choose another place")
+            raise ModelError(f"{directory} is not a model, {why}: it is not replaced; choose another directory")
 
     def check_space(self, needed_bytes: int) -> None:
         """Raise UnavailableError, with both numbers, when the store's disk has less than `needed_bytes` free."""

@@ -125,7 +125,7 @@ class Structure:
         elif (norm := norm_of(self.graph, node)) is not None:
             self._norm(node, norm)
         elif node.op == f"{MS}Attention" or node.op == f"{MS}QAttention":
-            raise self.graph.refuse(f"{node} holds a layer inside; separate layers are expected")
+            raise self.graph.refuse(f"{node} contains a layer; separate layers are expected")
         elif not self._linear(node):
             self._other(node, origin)
 

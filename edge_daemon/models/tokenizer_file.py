@@ -59,4 +59,4 @@ def _convert(source: Path, target: Path) -> None:
             loaded = AutoTokenizer.from_pretrained(alone, trust_remote_code=False, local_files_only=True)
             loaded.backend_tokenizer.save(str(target))
         except Exception as error:  # whatever a damaged file makes the library raise
-            raise ModelError(f"{source}: {' and '.join(PARTS)} make no tokenizer: {error}") from error
+            raise ModelError(f"{source}: {' and '.join(PARTS)} are not a usable tokenizer: {error}") from error

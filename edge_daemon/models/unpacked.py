@@ -70,7 +70,7 @@ class Unpacked:
             if key not in tokens:
                 raise ModelError(f"{self.source}: {CONFIG} has no special_tokens.{key}")
         if not templates.get("caption"):
-            raise ModelError(f"{self.source}: {CONFIG} has no templates.caption; a model that cannot caption is no use")
+            raise ModelError(f"{self.source}: {CONFIG} has no templates.caption, and a model must be able to caption")
         return ModelConfig(
             name=name,
             vision=vision,
@@ -129,7 +129,7 @@ def _bos_state(source: Path, path: Path) -> Array:
     try:
         kv: Array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:  # a header may say any size
-        raise ModelError(f"{source}: {INITIAL_KV} is no array of numbers: {error}") from error
+        raise ModelError(f"{source}: {INITIAL_KV} is not an array of numbers: {error}") from error
     layers_to_width = kv.shape if kv.ndim == 6 else ()
     if layers_to_width[1:3] != (2, 1) or layers_to_width[4:5] != (1,) or kv.dtype.kind != "f":
         raise ModelError(

@@ -1,1 +1,1 @@
-"""Moondream in plain PyTorch: inference only, float32 on the CPU. Knows nothing of the daemon."""
+"""Moondream, inference only, by PyTorch or ONNX Runtime. Knows nothing of the daemon."""

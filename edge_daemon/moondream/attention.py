@@ -23,8 +23,8 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (B, H, S, E), keys and values (B, H, L, E) → (B, H, S, E); knows who may see whom."""
 
 Way = Callable[[int, int, int], Attention]
-"""Attention of so many new positions, float32 in and out, behind so many earlier ones, of which so many of the first
-see each other: position i sees position j when j ≤ i, or when both are among those."""
+"""Builds the attention (float32 in and out) for `new` positions after `past` ones, of which the first `prefix` all see
+each other: position i sees position j when j ≤ i, or when both are in the prefix."""
 
 ROWS, ROWS_OF_HEAD = 256, 384
 """Queries at a time: the scores of 16 heads for 730 keys are 6 MB then, those of one head in float32 1 MB, and those

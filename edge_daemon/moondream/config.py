@@ -238,11 +238,11 @@ def _shape_problems(config: ModelConfig) -> Iterator[str]:
         yield from least
         return
     if vision.crop_px % vision.patch_px:
-        yield f"vision: crop_px {vision.crop_px} is no multiple of patch_px {vision.patch_px}"
+        yield f"vision: crop_px {vision.crop_px} is not a multiple of patch_px {vision.patch_px}"
     if vision.dim % vision.heads:
-        yield f"vision: dim {vision.dim} is no multiple of heads {vision.heads}"
+        yield f"vision: dim {vision.dim} is not a multiple of heads {vision.heads}"
     if text.dim % text.heads:
-        yield f"text: dim {text.dim} is no multiple of heads {text.heads}"
+        yield f"text: dim {text.dim} is not a multiple of heads {text.heads}"
     if text.rotary_dim % 2 or text.rotary_dim > text.head_dim:
         yield f"text: rotary_dim {text.rotary_dim} is odd or wider than a head ({text.head_dim})"
     if text.max_context <= config.prefix_positions:

@@ -34,6 +34,7 @@ class Sampling:
     """0 is greedy."""
     top_p: float = 1.0
     seed: int = 0
+    """Every answer starts from it again, so the same picture and prompt give the same words at any temperature."""
 
 
 @dataclass(frozen=True)

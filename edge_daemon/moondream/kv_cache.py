@@ -35,7 +35,7 @@ class KVCache:
         Raises BudgetError when they do not hold the image prefix and one token, or exceed the context.
         """
         self.cap = positions
-        """Positions that may be written, whatever the buffer holds; set from any thread, and here by nobody again."""
+        """Most positions that may be written. Any thread may set it; after construction this class only reads it."""
         self._config = config
         self._dtype, self._read_dtype, self._device = dtype, read_dtype, device
         self._widened_from = 2 if single_as_kept else 1

@@ -223,7 +223,7 @@ def _problems(kind: str, wanted: Mapping[str, Dims], found: Mapping[str, Any]) -
         if not fits:
             problems.append(f"{kind} {name} has shape {tuple(shape)}, expected {dims}")
         if found[name].type not in TYPES:
-            problems.append(f"{kind} {name} is a {found[name].type}, which is none of {', '.join(TYPES)}")
+            problems.append(f"{kind} {name} is a {found[name].type}, which is not one of {', '.join(TYPES)}")
     return problems
 
 

@@ -66,7 +66,7 @@ def levels_of(weight: Tensor) -> Levels:
     """
     low, high = weight.aminmax(dim=1)
     if not (low.isfinite() & high.isfinite()).all():
-        raise ValueError("has values that are no numbers")
+        raise ValueError("has values that are not numbers")
     for grid in (_asymmetric(low.min()[None], high.max()[None]), _asymmetric(low, high), _symmetric(low, high)):
         if _rounded(weight[:SAMPLE_ROWS], grid).off <= LOSSLESS and (found := _rounded(weight, grid)).off <= LOSSLESS:
             return found

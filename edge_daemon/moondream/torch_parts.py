@@ -102,7 +102,7 @@ class TorchParts:
         """
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
-                raise ModelError(f"{self.weights.path}: {name} has values that are no numbers: is the file damaged?")
+                raise ModelError(f"{self.weights.path}: {name} has values that are not numbers: is the file damaged?")
 
     def region(self) -> Region:
         """The region head. Raises ModelError when the model has none."""

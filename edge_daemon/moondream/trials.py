@@ -22,8 +22,8 @@ QUERIES = (1, 4, 729, 64)
 KEPT = (2, 1, 16, 768, 64)
 """Keys and values, B, H, L and E of a layer's KV cache; 0.2 to 0.5 ms each time."""
 ROUNDS = 10
-"""Of both ways, in turn; the best of each counts. The first calls prepare: with 4 rounds, two of ten starts on a Zen 5
-took the way that is half as fast. 65 ms in all, where bfloat16 is tried 130."""
+"""Trials of each way, in turn; the best of each counts. The first calls also prepare things: with 4 rounds, two of ten
+starts on a Zen 5 chose the way that is half as fast. All trials take 65 ms, or 130 where bfloat16 is tried as well."""
 FREED_BYTES = 24 << 20
 """After a block of this size was freed, glibc keeps smaller ones instead of taking every page anew from the kernel: so
 it is when captions are made, and in a new process it is not. What takes more memory took twice the time in a trial."""

@@ -97,7 +97,7 @@ class Weights:
             if shape != wanted[name]:
                 problems.append(f"{name} has shape {shape}, config.json says {wanted[name]}")
             if dtype not in DTYPES:
-                problems.append(f"{name} has dtype {dtype}, which is none of {', '.join(DTYPES)}")
+                problems.append(f"{name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}")
         if problems:
             raise self._misfit(problems)
 

@@ -51,7 +51,7 @@ class Program:
         self.problem = ""
         self.process: subprocess.Popen[bytes] | None = None
         if shutil.which(command[0]) is None:
-            self.problem = f"there is no program {command[0]!r} that may be run: check the first word of command"
+            self.problem = f"there is no program {command[0]!r} that can be run: check the first word of command"
             return
         launcher = (sys.executable, "-m", "edge_daemon.sources.launcher", str(os.getpid()))
         pipe = subprocess.PIPE
@@ -154,7 +154,7 @@ class CommandSource:
             self._talk.join(_EXIT_S)
             ended = self._program.end_in_words(self._last_words, wrote=self._newest is not None)
         except PictureError as error:
-            ended = f"what {self._program.name} writes is no JPEG: {error}"
+            ended = f"what {self._program.name} writes is not a JPEG: {error}"
         except MemoryError:
             ended = f"what {self._program.name} writes does not fit into this process's memory"
         finally:

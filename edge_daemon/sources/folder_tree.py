@@ -191,7 +191,7 @@ class Watch:
         except (OSError, RuntimeError) as error:  # RuntimeError: watchfiles' own, for instance for too many instances
             what = str(error).partition(" about ")[0]  # the folder that was one too many is another one each time
             return (
-                f"new files are seen late, at the next rescan only, because the kernel does not tell of them: {what} "
+                f"new files are only seen at the next rescan, because the kernel does not report them: {what} "
                 "(fs.inotify.max_user_watches and fs.inotify.max_user_instances can be raised with sysctl)"
             )
         return ""

@@ -17,7 +17,7 @@ bytes. Not `nobuffer`, which is often advised: it drops what was studied, the fi
 def memory_in_words() -> str:
     """The words for a stream that does not fit."""
     limit_bytes = data_limit_bytes()
-    has = "there is" if limit_bytes is None else f"the {limit_bytes / 1e6:.0f} MB that it may have"
+    has = "there is" if limit_bytes is None else f"the {limit_bytes / 1e6:.0f} MB that it may use"
     return f"decoding it needs more memory than {has}; a smaller picture (most cameras have a second stream) needs less"
 
 
@@ -26,7 +26,7 @@ def in_words(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return memory_in_words()
     if isinstance(error, av.error.InvalidDataError):
-        return "what comes from there is no video that FFmpeg knows"
+        return "what it sends is not a video that FFmpeg knows"
     if isinstance(error, av.error.DemuxerNotFoundError | av.error.OptionNotFoundError):
         return "this FFmpeg was built without what is needed to read it"
     text = getattr(error, "strerror", None)

@@ -232,8 +232,8 @@ def load_library() -> tuple[str, str]:
         return "picamera2", f"{error.name} is not installed for {sys.executable}: {INSTALL}"
     except (ImportError, AttributeError, *LIBRARY_ERRORS) as error:
         return "picamera2", (
-            f"picamera2 cannot be loaded by {sys.executable} ({type(error).__name__}: {error}); most often a numpy of "
-            f"pip's in /usr/local/lib hides the system's, which picamera2 was built for: remove it, then {INSTALL}"
+            f"picamera2 cannot be loaded by {sys.executable} ({type(error).__name__}: {error}); usually a numpy from "
+            f"pip in /usr/local/lib hides the system's, for which picamera2 was built: remove it, then {INSTALL}"
         )
 
 
@@ -327,9 +327,9 @@ def in_words(number: int, error: BaseException) -> str:
         cause = cause.__cause__
     text = ": ".join(said)
     if "busy" in text.lower() or "in use" in text.lower():
-        return f"camera {number} is in use by {owners()} ({said[-1]}): one program at a time can have it"
+        return f"camera {number} is in use by {owners()} ({said[-1]}): only one program at a time can use it"
     if "allocate" in text.lower():
-        return f"there is not enough of the camera's memory (CMA) for camera {number}: {said[-1]}"
+        return f"there is not enough camera memory (CMA) for camera {number}: {said[-1]}"
     return f"camera {number} failed: {text}"
 
 

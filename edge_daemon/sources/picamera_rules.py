@@ -65,7 +65,7 @@ def number_problem(cameras: Sequence[Mapping[str, Any]], number: int) -> str:
     """Why there is no camera of this number; empty when there is."""
     if not cameras:
         return (
-            "no camera is found: check the ribbon cable at both ends, that /boot/firmware/config.txt says "
+            "no camera was found: check the ribbon cable at both ends, that /boot/firmware/config.txt has "
             "camera_auto_detect=1, and that this user is in the group video; `rpicam-hello --list-cameras` must show it"
         )
     if number >= len(cameras):
@@ -80,7 +80,8 @@ def tuning_problem(file: str | None) -> str:
         if file is not None:
             json.loads(Path(file).read_bytes())
     except (OSError, ValueError) as error:
-        return f"tuning_file is {file!r}, which is none: {error}; libcamera's own are in /usr/share/libcamera/ipa/rpi/"
+        own = "/usr/share/libcamera/ipa/rpi/"
+        return f"tuning_file: {file!r} is not a tuning file ({error}); libcamera's own are in {own}"
     return ""
 
 
@@ -106,12 +107,12 @@ def control_problem(settings: Settings, limits: Mapping[str, Any], hdr_is_set: b
             return f"{key} is {shown}, but this camera cannot do that (it has no {control}): leave {key} out"
         least, most = limits[control][:2]
         if not least <= value <= most:
-            return f"{key} is {shown}; this camera can do {least:g} to {most:g}"
+            return f"{key} is {shown}; this camera supports {least:g} to {most:g}"
     least_us, frame_us = limits.get("FrameDurationLimits", (0, 0))[0], frame_time(settings, limits)
     if frame_us < least_us:
-        return f"fps is {settings.fps:g}; in this size the camera can do {1e6 / least_us:.3g} at most"
+        return f"fps is {settings.fps:g}; at this size the camera supports at most {1e6 / least_us:.3g}"
     if frame_us and settings.exposure_us is not None and settings.exposure_us > frame_us:
-        return f"exposure_us is {settings.exposure_us}; with fps {settings.fps:g} it can be {frame_us} at most"
+        return f"exposure_us is {settings.exposure_us}; with fps {settings.fps:g} it can be at most {frame_us}"
     return ""
 
 

@@ -45,7 +45,7 @@ class SingleSource:
             except OSError as error:
                 return Problem(f"the folder {path!r} cannot be read: {error.strerror}", None)
             if key is None:
-                return Problem("there is no picture in the folder", None)
+                return Problem("the folder has no pictures", None)
             path = tree.path(key.name)
         started_s = time.perf_counter()
         try:

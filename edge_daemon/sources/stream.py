@@ -114,11 +114,11 @@ class Stream:
         """Why there is no connection; empty when it is not that."""
         host = self._parts.hostname or ""
         if number == "EIO" and host and not known(host):
-            return f"the name {host!r} in url is not known to the network: check it, or use the camera's number"
+            return f"the name {host!r} in url cannot be resolved: check it, or use the camera's IP address"
         return {
-            "ECONNREFUSED": f"nobody listens at {self._host}: check the port in url, and whether {_SWITCHED_ON}",
-            "EHOSTUNREACH": f"there is no way to {self._host}: is the camera on, and in this network?",
-            "ENETUNREACH": f"there is no way to {self._host}: this machine is in no network that leads there",
+            "ECONNREFUSED": f"nothing listens at {self._host}: check the port in url, and whether {_SWITCHED_ON}",
+            "EHOSTUNREACH": f"there is no route to {self._host}: is the camera on, and in this network?",
+            "ENETUNREACH": f"there is no route to {self._host}: is this machine's network up?",
             "ETIMEDOUT": f"{self._host} does not answer: is the camera on, and in this network?",
             "ECONNRESET": f"{self._place} cut the connection",
             "EPIPE": f"{self._place} cut the connection",

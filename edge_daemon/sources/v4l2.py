@@ -72,7 +72,7 @@ class Device:
             case "EBUSY":
                 return f"{device} is in use{owner_of(device)}: only one program at a time can read a camera"
             case "ENOTTY":
-                return f"{device} is no video device"
+                return f"{device} is not a video device"
             case "EINVAL":
                 return f"{device} cannot do {self._asked}: check width_px, height_px, fps and format"
         return f"{device}: {in_words(error)}"

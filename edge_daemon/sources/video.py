@@ -25,7 +25,7 @@ from edge_daemon.sources.scaling import Scaler
 DECODER = f"FFmpeg {av.ffmpeg_version_info}, PyAV {av.__version__}"
 NO_KEY_FRAME_S = 60.0
 """Until a key frame comes there is no picture; cameras that save bits may send one every twenty seconds."""
-UNDECODED = "it is damaged, or needs more memory than this process may have"
+UNDECODED = "it is damaged, or needs more memory than this process may use"
 """FFmpeg does not always tell which."""
 ATTEMPTS = 2
 """One broken key frame is bad luck, however rarely they come."""
@@ -97,7 +97,7 @@ class VideoSource:
             except MemoryError as error:
                 return Problem(self._camera.why(error), None)
             if ended and self._developer and self._developer.failures and not self._returned:
-                ended += f"; no picture could be made of it: {UNDECODED}"
+                ended += f"; no picture could be decoded: {UNDECODED}"
             problem = ended or self._trouble(time.monotonic())
             if problem:
                 return Problem(problem, None)
@@ -165,7 +165,7 @@ class VideoSource:
             if stream is None:
                 ended = "there is no video in it"
             elif stream.codec_context is None:
-                ended = "its video codec is not known to this FFmpeg; H.264, H.265 and MJPEG are"
+                ended = "this FFmpeg does not know its video codec; it knows H.264, H.265 and MJPEG"
             else:
                 self._read_stream(container, stream)
                 ended = self._camera.why(None)

@@ -173,7 +173,7 @@ async def test_what_we_may_not_listen_to_is_told_and_is_over_when_we_may(monkeyp
 
     async with broker_that(behave) as port, connection(port, protocol="3.1.1") as ours:
         ours.subscribe(TOPICS.incoming, lambda message: None)
-        await until("it is told", lambda: f"does not let us listen to {TOPICS.request('+')}" in ours.problem)
+        await until("it is told", lambda: f"does not let us subscribe to {TOPICS.request('+')}" in ours.problem)
         visits[0].granted = b"\x01"
         await until("all is well", lambda: not ours.problem)
         assert len(visits) == 1
@@ -292,7 +292,7 @@ def test_a_name_that_is_gone_and_comes_back(broker: Broker, tmp_path: Path) -> N
 # ---- it throws us out -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker takes 2000 bytes at most")])
+@pytest.mark.parametrize(("protocol", "why"), [("3.1.1", UNTAKEN), ("auto", "the broker accepts at most 2000 bytes")])
 async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str, why: str
 ) -> None:
@@ -315,7 +315,7 @@ async def test_a_message_that_is_too_large_is_left_out_and_the_rest_arrives(
             assert why in ours.complaints.last_refused
             assert (ours.sessions == 1) == (protocol == "auto")
             assert await asyncio.to_thread(retained, port, EVENT) == b"x" * 19
-    told = [message for message in warnings(caplog) if "does not take a message" in message]
+    told = [message for message in warnings(caplog) if "does not accept a message" in message]
     assert len(told) == 1
 
 

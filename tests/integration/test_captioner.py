@@ -167,7 +167,7 @@ async def test_a_worker_is_held_to_the_measured_deadline(stage: Theatre, monkeyp
     monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 1.0)
     captioner = stage.captioner(["ready", "answer", "hang"], silence_s="auto")
     await captioner.run(REQUEST)
-    with pytest.raises(ChildTimeout, match="said nothing for 1 s and was killed"):
+    with pytest.raises(ChildTimeout, match="sent nothing for 1 s and was killed"):
         await captioner.run(REQUEST)
     await captioner.stop(60)
 
@@ -195,7 +195,7 @@ async def test_who_stops_waiting_for_a_rehearsal_ends_the_worker(
         await asking
     assert stage.alive() == []
     await captioner.stop(60)
-    assert "did not leave" not in caplog.text
+    assert "did not end" not in caplog.text
 
 
 async def test_a_regrettable_wish_is_warned_of_once(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,8 +229,8 @@ async def test_every_step_is_a_beat(stage: Theatre) -> None:
         ("die of sigill", "pip install torch==2.9.1"),
         ("die of sigsegv", "edge-daemon model verify"),
         ("die with words", "ended with exit code 1; its last words: RuntimeError: no room for tensors"),
-        ("babble", "sent something that is no message"),
-        ("begin with results", "began with Results"),
+        ("babble", "sent something that is not a message"),
+        ("begin with results", "first message was Results"),
     ],
 )
 async def test_a_worker_that_can_never_start_is_given_up(stage: Theatre, deed: str, words: str) -> None:
@@ -290,14 +290,14 @@ async def test_memory_that_others_have_at_the_first_start_is_waited_for(stage: T
     with pytest.raises(ChildEnded, match="100 MiB of memory are missing"):
         await captioner.ready()
     assert (stage.states, captioner.pid) == (["starting", "unloaded"], None)
-    with pytest.raises(ChildEnded, match="memory is too short"):
+    with pytest.raises(ChildEnded, match="not enough free memory"):
         await captioner.ready()
     await looked(watchdog, 30)
-    with pytest.raises(ChildEnded, match="memory is too short"):
+    with pytest.raises(ChildEnded, match="not enough free memory"):
         await captioner.run(REQUEST)
     document = watchdog.document()
     assert document["stage"] == "unloaded"
-    assert "no model and may have 186 (the cgroup's limit of 4096 MiB" in document["reason"]
+    assert "no model is loaded; it may use 186 (the cgroup's limit of 4096 MiB" in document["reason"]
     assert len(stage.lives()) == 1, "nothing is tried in vain"
 
     files.use(20 << 20)
@@ -318,7 +318,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
     captioner = stage.captioner(GOOD)
     files = captioner.witness.files = PaperFiles.made(tmp_path, 4096 << 20, 3896 << 20)
     watchdog = MemoryWatchdog(captioner, lambda: None)
-    with pytest.raises(ChildEnded, match=r"it may have 136 MiB .* its program alone takes 160"):
+    with pytest.raises(ChildEnded, match=r"it may use 136 MiB .* its program alone takes 160"):
         await captioner.ready()
     for second in range(3):
         await looked(watchdog, 1, float(second))
@@ -396,10 +396,10 @@ async def test_also_while_nobody_asks_anything(stage: Theatre) -> None:
         ("die of sigkill", ChildDied, "was ended by SIGKILL, not by the kernel"),
         ("die of sigill", ChildDied, "was ended by SIGILL"),
         ("die with words", ChildDied, "its last words: RuntimeError: no room for tensors"),
-        ("babble", ChildDied, "sent something that is no message"),
-        ("hang", ChildTimeout, "said nothing for 2 s and was killed"),
-        ("answer with idle", ChildError, "answered what was not asked: Idle"),
-        ("answer another question", ChildError, "answered what was not asked: Results"),
+        ("babble", ChildDied, "sent something that is not a message"),
+        ("hang", ChildTimeout, "sent nothing for 2 s and was killed"),
+        ("answer with idle", ChildError, "sent an unexpected answer: Idle"),
+        ("answer another question", ChildError, "sent an unexpected answer: Results"),
     ],
 )
 async def test_a_worker_that_dies_of_a_request_is_replaced(
@@ -452,7 +452,7 @@ async def test_a_worker_that_does_not_leave_is_killed(stage: Theatre, caplog: py
     captioner = stage.captioner(["stay"])
     await captioner.ready()
     await captioner.stop(0.1)
-    assert "did not leave" in caplog.text
+    assert "did not end" in caplog.text
 
 
 async def test_a_worker_that_leaves_in_time_is_not_killed(stage: Theatre, caplog: pytest.LogCaptureFixture) -> None:
@@ -564,7 +564,7 @@ async def test_while_nobody_may_ask_no_worker_is_started_but_on_purpose(stage: T
     captioner = stage.captioner(GOOD)
     captioner.allowed.clear()
     for call in (captioner.run(REQUEST), captioner.ready()):
-        with pytest.raises(ChildEnded, match="memory is too short"):
+        with pytest.raises(ChildEnded, match="not enough free memory"):
             await call
     assert stage.lives() == []
     await captioner.ready(whatever=True)
@@ -591,7 +591,7 @@ async def test_an_instruction_that_is_missing_is_missing_the_next_time(stage: Th
     captioner = stage.captioner(["ready", "die of sigill"])
     with pytest.raises(ChildDied, match=r"SIGILL.*pip install torch"):
         await captioner.run(REQUEST)
-    with pytest.raises(ChildBootError, match=r"the model cannot be started here: .*SIGILL"):
+    with pytest.raises(ChildBootError, match=r"the model cannot run here: .*SIGILL"):
         await captioner.run(REQUEST)
     assert captioner.state.state == "failed"
 
@@ -619,7 +619,7 @@ async def test_after_a_kill_for_memory_the_next_one_has_less(stage: Theatre, mon
     assert isinstance(arguments, list)
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert int(options["--budget-bytes"]) == 180 << 20
-    assert options["--budget-reason"] == "the kernel killed a worker that had more"
+    assert options["--budget-reason"] == "the kernel killed a worker that used more"
     await captioner.stop(60)
 
 

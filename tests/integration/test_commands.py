@@ -290,9 +290,9 @@ def test_a_hangup_reads_it_again_and_survives_a_wrong_one(line: Line) -> None:
     assert service.process is not None
     try:
         for text, words in (
-            (original.replace("log_level: info", "log_level: debug"), "these keys hold now: log_level"),
-            ("sources: 5", "the configuration is wrong, and nothing has changed"),
-            (original, "these keys hold now: log_level"),
+            (original.replace("log_level: info", "log_level: debug"), "these keys are now in effect: log_level"),
+            ("sources: 5", "the configuration is wrong, so nothing was changed"),
+            (original, "these keys are now in effect: log_level"),
         ):
             path.write_text(text)
             before = service.log().count(words)
@@ -355,7 +355,7 @@ def test_a_bad_request_gets_its_reason(line: Line, command: str, payload: bytes,
     [
         ("inbox/enable/set", "ON", "unknown topic 'enable/set' of a source; did you mean 'enabled/set'?"),
         ("inbx/enabled/set", "ON", "source: unknown source 'inbx'; did you mean 'inbox'?"),
-        ("inbox/enabled/set", "perhaps", "enabled: true or false (ON or OFF in a topic of its own) is expected"),
+        ("inbox/enabled/set", "perhaps", "enabled: this must be true or false (on its own topic ON or OFF) expected"),
         ("inbox/interval/set", "5", "a folder has no interval"),
     ],
 )
@@ -580,7 +580,7 @@ def test_a_flood_is_answered_in_measure_and_hurts_nothing(line: Line) -> None:
     subprocess.run(pub, input=flood, check=True)
     wait_for("it has heard all", lambda: len(line.heard.on("request/stats")) >= count)
     refused = line.answer("response/stats", lambda a: a["status"] == "error")
-    assert "too many commands; the next one is taken in" in refused["error"]
+    assert "too many commands; the next one is accepted in" in refused["error"]
     captions = len(line.heard.results("response/caption"))
 
     def answered() -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def test_captions_pause_while_the_board_is_hot_and_no_longer_when_it_has_cooled(
         wait_for("the duty rises", lambda: thermal(subscriber)["duty"] > LOWEST_DUTY)
         assert service.end() == 0
     log = service.log()
-    assert log.count("the power supply is weak: the board gets too little voltage") == 1
+    assert log.count("the power supply is too weak: the board gets too little voltage") == 1
     assert log.count("the firmware slows the board down (a capped processor clock, a slowed-down processor)") == 1
 
 
@@ -63,6 +63,6 @@ def take_long(service: Service) -> None:
     worker.suspend()
     for path, _ in sample_pictures(service.directory / "samples", 2, seed=30):
         path.rename(service.inbox / path.name)
-    wait_for("the first is in work", lambda: "is in work" in service.log())
+    wait_for("the first is in work", lambda: ": captioning " in service.log())
     time.sleep(WORK_S)
     worker.resume()

@@ -101,7 +101,7 @@ def test_a_broker_where_all_is_well_and_that_hears_nothing_of_it(tmp_path: Path,
     found = examined(tmp_path, broker.port, image_kib=100)
     assert states(found) == ALL_WELL
     assert "MQTT 5" in found["broker.login"].what
-    assert found["broker.size"].what == "a message of 100 KiB is taken"
+    assert found["broker.size"].what == "a message of 100 KiB is accepted"
     sent = heard(listener, 2)
     assert {topic for topic, _, _ in sent} == {"edge-daemon/porch-pi/response/doctor"}
     assert [broken("response/doctor", payload) for _, payload, _ in sent] == ["", ""]
@@ -131,7 +131,7 @@ def test_something_else_listens(tmp_path: Path) -> None:
         threading.Thread(target=hang_up, args=(server,), daemon=True).start()
         found = examined(tmp_path, server.getsockname()[1])
     assert states(found) == {"name": "ok", "port": "ok", "login": "problem"}
-    assert "does not answer as a broker does" in found["broker.login"].what
+    assert "does not answer like a broker" in found["broker.login"].what
 
 
 def test_a_broker_that_speaks_only_the_older_mqtt(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_broker_that_does_not_let_us_listen(tmp_path: Path) -> None:
     with mosquitto(tmp_path, settings) as port:
         found = examined(tmp_path, port)
     assert states(found) == ALL_WELL | {"listen": "warning"}
-    assert "may not listen to edge-daemon/porch-pi/request/+, " in found["broker.listen"].what
+    assert "may not subscribe to edge-daemon/porch-pi/request/+, " in found["broker.listen"].what
     assert "availability" not in found["broker.listen"].what, "nobody needs that one"
 
 
@@ -204,7 +204,7 @@ def test_messages_that_are_too_large(tmp_path: Path) -> None:
         told = examined(tmp_path, port, image_kib=50)
         cut = examined(tmp_path, port, image_kib=50, protocol="3.1.1")
         assert states(examined(tmp_path, port))["size"] == "ok"
-    assert "the broker takes 20000 bytes at most" in told["broker.size"].what
+    assert "the broker accepts at most 20000 bytes" in told["broker.size"].what
     assert states(cut)["size"] == "problem"
     with mosquitto(tmp_path, "message_size_limit 20000") as port:
         refused = examined(tmp_path, port, image_kib=50)
@@ -336,7 +336,7 @@ def test_a_download_that_was_cut_is_told_of_and_goes_on(tmp_path: Path) -> None:
         weights = contents["model.safetensors"]
         (blobs / f"{hashlib.sha256(weights).hexdigest()}{PART}").write_bytes(weights[: 4 << 20])
         cut = run(hub.endpoint)
-        assert "A download was cut after 4 of" in cut["meaning"]
+        assert "A download was interrupted after 4 of" in cut["meaning"]
         assert "small is in" in cut["done"]
         assert hub.gets()[0].headers["range"] == f"bytes={4 << 20}-", "not once more from the beginning"
     assert (tmp_path / "state/models/small/model.safetensors").exists()
@@ -420,7 +420,7 @@ def test_a_torch_that_dies_and_a_configuration_that_is_wrong(board: Path) -> Non
     assert f"✗ config {path}:6:1: modle" in unwrapped
     assert "was ended by SIGILL" in unwrapped
     assert "✓ memory" in done.stdout, "what needs no configuration is looked at all the same"
-    assert "– broker          needs a configuration" in done.stdout
+    assert "– broker          needs a usable configuration" in done.stdout
 
 
 def test_nothing_is_mended_unasked_and_all_of_it_with_yes(board: Path) -> None:
@@ -431,7 +431,7 @@ def test_nothing_is_mended_unasked_and_all_of_it_with_yes(board: Path) -> None:
     before = path.read_text()
     quick = torch_that(board, "raise ImportError")
     unasked = doctor(board, "-c", str(path), "--no-caption", "--fix", PYTHONPATH=quick)
-    assert unasked.stdout.count("not done: nobody is there to ask; --yes agrees to all") == 3
+    assert unasked.stdout.count("not done: there is nobody to ask; --yes repairs without asking") == 3
     assert (path.read_text(), models.exists()) == (before, True)
     done = doctor(board, "-c", str(path), "--no-caption", "--fix", "--yes", PYTHONPATH=quick)
     assert done.stdout.count("  done: ") == 3

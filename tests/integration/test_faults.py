@@ -86,7 +86,7 @@ async def captured(tmp_path: Path) -> AsyncIterator[Captured]:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGSTOP, "the grabber inbox said nothing for 6 s and was killed; next start in"),
+        (signal.SIGSTOP, "the grabber inbox sent nothing for 6 s and was killed; next start in"),
         (signal.SIGKILL, "the grabber inbox was ended by SIGKILL"),
         (signal.SIGSEGV, "the grabber inbox was ended by SIGSEGV"),
     ],

@@ -76,7 +76,7 @@ async def test_of_many_broken_files_the_journal_has_a_sum_and_health_and_outbox_
     assert watched.capture.state.last_problem["where"].startswith(str(watched.folder))
     lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(lines) == 6, lines
-    assert "source inbox: 295 more files could not be read; the last: " in lines[-1]
+    assert "source inbox: 295 more files could not be read; the last one: " in lines[-1]
     assert f"{watched.folder}/" in lines[-1]
 
 
@@ -150,13 +150,13 @@ async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
     await until("it is started", lambda: started)
     try:
         await until("it hangs", hangs)
-        with pytest.raises(PictureError, match="hangs in the kernel"):
+        with pytest.raises(PictureError, match="stuck in the kernel"):
             await watched.capture.current()
         beats = watched.beats
         await until("it has looked again", lambda: watched.beats > beats + 2)  # every second
         assert (len(started), watched.capture.state.state) == (1, "offline")
-        assert caplog.text.count("hangs in the kernel and cannot be ended") == 1
-        assert caplog.text.count("cannot be killed") == 1
+        assert caplog.text.count("is stuck in the kernel and cannot be killed") == 1
+        assert caplog.text.count("cannot be killed; it is stuck") == 1
     finally:
         monkeypatch.undo()
         os.kill(started[0].pid, signal.SIGKILL)
@@ -184,7 +184,7 @@ async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
     states: list[str] = []
     monkeypatch.setattr(watched.capture, "_on_change", lambda: states.append(watched.capture.state.state))
     (watched.folder / "0.jpg").write_bytes(JPEG)
-    await watched.until(lambda: "seen late" in watched.capture.state.last_problem.get("reason", ""))
+    await watched.until(lambda: "only seen at the next rescan" in watched.capture.state.last_problem.get("reason", ""))
 
     def three() -> bool:
         """One after the other."""
@@ -194,4 +194,4 @@ async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
 
     await watched.until(three)
     assert set(states) == {"online"}
-    assert caplog.text.count("seen late") == 1, "also by the next grabber"
+    assert caplog.text.count("only seen at the next rescan") == 1, "also by the next grabber"

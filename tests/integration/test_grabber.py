@@ -415,7 +415,7 @@ def test_where_the_kernel_tells_nothing_the_rescan_finds_files(start: Start, fol
     assert isinstance(grabber.next(), Frame)
     idle = grabber.wait_idle()
     assert idle.problem == "", "it works"
-    assert "seen late, at the next rescan" in idle.late
+    assert "only seen at the next rescan" in idle.late
     assert "max_user_instances" in idle.late
     put(folder / "b.jpg")
     assert isinstance(grabber.answer(), Frame)

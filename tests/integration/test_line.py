@@ -153,7 +153,7 @@ def test_sigterm_finishes_the_caption_in_flight(tmp_path: Path, broker: Broker, 
         assert worker is not None
         worker.suspend()  # the caption is in flight for as long as we like
         drop(service, 1, seed=5)
-        wait_for("the picture is with the worker", lambda: "is in work" in service.log())
+        wait_for("the picture is with the worker", lambda: ": captioning " in service.log())
         assert service.process is not None
         service.process.terminate()
         wait_for("it stops", lambda: "stopping" in service.log())

@@ -72,7 +72,7 @@ def test_an_image_that_does_not_fit_leaves_the_topic_empty_and_is_told_once(tmp_
         assert {r["caption"] for r in results} == {truth for _, truth in samples}
         assert [image.payload for image in heard.on("inbox/image")] == [b""]
         assert service.end() == 0
-    assert service.log().count("in quality 20, image.max_kib allows 1: it is not published") == 1
+    assert service.log().count("at quality 20; image.max_kib allows 1: it is not published") == 1
 
 
 @pytest.mark.parametrize("questions", [[], [{"id": "words", "ask": "What colour is the star?"}]], ids=["", "an answer"])

@@ -217,8 +217,8 @@ async def test_another_service_on_that_port_is_told_once(greeting: bytes, caplog
         ends = count_calls(ours, "ended")
         await until("it was tried again", lambda: ends)
     assert warnings(caplog) == [
-        f"what listens on 127.0.0.1:{port} does not answer as a broker does (is it the port for TLS, "
-        "and mqtt.tls is missing?); results are kept meanwhile"
+        f"what listens on 127.0.0.1:{port} does not answer like a broker (perhaps this is the port "
+        "for TLS, and mqtt.tls is missing?); results are kept meanwhile"
     ]
 
 
@@ -247,7 +247,7 @@ async def test_an_error_in_the_network_thread_is_told_once_and_ends_nothing(
         assert "ZeroDivisionError: in a callback" in ours.problem
         monkeypatch.setattr(link, "_terms", right)
         await until("connected", ours.connected.is_set)
-    assert len([message for message in warnings(caplog) if "a bug to report" in message]) == 1
+    assert len([message for message in warnings(caplog) if "please report it" in message]) == 1
 
 
 async def test_stopping_does_not_wait_for_a_broker_that_is_not_there() -> None:
@@ -337,7 +337,7 @@ async def test_what_comes_is_cut_off_and_an_error_at_one_hurts_nothing(
         await until("all have arrived", lambda: len(sizes) == 11)
         assert ours.sessions == 1
     assert sizes == [LARGEST_INCOMING_BYTES, *range(1, 11)]
-    assert sum("a bug to report" in record.message for record in caplog.records) == 11
+    assert sum("please report it" in record.message for record in caplog.records) == 11
 
 
 # ---- MQTT 5, and brokers that do not speak it ------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_a_download_that_gave_up_goes_on_in_the_next_process(pull: Pull) -> None
     pull.hub.answers.cuts = [3_000_000, 0, 0, 0, 0, 0, 0]
     failed = pull()
     assert failed.returncode == UNAVAILABLE
-    assert "what has arrived is kept, and the same command goes on from there" in failed.stderr
+    assert "what has arrived is kept; run the same command again to continue" in failed.stderr
     assert_nothing_installed(pull)
     pull.hub.answers.cuts = []
     before = len(pull.hub.asked)
@@ -217,7 +217,7 @@ def test_a_wrong_token(pull: Pull) -> None:
     [
         ({"size_offset": 7}, "should have {size} bytes, the endpoint offers {offered}"),
         ({"commit": "f" * 40}, f"asked for commit {COMMIT}, the endpoint answers with {'f' * 40}"),
-        ({"etag": "../../../evil"}, "the endpoint names the content '../../../evil', which is no digest"),
+        ({"etag": "../../../evil"}, "the endpoint names the content '../../../evil', which is not a digest"),
     ],
 )
 def test_an_endpoint_that_offers_something_else(pull: Pull, change: dict[str, Any], words: str) -> None:
@@ -271,7 +271,7 @@ def test_an_endpoint_that_is_not_there(pull: Pull) -> None:
     assert done.returncode == UNAVAILABLE
     assert f"http://127.0.0.1:9: {REPOSITORY}/model.safetensors cannot be fetched: " in done.stderr
     assert "Connection refused" in done.stderr
-    assert "is this board online? A mirror is named with HF_ENDPOINT" in done.stderr
+    assert "is this board online? Set HF_ENDPOINT for a mirror" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -279,7 +279,7 @@ def test_a_name_that_is_taken_is_told_before_anything_is_asked(pull: Pull) -> No
     (pull.store.root / "small").mkdir(parents=True)
     done = pull()
     assert done.returncode == UNAVAILABLE
-    assert "small exists: choose another name (--name), or say --replace" in done.stderr
+    assert "small exists: choose another name (--name), or add --replace" in done.stderr
     assert pull.hub.asked == []
 
 

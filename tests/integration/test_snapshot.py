@@ -43,7 +43,7 @@ async def test_the_newest_file_of_a_folder_is_its_picture_now(tmp_path: Path) ->
 
 
 async def test_there_may_be_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"^there is no picture in the folder$"):
+    with pytest.raises(PictureError, match=r"^the folder has no pictures$"):
         await snapshot.of_folder(folder(tmp_path), [])
     with pytest.raises(PictureError, match="deleted, moved or renamed"):
         await snapshot.of_folder(folder(tmp_path / "missing"), [])

@@ -91,7 +91,7 @@ def test_the_empty_folder_the_wrong_name_the_wrong_file_and_the_wrong_key(tmp_pa
     configure(tmp_path, type="folder", path=str(tmp_path / "state-of-nothing"))
     (tmp_path / "state-of-nothing").mkdir()
     empty = run(tmp_path, "test", "porch", "-c", "config.yaml")
-    assert (empty.returncode, "there is no picture in the folder" in empty.stderr) == (69, True)
+    assert (empty.returncode, "the folder has no pictures" in empty.stderr) == (69, True)
     unknown = run(tmp_path, "test", "garden", "-c", "config.yaml")
     assert (unknown.returncode, "has no source 'garden'; it has: porch" in unknown.stderr) == (2, True)
     assert run(tmp_path, "test", "porch", "-c", "nowhere.yaml").returncode == 78

@@ -67,7 +67,7 @@ def test_it_waits_for_memory_and_captions_when_there_is_some(
         assert result["file"] == "waits.jpg"
         wait_for("all is well", lambda: (h := heard.last_health()) and h["state"] == "ok" and h)
         assert memory.oom_kills() == 0
-        assert service.log().count("the model waits for memory") == 1
+        assert service.log().count("the model is waiting for memory") == 1
         assert service.end() == 0
 
 

@@ -220,11 +220,11 @@ def test_addresses_where_there_is_no_camera(tmp_path: Path) -> None:
         file.setframerate(8000)
         file.writeframes(bytes(16000))
     cases = {
-        f"rtsp://127.0.0.1:{port}/x": f"nobody listens at 127.0.0.1:{port}: check the port in url",
-        f"http://me:sesame@127.0.0.1:{port}/x": f"nobody listens at 127.0.0.1:{port}: check the port in url",
-        "rtsp://me:sesame@camera.invalid/x": "the name 'camera.invalid' in url is not known to the network",
+        f"rtsp://127.0.0.1:{port}/x": f"nothing listens at 127.0.0.1:{port}: check the port in url",
+        f"http://me:sesame@127.0.0.1:{port}/x": f"nothing listens at 127.0.0.1:{port}: check the port in url",
+        "rtsp://me:sesame@camera.invalid/x": "the name 'camera.invalid' in url cannot be resolved",
         "rtps://me:sesame@127.0.0.1/x": "this FFmpeg knows no addresses that begin with rtps://",
-        str(text): f"{text}: what comes from there is no video that FFmpeg knows",
+        str(text): f"{text}: what it sends is not a video that FFmpeg knows",
         str(sound): "there is no video in it",
         f"file://{tmp_path}/nothing": f"the file '{tmp_path}/nothing' cannot be read: No such file or directory",
     }
@@ -253,7 +253,7 @@ def test_a_server_that_was_killed_is_noticed_and_read_again_when_it_is_back(tmp_
             assert grabber.problem() in ("the stream ended", f"{camera.url} cut the connection")
             print(f"noticed after {time.monotonic() - killed_s:.2f} s")
     with reader(camera.url) as grabber:
-        assert grabber.problem().startswith("nobody listens")
+        assert grabber.problem().startswith("nothing listens")
     with RtspServer(tmp_path, port=camera.port) as again, reader(camera.url) as grabber:
         again.show(SCENES[1])
         started_s = time.monotonic()

@@ -154,7 +154,7 @@ async def test_a_broker_that_is_half_open(
                 outbox.put("porch", [{"id": name, "task": "caption", "caption": "x"}], None)
             task = asyncio.create_task(Publisher(outbox, ours, asyncio.Event(), lambda: None, 0.1).run())
             await until("it is left", lambda: not ours.connected.is_set())
-            words = "said nothing for 1 s (mqtt.keepalive_s)" if idle else "confirmed no message for 0 s"
+            words = "sent nothing for 1 s (mqtt.keepalive_s)" if idle else "confirmed no message for 0 s"
             await until("it is told", lambda: any(words in warning for warning in warnings(caplog)))
             assert len(outbox) == len(ids), "nothing is taken for arrived"
             process.send_signal(signal.SIGCONT)
@@ -239,7 +239,7 @@ async def test_files_that_cannot_be_used_are_named_and_mended(
         async with connection(port, tls=TlsConfig(enabled=True, ca_file=ca, cert_file=cert, key_file=key)) as ours:
             await until("no CA", lambda: f"mqtt.tls.ca_file {ca}: No such file" in ours.problem)
             ca.write_text("-----BEGIN nonsense")
-            await until("no PEM", lambda: f"mqtt.tls.ca_file {ca}: no PEM file" in ours.problem)
+            await until("no PEM", lambda: f"mqtt.tls.ca_file {ca}: this is not a PEM file" in ours.problem)
             ca.write_bytes(authority.file.read_bytes())
             await until("no key", lambda: f"mqtt.tls.key_file {key}: No such file" in ours.problem)
             key.write_bytes(other.key.read_bytes())

@@ -163,7 +163,7 @@ def test_an_image_that_is_too_large_loses_quality_and_then_is_left_out(arguments
     assert sizes[0] > 150 << 10
     assert sizes[1] > 100 << 10, "no poorer than it has to be"
     assert sizes[2] == 0
-    assert re.search(r"512×384 takes \d+ KiB in quality 20, image.max_kib allows 20: it", problem)
+    assert re.search(r"512×384 takes \d+ KiB at quality 20; image.max_kib allows 20: it", problem)
 
 
 def test_where_only_that_fits_the_vision_encoder_is_released(
@@ -183,4 +183,4 @@ def test_where_only_that_fits_the_vision_encoder_is_released(
     serving, ready = worker.load(worker.parse(), time.monotonic())
     assert serving.releases_vision is ready.release_vision is True
     assert serving.tight
-    assert "the vision encoder (6 MiB) is given back after every picture" in ready.reason
+    assert "the vision encoder (6 MiB) is unloaded after every picture" in ready.reason

@@ -297,7 +297,7 @@ def test_of_graphs_no_work_is_made_up(tmp_path: Path) -> None:
     assert said["stages"].keys() == report.NAMES.keys()
     assert all(stage.keys() == {"median_s", "least_s", "most_s"} for stage in said["stages"].values())
     assert said["of_the_limits"] == {}
-    assert "how much the graphs of engine onnx compute is not known" in done.stdout
+    assert "how much computing the graphs of engine onnx take is not known" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -458,11 +458,11 @@ def put(name: str, tensor: Tensor) -> Edit:
     ("edit", "words"),
     [
         (drop("text.blocks.1.attn.proj.bias"), r"missing: text\.blocks\.1\.attn\.proj\.bias \(32,\)"),
-        (drop("vision.pos_emb"), "no tensor vision.pos_emb: this is no whole Moondream 2"),
+        (drop("vision.pos_emb"), "no tensor vision.pos_emb: this is not a complete Moondream 2"),
         (put("text.blocks.0.tau.wq", torch.ones(2)), r"unexpected: model\.text\.blocks\.0\.tau\.wq"),
         (put("adapter.lora_A", torch.ones(2)), r"model\.adapter\.lora_A: no tensor of a Moondream 2 that we know"),
         (put("text.post_ln.bias", torch.ones(31)), r"text\.post_ln\.bias has shape \(31,\), \(32,\) is expected"),
-        (put("text.post_ln.bias", torch.ones(32, dtype=torch.int8)), "dtype I8, which is none of F32, F16, BF16"),
+        (put("text.post_ln.bias", torch.ones(32, dtype=torch.int8)), "dtype I8, which is not one of F32, F16, BF16"),
         (put("text.post_ln.bias", torch.full((32,), torch.nan)), "bias has numbers that are not finite"),
         (put("vision.pos_emb", torch.ones(1, 99, 24)), "prefix_attn is 101; 0 or 100"),
         (put("vision.patch_emb.weight", torch.ones(24, 28)), r"vision\.patch_emb\.weight: 9 .*|is expected"),
@@ -514,7 +514,7 @@ def test_a_pickle_beside_safetensors_is_left_alone(checkpoint: Checkpoint, stagi
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"weight_map": {"a": "../evil.safetensors"}}', "names '../evil.safetensors', which is no file beside it"),
+        ('{"weight_map": {"a": "../evil.safetensors"}}', "names '../evil.safetensors', which is not a file beside it"),
         ('{"weight_map": {"a": "gone.safetensors"}}', r"is not complete: \['gone.safetensors'\]"),
         ('{"weight_map": {"a": "model.safetensors"}}', "in none of the files: a"),
         ('{"weight_map": {}}', "is not complete"),

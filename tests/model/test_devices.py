@@ -191,7 +191,7 @@ def test_graphs_can_be_nothing_else(device: WantedDevice, precision: WantedPreci
 # -- float32 or int8, by the memory
 
 MIB = 1 << 20
-PI = "what the board has free, less a reserve"
+PI = "the board's free memory, less a reserve"
 
 
 def holding(mib: float) -> Callable[[], Room]:

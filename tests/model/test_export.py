@@ -299,7 +299,7 @@ def test_ready_made_graphs_go_out_as_they_are(ready_made: Path, tmp_path: Path) 
 
 
 def test_ready_made_graphs_have_their_precision_and_no_tensors(ready_made: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="go out as they are: give no precision"):
+    with pytest.raises(ConfigError, match="exported as they are: leave out --precision"):
         export(ready_made, tmp_path / "again.mf", "moonfile", "float16")
     with pytest.raises(ModelError, match="made of graphs and has no tensors"):
         export(ready_made, tmp_path / "out", "safetensors")

@@ -186,8 +186,8 @@ def client_config(**changes: Any) -> bytes:
 
 
 BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
-    "no array": (INITIAL_KV, b"nothing", "initial_kv_cache.npy is no array of numbers"),
-    "a pickled array": (INITIAL_KV, array((2,), object), "initial_kv_cache.npy is no array of numbers: .*pickle"),
+    "no array": (INITIAL_KV, b"nothing", "initial_kv_cache.npy is not an array of numbers"),
+    "a pickled array": (INITIAL_KV, array((2,), object), "initial_kv_cache.npy is not an array of numbers: .*pickle"),
     "an array of another shape": (INITIAL_KV, array((3, 2, 4, 1, 8)), r"float16 \(3, 2, 4, 1, 8\); floats \(layers, 2"),
     "two positions of BOS": (INITIAL_KV, array((3, 2, 1, 4, 2, 8)), r"\(3, 2, 1, 4, 2, 8\); floats"),
     "integers": (INITIAL_KV, array((3, 2, 1, 4, 1, 8), np.int64), "int64"),
@@ -195,7 +195,7 @@ BAD_RECORDS: dict[str, tuple[str, bytes, str]] = {
     "a size that no memory holds": (
         INITIAL_KV,
         claiming((1 << 20, 2, 1, 1 << 20, 1, 64)),
-        "kv_cache.npy is no array of",
+        "kv_cache.npy is not an array of",
     ),
     "no JSON": (CONFIG, b"{", "config.json is not valid JSON"),
     "no object": (CONFIG, b"[]", "config.json has no object 'special_tokens'"),

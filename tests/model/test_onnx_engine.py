@@ -286,7 +286,7 @@ def take_doubles(graph: onnx.GraphProto) -> None:
         ("text_decoder", drop_output, "missing output new_kv_cache (3, 2, 1, 4, 's', 8)"),
         ("vision_encoder", rename_input, "missing input input ('n', 3, 30, 30)\n  unexpected input pixels"),
         ("vision_encoder", fix_a_free_length, "input input has shape (1, 3, 30, 30), expected ('n', 3, 30, 30)"),
-        ("vision_projection", take_doubles, "input input is a tensor(double), which is none of tensor(float16)"),
+        ("vision_projection", take_doubles, "input input is a tensor(double), which is not one of tensor(float16)"),
     ],
 )
 def test_a_foreign_interface_is_refused_when_it_is_loaded(graphs: Path, name: str, edit: Edit, words: str) -> None:

@@ -213,7 +213,7 @@ def test_damage_is_named(tmp_path: Path, noise: PictureFactory, name: str, wrong
         model.encode(noise(30, 30))
         model.caption("short", Sampling(2))
 
-    with pytest.raises(ModelError, match=rf"safetensors: {name} has values that are no numbers: is the file damaged"):
+    with pytest.raises(ModelError, match=rf"safetensors: {name} has values that are not numbers: is the file damaged"):
         say()
 
 

@@ -205,7 +205,7 @@ def test_all_misfits_are_named_in_one_error(tmp_path: Path) -> None:
         "  missing tensor text.wte (96, 32)",
         "  unexpected tensor text.blocks.3.ln.bias",
         "  text.lm_head.weight has shape (97, 32), config.json says (96, 32)",
-        "  text.post_ln.weight has dtype I8, which is none of F32, F16, BF16",
+        "  text.post_ln.weight has dtype I8, which is not one of F32, F16, BF16",
     ]
 
 

@@ -149,7 +149,7 @@ def not_strict_is_not_started(_: Machine) -> None:
     """The broker's name has no address now, so the network cannot be closed."""
     options = ("--yes", "--no-packages", "--wheelhouse", str(WHEELS), "--broker", "broker.invalid", "--strict")
     said = deploy("install.sh", *options, expected=69)
-    assert "no address is known for it now" in said, said
+    assert "it has no known address now" in said, said
     assert "--allow the network" in said, said
     assert show("ActiveState") == "inactive"
     assert run("systemctl", "is-enabled", UNIT, check=False).strip() == "disabled"
@@ -183,7 +183,7 @@ def reloaded(_: Machine) -> None:
     """`systemctl reload`: the same process reads the configuration again."""
     before = show("MainPID")
     run("systemctl", "reload", UNIT)
-    wait_for("the journal says so", lambda: "the configuration was read again" in journal())
+    wait_for("the journal says so", lambda: "the configuration was reloaded" in journal())
     assert (show("MainPID"), show("ActiveState")) == (before, "active")
 
 

@@ -227,7 +227,7 @@ def killed_by_the_kernel(machine: Machine) -> None:
     captioned(machine)
     died = first(machine.heard, "health", lambda m: "out of memory" in document(m)["worker"]["last_death"])
     print(f"  {document(died)['worker']['last_death']}")
-    assert "the kernel was out of memory (the worker had" in document(died)["worker"]["last_death"]
+    assert "the kernel was out of memory (the worker used" in document(died)["worker"]["last_death"]
     assert kills() >= 1
 
 

@@ -102,9 +102,9 @@ def test_libcamera_is_asked_by_its_own_python() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["/nowhere/python3"], "libcamera cannot be asked: [Errno 2] No such file"),
-        ([sys.executable, "-c", "print(1, 2)"], "libcamera cannot be asked"),
-        ([sys.executable, "-c", "raise SystemExit('no memory')"], "ended with exit code 1: no memory"),
+        (["/nowhere/python3"], "libcamera cannot be queried: [Errno 2] No such file"),
+        ([sys.executable, "-c", "print(1, 2)"], "libcamera cannot be queried"),
+        ([sys.executable, "-c", "raise SystemExit('no memory')"], "failed with exit code 1: no memory"),
         ([sys.executable, "-c", "import time; time.sleep(60)"], "did not answer within 0.5 s"),
         (says({"problem": "picamera2 is not installed", "cameras": []}), "picamera2 is not installed"),
     ],

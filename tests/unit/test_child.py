@@ -101,7 +101,7 @@ async def test_a_large_payload_arrives_whole() -> None:
             "os.write(1, json.dumps(header).encode() + b'\\nhalf')\nos.kill(os.getpid(), signal.SIGKILL)",
             "was ended by SIGKILL (perhaps out of memory)",
         ),
-        ("os.write(1, b'Hello!\\n')\ntime.sleep(600)", "sent something that is no message"),
+        ("os.write(1, b'Hello!\\n')\ntime.sleep(600)", "sent something that is not a message"),
         ("say('Gossip')\ntime.sleep(600)", "unknown message type 'Gossip'"),
         ("say('Progress', step=1)\ntime.sleep(600)", "Progress.step"),
         ("os.close(1)\ntime.sleep(600)", "closed its pipe and was killed"),
@@ -136,7 +136,7 @@ async def test_silence_beyond_the_deadline_ends_in_sigkill() -> None:
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsay('Progress', step='alive')\nwhile True: time.sleep(600)"
     async with running(code) as child:
         assert await child.receive(LONG_S) == Progress("alive")
-        with pytest.raises(ChildTimeout, match="tester said nothing for 0 s and was killed"):
+        with pytest.raises(ChildTimeout, match="tester sent nothing for 0 s and was killed"):
             await child.receive(SHORT_S)
         assert not alive(child.pid)
 
@@ -152,7 +152,7 @@ async def test_half_a_message_beyond_the_deadline_ends_in_sigkill() -> None:
 async def test_a_child_that_takes_no_message_is_killed() -> None:
     async with running("say('Progress', step='deaf')\ntime.sleep(600)") as child:
         await child.receive(LONG_S)
-        with pytest.raises(ChildTimeout, match="took no message"):
+        with pytest.raises(ChildTimeout, match="accepted no message"):
             await child.send(REQUEST, SHORT_S)
         assert not alive(child.pid)
 
@@ -197,7 +197,7 @@ async def test_a_child_that_does_not_leave_is_killed(caplog: pytest.LogCaptureFi
     async with running(code) as child:
         await child.stop(SHORT_S)
         assert child._process.returncode == -signal.SIGKILL
-    assert "did not leave within 0 s and is killed" in caplog.text
+    assert "did not end within 0 s and is killed" in caplog.text
 
 
 async def test_stopping_and_killing_the_dead_is_nothing() -> None:

@@ -112,6 +112,32 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
     assert "usage: edge-daemon" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["caption", "a.jpg", "--max-tokens", "0"], "argument --max-tokens: '0' is not a whole number of 1 or more"),
+        (["caption", "a.jpg", "--max-tokens", "-5"], "argument --max-tokens: '-5' is not a whole number of 1 or more"),
+        (["caption", "a.jpg", "--length", "foo"], "argument --length: invalid choice: 'foo'"),
+        (["demo", "--pictures", "0"], "argument --pictures: '0' is not a whole number of 1 or more"),
+        (["demo", "--pictures", "2.5"], "argument --pictures: '2.5' is not a whole number of 1 or more"),
+    ],
+)
+def test_a_senseless_number_or_word_is_wrong_usage(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == cli.USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_a_length_that_the_model_does_not_have_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["caption", "a.jpg", "b.jpg", "--length", "long"]) == cli.UNAVAILABLE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "edge-daemon: demo-shapes has no 'long' caption; it has: short, normal\n"
+
+
 @pytest.mark.parametrize("command", ["run", "check-config", "caption", "demo"])
 def test_help_teaches_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], [command, "--help"]):

@@ -158,7 +158,7 @@ def test_how_a_program_ended_is_said_in_its_own_words_without_its_login(tmp_path
 
 def test_programs_that_cannot_be_started(tmp_path: Path) -> None:
     with runner(["no-such-program"]) as grabber:
-        assert grabber.problem().startswith("there is no program 'no-such-program' that may be run: check the first")
+        assert grabber.problem().startswith("there is no program 'no-such-program' that can be run: check the first")
     nonsense = tmp_path / "nonsense"
     nonsense.write_bytes(b"\x7fELF nonsense")
     nonsense.chmod(0o755)
@@ -179,7 +179,7 @@ def test_a_silent_program_is_given_up(tmp_path: Path, first: str) -> None:
 
 def test_what_is_no_jpeg_and_what_is_a_broken_one_is_said(tmp_path: Path) -> None:
     with runner(["cat", "/dev/zero"]) as grabber:
-        assert grabber.problem().startswith("what cat writes is no JPEG: no JPEG begins")
+        assert grabber.problem().startswith("what cat writes is not a JPEG: no JPEG begins")
     good, broken = KINDS["baseline"], KINDS["baseline"].replace(KINDS["baseline"][2000:4000], b"")
     paths = [tmp_path / "good.jpg", tmp_path / "broken.jpg"]
     for path, data in zip(paths, (good, broken), strict=True):

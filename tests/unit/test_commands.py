@@ -162,7 +162,7 @@ def test_settings(what: str, said: bytes, name: str, request_: Request) -> None:
     [
         ("captoin", b"", "unknown command 'captoin'; did you mean 'caption'?"),
         ("zzz", b"", "unknown command 'zzz'; known here: caption, ask, detect, pause"),
-        ("caption", b"", "source: this key is required, or a picture; known here: porch, barn"),
+        ("caption", b"", "name a source (porch, barn) or send a picture"),
         ("caption", b"proch", "source: unknown source 'proch'; did you mean 'porch'?"),
         ("caption", payload(source=5), "source: unknown source 5; known here: porch, barn"),
         ("caption", payload(source=["porch"]), "source: unknown source a list"),
@@ -171,54 +171,62 @@ def test_settings(what: str, said: bytes, name: str, request_: Request) -> None:
         (
             "caption",
             payload(source="porch", length="huge"),
-            "length: one of short, normal, long is expected, not 'huge'",
+            "length: 'huge' is not allowed; use one of short, normal, long",
         ),
-        ("caption", payload(source="porch", picture=base64.b64encode(PNG).decode()), "source and picture exclude each"),
-        ("caption", payload(picture="not base64!"), "picture: this is no base64"),
-        ("caption", payload(picture="!" + base64.b64encode(PNG).decode()), "picture: this is no base64"),
-        ("caption", payload(picture="data:image/png,abc"), "picture: neither a JPEG nor a PNG picture"),
-        ("caption", payload(picture="R0lGODlh"), "picture: neither a JPEG nor a PNG picture"),
-        ("caption", payload(picture=5), "picture: a picture in base64 is expected"),
+        ("caption", payload(source="porch", picture=base64.b64encode(PNG).decode()), "source and picture cannot be"),
+        ("caption", payload(picture="not base64!"), "picture: not valid base64"),
+        ("caption", payload(picture="!" + base64.b64encode(PNG).decode()), "picture: not valid base64"),
+        ("caption", payload(picture="data:image/png,abc"), "picture: neither a JPEG nor a PNG"),
+        ("caption", payload(picture="R0lGODlh"), "picture: neither a JPEG nor a PNG"),
+        ("caption", payload(picture=5), "picture: a picture in base64 is required"),
         ("caption", b"GIF89a\xff", "the payload is neither UTF-8 text nor a JPEG or PNG picture"),
         ("caption", b"{", "not valid JSON: Expecting property name enclosed in double quotes (character 2)"),
-        ("caption", b"[1]", "a JSON object is expected, such as {}"),
-        ("caption", b'{"source": NaN}', "not valid JSON: a number or a nesting that is too large"),
-        ("caption", b"[" * 100_000, "not valid JSON: a number or a nesting that is too large"),
-        ("caption", b'{"transaction": ' + b"9" * 5000 + b"}", "not valid JSON: a number or a nesting that is too"),
-        ("ask", JPEG, "a bare picture can be captioned only; for others send JSON with the picture in base64"),
+        ("caption", b"[1]", "this must be a JSON object, such as {}"),
+        ("caption", b'{"source": NaN}', "not valid JSON: a number too large, or nesting too deep"),
+        ("caption", b"[" * 100_000, "not valid JSON: a number too large, or nesting too deep"),
+        ("caption", b'{"transaction": ' + b"9" * 5000 + b"}", "not valid JSON: a number too large, or nesting too"),
+        ("ask", JPEG, "only caption takes a bare picture; otherwise send JSON with the picture in base64"),
         ("ask", payload(source="porch"), "question: this key is required"),
-        ("ask", payload(source="porch", question=" "), "question: a text of 1 to 1000 characters is expected"),
-        ("ask", payload(source="porch", question="x" * 1001), "question: a text of 1 to 1000 characters is expected"),
-        ("ask", payload(source="porch", question="Is the cat in? \ud83d"), "question: the text holds half a character"),
+        ("ask", payload(source="porch", question=" "), "question: this must be text of 1 to 1000 characters"),
+        ("ask", payload(source="porch", question="x" * 1001), "question: this must be text of 1 to 1000 characters"),
+        (
+            "ask",
+            payload(source="porch", question="Is the cat in? \ud83d"),
+            "question: the text contains half a character",
+        ),
         ("ask", payload(source="porch", question="Open?", type="bool"), "type: input should be 'text', 'yes_no'"),
-        ("ask", payload(source="porch", question="Open?", type="choice"), "type choice needs two choices at least"),
-        ("ask", payload(source="porch", question="Open?", choices=["a"]), "choices are for type choice"),
-        ("detect", payload(source="porch"), "what: this key is required, such as car"),
-        ("pause", b"-1", "minutes: a number from 0 to 10080 is expected, not -1"),
-        ("pause", b"soon", "minutes: a number from 0 to 10080 is expected, not 'soon'"),
-        ("pause", b"true", "minutes: a number from 0 to 10080 is expected, not "),
-        ("pause", payload(minutes=10**400), "minutes: a number from 0 to 10080 is expected, not 1000"),
-        ("pause", b'{"minutes": 1e999}', "minutes: a number from 0 to 10080 is expected, not inf"),
+        ("ask", payload(source="porch", question="Open?", type="choice"), "type choice needs at least two choices"),
+        ("ask", payload(source="porch", question="Open?", choices=["a"]), "choices work only with type choice"),
+        ("detect", payload(source="porch"), "what: this key is required, for example car"),
+        ("pause", b"-1", "minutes: this must be a number from 0 to 10080, not -1"),
+        ("pause", b"soon", "minutes: this must be a number from 0 to 10080, not 'soon'"),
+        ("pause", b"true", "minutes: this must be a number from 0 to 10080, not "),
+        ("pause", payload(minutes=10**400), "minutes: this must be a number from 0 to 10080, not 1000"),
+        ("pause", b'{"minutes": 1e999}', "minutes: this must be a number from 0 to 10080, not inf"),
         ("set", payload(enabled=True), "source: this key is required"),
-        ("set", payload(source="porch"), "nothing to set; known here: enabled, interval_s, length, questions"),
-        ("set", payload(source="porch", enabled="on"), "enabled: true or false (ON or OFF in a topic of its own) is"),
+        ("set", payload(source="porch"), "nothing to set; name at least one of enabled, interval_s, length, questions"),
+        (
+            "set",
+            payload(source="porch", enabled="on"),
+            "enabled: this must be true or false (on its own topic ON or OFF)",
+        ),
         ("set", payload(source="porch", interval=5), "unknown key 'interval'; did you mean 'interval_s'?"),
-        ("set", payload(source="porch", interval_s=10**6), "interval_s: a number from 0 to 86400 is expected"),
-        ("set", payload(source="porch", questions=5), "questions: a list is expected"),
+        ("set", payload(source="porch", interval_s=10**6), "interval_s: this must be a number from 0 to 86400"),
+        ("set", payload(source="porch", questions=5), "questions: this must be a list"),
         ("set", payload(source="porch", questions=[{"id": "a"}]), "questions: 0.ask: this key is required"),
         (
             "set",
             payload(source="porch", questions=[{"id": "a", "ask": "b", "\ud800": 1}]),
             "questions: 0: input should be a valid string, unable to parse raw data as a unicode string",
         ),
-        ("reload", b"now", "a JSON object is expected, such as {}"),
+        ("reload", b"now", "this must be a JSON object, such as {}"),
         ("reload", payload(source="porch"), "unknown key 'source'; known here: transaction"),
         ("log_level", b"", "level: this key is required"),
-        ("log_level", b"loud", "level: one of debug, info, warning, error is expected, not 'loud'"),
-        ("stats", payload(transaction="x" * 201), "transaction: a text of at most 200 characters or a whole number"),
-        ("stats", payload(transaction=True), "transaction: a text of at most 200 characters or a whole number"),
-        ("stats", payload(transaction={}), "transaction: a text of at most 200 characters or a whole number"),
-        ("stats", payload(transaction=2**63), "transaction: a text of at most 200 characters or a whole number"),
+        ("log_level", b"loud", "level: 'loud' is not allowed; use one of debug, info, warning, error"),
+        ("stats", payload(transaction="x" * 201), "transaction: use text of at most 200 characters, or a whole number"),
+        ("stats", payload(transaction=True), "transaction: use text of at most 200 characters, or a whole number"),
+        ("stats", payload(transaction={}), "transaction: use text of at most 200 characters, or a whole number"),
+        ("stats", payload(transaction=2**63), "transaction: use text of at most 200 characters, or a whole number"),
     ],
 )
 def test_what_is_refused_is_told_why(name: str, said: bytes, words: str) -> None:
@@ -226,7 +234,7 @@ def test_what_is_refused_is_told_why(name: str, said: bytes, words: str) -> None
 
 
 def test_a_retained_command_is_an_accident() -> None:
-    words = "a command must not be retained, or the broker repeats it for ever; publish it without"
+    words = "a command must not be retained, or the broker repeats it for ever; send it without retain"
     assert str(refusal("caption", b"porch", retained=True)) == words
     with pytest.raises(CommandError, match="must not be retained"):
         parse_setting("porch", "trigger", b"", TWO, retained=True)
@@ -237,11 +245,11 @@ def test_a_retained_command_is_an_accident() -> None:
     [
         ("barm", "trigger", b"", "source: unknown source 'barm'; did you mean 'barn'?"),
         ("porch", "enable/set", b"ON", "unknown topic 'enable/set' of a source; did you mean 'enabled/set'?"),
-        ("porch", "enabled/set", b"1", "enabled: true or false"),
+        ("porch", "enabled/set", b"1", "enabled: this must be true or false"),
         ("porch", "enabled/set", b"\xff", "the payload is neither UTF-8 text nor"),
-        ("porch", "interval/set", b"", "interval_s: a number from 0 to 86400 is expected, not ''"),
-        ("porch", "interval/set", b"NaN", "interval_s: a number from 0 to 86400 is expected, not 'NaN'"),
-        ("porch", "question/set", b" ", "question: a text of 1 to 1000 characters is expected"),
+        ("porch", "interval/set", b"", "interval_s: this must be a number from 0 to 86400, not ''"),
+        ("porch", "interval/set", b"NaN", "interval_s: this must be a number from 0 to 86400, not 'NaN'"),
+        ("porch", "question/set", b" ", "question: this must be text of 1 to 1000 characters"),
     ],
 )
 def test_settings_that_are_refused(source: str, what: str, said: bytes, words: str) -> None:
@@ -255,10 +263,13 @@ def test_nothing_is_larger_than_it_may_be() -> None:
     assert parse("caption", largest, TWO).request == Caption(None, Picture(largest))
     in_base64 = payload(picture=base64.b64encode(largest).decode(), transaction="t" * 200)
     assert parse("caption", in_base64, TWO).request == Caption(None, Picture(largest))
-    words = f"picture: {LARGEST_PICTURE_BYTES + 1} bytes; {LARGEST_PICTURE_BYTES} are the most"
+    words = f"picture: {LARGEST_PICTURE_BYTES + 1} bytes; at most {LARGEST_PICTURE_BYTES} are allowed"
     assert str(refusal("caption", largest + b"x")) == words
     too_much = refusal("caption", b" " * (LARGEST_PAYLOAD_BYTES + 1))
-    assert str(too_much) == f"the payload has {LARGEST_PAYLOAD_BYTES + 1} bytes; {LARGEST_PAYLOAD_BYTES} are the most"
+    assert (
+        str(too_much)
+        == f"the payload has {LARGEST_PAYLOAD_BYTES + 1} bytes; at most {LARGEST_PAYLOAD_BYTES} are allowed"
+    )
 
 
 def test_a_picture_does_not_fill_the_log() -> None:

@@ -41,7 +41,7 @@ def explained(proc: Path, last: Reading | None, before: int | None, after: int |
 
 def test_the_kernel_was_out_of_memory(tmp_path: Path) -> None:
     assert explained(tmp_path, LAST, 3, 4) == (
-        "the worker was ended by SIGKILL: the kernel was out of memory (the worker had 1950 MiB, the board 40, "
+        "the worker was ended by SIGKILL: the kernel was out of memory (the worker used 1950 MiB, the board 40, "
         "its cgroup 10 of 2000 left)"
     )
 
@@ -66,14 +66,14 @@ def test_somebody_else_did_it(tmp_path: Path) -> None:
         "the worker was ended by SIGKILL, not by the kernel, whose count of processes killed for memory has not risen"
     )
     assert explained(tmp_path, LAST, 3, 3).endswith(
-        "has not risen (the worker had 1950 MiB, the board 40, its cgroup 10 of 2000 left: perhaps by a program that "
+        "has not risen (the worker used 1950 MiB, the board 40, its cgroup 10 of 2000 left: perhaps by a program that "
         "watches memory)"
     )
 
 
 def test_nobody_counts(tmp_path: Path) -> None:
     assert explained(tmp_path, ROOMY, None, None) == (
-        "the worker was ended by SIGKILL (perhaps out of memory) (the worker had 1950 MiB, the board 900)"
+        "the worker was ended by SIGKILL (perhaps out of memory) (the worker used 1950 MiB, the board 900)"
     )
     assert explained(tmp_path, None, None, None) == "the worker was ended by SIGKILL (perhaps out of memory)"
 
@@ -94,7 +94,7 @@ def test_what_was_read_without_a_worker_is_no_testimony(tmp_path: Path) -> None:
         (signal.SIGILL, "pip install torch==2.9.1"),
         (signal.SIGSEGV, "edge-daemon model verify"),
         (signal.SIGBUS, "errors of the SD card"),
-        (signal.SIGABRT, "most often for want of memory"),
+        (signal.SIGABRT, "usually because memory ran out"),
     ],
 )
 def test_what_to_do(tmp_path: Path, number: signal.Signals, words: str) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edge_daemon.sections import Section
 from edge_daemon.topics import Topics, publications
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "edge_daemon"
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 EXAMPLE_VALUES = {
@@ -125,10 +127,52 @@ def test_the_example_result_of_the_readme_fits_the_schema() -> None:
 
 
 def test_the_commands_of_the_readme_can_be_run() -> None:
-    for command in re.findall(r"^\./(deploy/\w+)", README, re.MULTILINE):
-        assert os.access(ROOT / command, os.X_OK)
-    for words in re.findall(r"edge-daemon (run|check-config|caption|demo|\w+) [-\w./]+", README):
-        assert words in cli.parser().format_help()
+    for command in re.findall(r"^(?:sudo |\./)*(deploy/[\w.-]+)", README, re.MULTILINE):
+        assert os.access(ROOT / command, os.X_OK), command
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """What stands behind `edge-daemon` in the shell blocks of a text, without pipes, comments and the next command."""
+    found = []
+    for line in "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).splitlines():
+        words = shlex.split(line, comments=True)
+        for number, word in enumerate(words):
+            if word.rpartition("/")[2] == "edge-daemon":
+                end = next((i for i, w in enumerate(words) if i > number and w in ("|", "&&", ";")), len(words))
+                found.append(words[number + 1 : end])
+    return found
+
+
+COMMANDS = [words for words in commands_of(README) if words not in ([], ["#"])]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_command_line_takes_every_command_of_the_readme(words: list[str]) -> None:
+    """A command, an option or a number that it does not know ends with SystemExit."""
+    assert callable(cli.parser().parse_args(words).command)
+
+
+def test_the_readme_shows_the_commands() -> None:
+    assert {"run", "check-config", "caption", "model", "source", "systemd", "doctor", "bench"} <= {
+        words[0] for words in COMMANDS
+    }
+    wrong = commands_of("```sh\nsudo ./edge-daemon doctor --mend | jq . # a comment\n```")
+    assert wrong == [["doctor", "--mend"]]
+    with pytest.raises(SystemExit):
+        cli.parser().parse_args(wrong[0])
+
+
+def test_the_module_table_of_the_readme_names_every_module() -> None:
+    """Once each, and nothing that is not there; a package stands for its modules."""
+    table = README.partition("| module | what it does |")[2].partition("\n\n")[0]
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    named = [name.rstrip("/") for cell in first for name in re.findall(r"`([\w/]+)`", cell)]
+    tops = [name for name in named if (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name / "__init__.py").is_file()]
+    details = [name for name in named if name not in tops]
+    assert len(tops) == len(set(tops)), "a module is named twice"
+    assert all((PACKAGE / "models" / f"{name}.py").is_file() for name in details), details
+    modules = {path.stem for path in PACKAGE.glob("[a-z]*.py")} | {path.parent.name for path in PACKAGE.glob("*/*.py")}
+    assert modules - set(tops) == set()
 
 
 def test_the_top_level_is_as_agreed() -> None:
@@ -160,7 +204,7 @@ def sections() -> list[type[Section]]:
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
 def test_every_key_is_exercised_by_a_test(section: type[Section]) -> None:
-    """Its name stands in a test elsewhere, at least: a key that was added and forgotten is found."""
+    """Its name is a word of a test elsewhere: a forgotten key is found, unless it is a common word (`name`, `path`)."""
     written = "\n".join(path.read_text() for path in ROOT.glob("tests/**/*.py") if path != Path(__file__))
     forgotten = [key for key in section.model_fields if not re.search(rf"\b{key}\b", written)]
     assert not forgotten

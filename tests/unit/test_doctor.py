@@ -79,7 +79,7 @@ def test_a_check_that_fails_in_itself_is_told_of(subject: Subject) -> None:
 
     (found,) = examine(Check("odd", "something odd", 60.0, look), subject)
     assert found.state == "warning"
-    assert "failed in itself (KeyError: 'oops')" in found.what
+    assert "because of an internal error (KeyError: 'oops')" in found.what
 
 
 def test_a_configuration_that_nobody_named_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_on_the_screen() -> None:
     assert screen.in_words(ok("disk", "fine")) == "✓ disk            fine"
     plain = screen.in_words(bad, 60, screen.marks_for("ascii"))
     assert plain.isascii()
-    assert screen.summary([bad, ok("a", ""), skipped("b", "")]) == "1 problem, 0 warnings, 1 ok, 1 not looked at"
+    assert screen.summary([bad, ok("a", ""), skipped("b", "")]) == "1 problem, 0 warnings, 1 ok, 1 not checked"
 
 
 # ---- board, system, Python, clock -----------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_systems(tmp_path: Path) -> None:
     assert board.system(tmp_path) == ok("system", "Debian GNU/Linux 13 (trixie)")
     put(tmp_path / "os-release", 'PRETTY_NAME="Ubuntu 24.04"\nID=ubuntu\nVERSION_ID="24.04"\nBROKEN="\n')
     found = board.system(tmp_path)
-    assert (found.state, found.what) == ("warning", "Ubuntu 24.04: not among the systems that this was tested on")
+    assert (found.state, found.what) == ("warning", "Ubuntu 24.04: not one of the systems that this was tested on")
     assert board.system(tmp_path / "none").state == "warning"
 
 
@@ -177,7 +177,7 @@ def test_libraries_against_our_pins(tmp_path: Path, subject: Subject) -> None:
     install(tmp_path, "numpy", "1.26.4")
     found = list(packages.look(replace(subject, places=replace(subject.places, packages=(str(tmp_path),)))))
     assert states(found) == {"packages.numpy": "warning", "packages.pyyaml": "problem", "packages": "ok"}
-    assert found[0].what == "numpy 1.26.4, tested is 2.4.6"
+    assert found[0].what == "numpy 1.26.4; the tested version is 2.4.6"
     assert found[1].command == f"{sys.executable} -m pip install pyyaml==6.0.3"
     assert found[2].what == "1 of 3 libraries are exactly the tested versions"
     install(tmp_path, "onnx", "1.0")
@@ -301,7 +301,7 @@ def test_cgroups(tmp_path: Path) -> None:
     assert "cgroup_enable=memory" in found.command
     put(tmp_path / "cgroup.controllers", "cpu memory pids\n")
     assert capacity.controller("0::/edge", tmp_path).state == "ok"
-    assert "no limit" in capacity.limit("0::/edge", tmp_path, 8192 * MIB).what
+    assert "no memory limit" in capacity.limit("0::/edge", tmp_path, 8192 * MIB).what
     put(tmp_path / "edge/memory.max", f"{1500 * MIB}\n")
     put(tmp_path / "edge/memory.current", f"{500 * MIB}\n")
     assert "1500 MiB holds, 1000 of it" in capacity.limit("0::/edge", tmp_path, 8192 * MIB).what
@@ -395,7 +395,7 @@ def test_cards(tmp_path: Path) -> None:
     assert disk.card(mount("/var"), tmp_path) == ok("card", "SD SD64G of 03/2024; noatime, commit=30")
     worn = disk.card(mount("/srv/x"), tmp_path)
     assert (worn.state, "noatime,commit=60" in worn.command) == ("warning", True)
-    assert "no SD card" in disk.card(mount("/mnt/usb disk"), tmp_path).what
+    assert "not an SD card" in disk.card(mount("/mnt/usb disk"), tmp_path).what
 
 
 # ---- the unit -------------------------------------------------------------------------------------------

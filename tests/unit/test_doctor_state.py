@@ -156,7 +156,7 @@ def filled(path: Path, count: int = 20) -> None:
 
 def test_an_outbox_and_what_waits_in_it(place: Path) -> None:
     path = place / "outbox.db"
-    assert state.outbox(path, ME).what == "is not there yet"
+    assert state.outbox(path, ME).what == "does not exist yet"
     filled(path)
     before = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in place.iterdir()}
     assert state.outbox(path, ME).what.startswith("20 results wait for the broker, 0.")
@@ -266,7 +266,7 @@ def test_a_model_that_does_not_fit(tmp_path: Path, place: Path) -> None:
     used = replace(examined, service_pid=4711)
     assert {f.id: f.state for f in model.look(used)}["model.memory"] == "skipped"
     (caption,) = model.caption(used)
-    assert (caption.state, "the service captions now" in caption.what) == ("skipped", True)
+    assert (caption.state, "the service is captioning" in caption.what) == ("skipped", True)
 
 
 def test_a_caption_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_a_caption_that_does_not_come(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = model.captioned(MODEL_DIR, "cpu", "float32")
     assert (found.state, found.what) == ("problem", "ImportError: no such luck")
-    assert model.captioned(MODEL_DIR, "cpu", "float32", deadline_s=0.01).what == "none within 0 s"
+    assert model.captioned(MODEL_DIR, "cpu", "float32", deadline_s=0.01).what == "no caption within 0 s"
 
 
 def test_more_threads_than_cores(tmp_path: Path, place: Path) -> None:
@@ -369,9 +369,9 @@ def test_what_is_attached(tmp_path: Path) -> None:
 
 
 def test_usb_cameras(tmp_path: Path) -> None:
-    assert "is not there" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
+    assert "does not exist" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
     (tmp_path / "video0").write_text("")
-    assert "is no camera" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
+    assert "is not a camera" in source(tmp_path, type="v4l2", device=tmp_path / "video0").what
     device = Path("/dev/full")  # a character device that everybody may use, and nobody does
     assert source(tmp_path, type="v4l2", device=device).what == "camera /dev/full, group root"
     with device.open() as held, subprocess.Popen(["sleep", "60"], stdin=held) as other:
@@ -417,8 +417,8 @@ def test_network_cameras(tmp_path: Path) -> None:
 
 
 def test_programs(tmp_path: Path) -> None:
-    assert source(tmp_path, type="command", command=["no-such-program", "--token", "x"]).what.endswith(
-        "no-such-program"
+    assert source(tmp_path, type="command", command=["no-such-program", "--token", "x"]).what == (
+        "the program no-such-program is not installed"
     )
     assert source(tmp_path, type="command", command=["sh"]).state == "ok"
 

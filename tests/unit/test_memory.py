@@ -77,13 +77,13 @@ def test_what_of_the_worker_is_swapped_out_is_no_room_in_the_cgroup() -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (Limits(None, None, 4000 * MIB), "what the board has free"),
+        (Limits(None, None, 4000 * MIB), "the board's free memory"),
         (Limits(500 * MIB, Level(2000 * MIB, 0), 4000 * MIB), "model.memory_limit_mib"),
         (
             Limits(3000 * MIB, Level(2000 * MIB, 50 * MIB), 4000 * MIB),
             "the cgroup's limit of 2000 MiB, less what others",
         ),
-        (Limits(3000 * MIB, Level(2000 * MIB, 0), 900 * MIB), "what the board has free"),
+        (Limits(3000 * MIB, Level(2000 * MIB, 0), 900 * MIB), "the board's free memory"),
     ],
 )
 def test_the_budget_names_the_limit_that_counts(limits: Limits, reason: str) -> None:
@@ -186,8 +186,8 @@ def test_where_only_that_fits_it_is_given_back_and_told() -> None:
     assert (fit.releases_vision, fit.tight) == (True, True)
     assert fit.positions == 1600  # (2400 - 2250) MiB of 96 KiB
     assert fit.reason == (
-        "the vision encoder (600 MiB) is given back after every picture and read again for the next, "
-        "because else 123 MiB would be missing"
+        "the vision encoder (600 MiB) is unloaded after every picture and read again for the next; "
+        "otherwise 123 MiB would be missing"
     )
     assert memory.fit(Budget(2523 * MIB, "test"), LONG_TEXT).releases_vision is False
 
@@ -195,8 +195,8 @@ def test_where_only_that_fits_it_is_given_back_and_told() -> None:
 def test_a_refusal_that_giving_back_would_not_help_does_not_speak_of_it() -> None:
     with pytest.raises(BudgetError, match="work space 100, program 250") as caught:
         memory.fit(Budget(2000 * MIB, "test"), HALF_BILLION)
-    assert "given back" not in str(caught.value)
-    with pytest.raises(BudgetError, match=r"weights 1900, of which the vision encoder is given back"):
+    assert "unloaded" not in str(caught.value)
+    with pytest.raises(BudgetError, match=r"weights 1900, of which the vision encoder is unloaded"):
         memory.fit(Budget(2000 * MIB, "test"), LONG_TEXT)
 
 

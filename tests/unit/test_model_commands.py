@@ -88,7 +88,7 @@ def test_what_fits_a_board(state: Path, mib: int, fitting: dict[str, str]) -> No
     assert {known["name"] for known in document["catalogue"] if known["memory"]["fits"]} == fitting.keys()
     for known in document["catalogue"]:
         why = known["memory"]["why"]
-        assert f"the budget is {mib} MiB (what the board has free, less a reserve)" in why
+        assert f"the budget is {mib} MiB (the board's free memory, less a reserve)" in why
         precision = fitting.get(known["name"])
         words = rf"needs \d+ MiB in float32, \d+ MiB in int8 at least, .*: {precision}, \d+ of 2048 KV positions$"
         assert re.search(words if precision else r"^int8: \d+ MiB of memory are missing", why)
@@ -140,7 +140,7 @@ def test_an_unknown_size_is_not_made_up(state: Path, capsys: pytest.CaptureFixtu
     known = replace(CATALOGUE[0], files=(RemoteFile("a/b", "c", "d", None, None),))
     (told,) = inventory(Store(state), (known,), board(20_000))["catalogue"]
     assert told["download_bytes"] is None
-    assert "and the download, whose size is not known" in told["disk"]["why"]
+    assert "and the download, whose size is unknown" in told["disk"]["why"]
 
 
 def test_a_damaged_model_is_listed_with_the_reason(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,12 +170,12 @@ def test_from_import_to_removal(state: Path, weights: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["files"] == ["model.safetensors", "tokenizer.json"]
 
     assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.UNAVAILABLE
-    assert "mine exists: choose another name (--name), or say --replace" in capsys.readouterr().err
+    assert "mine exists: choose another name (--name), or add --replace" in capsys.readouterr().err
     assert cli.main(["model", "import", str(weights), "--name", "mine", "--replace", "--json"]) == cli.OK
     assert json.loads(capsys.readouterr().out)["directory"] == str(directory)
 
     assert cli.main(["model", "remove", "mine"]) == cli.OK
-    assert capsys.readouterr().out == "mine: removed, 9 MiB are free again\n"
+    assert capsys.readouterr().out == "mine: removed, 9 MiB freed\n"
     assert cli.main(["model", "remove", "mine"]) == cli.UNAVAILABLE
     assert "no model 'mine'" in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_import_to_a_directory(state: Path, weights: Path, tmp_path: Path, capsy
     assert json.loads((target / "config.json").read_text())["name"] == "my-model"
     assert not state.exists()
     assert cli.main(["model", "verify", str(target)]) == cli.OK
-    assert capsys.readouterr().out.startswith(f"{target}: 2 files are as they were at the import\n")
+    assert capsys.readouterr().out.startswith(f"{target}: 2 files are unchanged since the import\n")
 
 
 def test_verify_finds_a_changed_file(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

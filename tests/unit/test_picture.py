@@ -211,7 +211,7 @@ def test_limits_hold_before_anything_is_decoded(decoder: Decoder, tmp_path: Path
     path.write_bytes(png(2_000, 1_000, 8, 2, b""))  # a header, and no pixels at all
     with pytest.raises(PictureError, match=r"2000×1000 = 2\.0 million pixels; at most 1\.9 million are decoded"):
         picture.load(str(path), decoder, Limits(max_pixels=1_900_000))
-    with pytest.raises(PictureError, match=r"the file has 0\.0 MB; at most 0\.0 MB are read \(max_file_bytes\)"):
+    with pytest.raises(PictureError, match=r"the file has 0\.0 MB; at most 0\.0 MB are read \(max_file_mib\)"):
         picture.load(str(path), decoder, Limits(max_file_bytes=10))
 
 
@@ -288,7 +288,7 @@ def test_a_picture_that_needs_too_much_memory_is_only_a_problem(which: str, tmp_
     # Pillow takes it for damage when libjpeg or libwebp run out of memory; everything else says what it is.
     named = lines[1:3] if which == "pillow" else lines
     for line in named:
-        assert "needs more memory than the 63 MB it may have (decode_memory_bytes)" in line
+        assert "needs more memory than the 63 MB it may have (decode_memory_mib)" in line
 
 
 def fix_header_checksum(path: Path) -> None:

@@ -40,7 +40,7 @@ def test_times(time: str, minute: int) -> None:
 
 @pytest.mark.parametrize("time", ["", "7", "24:01", "07:60", "7:5", "-1:00", "07:00:00", "noon", "٠٧:٠٠"])
 def test_what_is_no_time(time: str) -> None:
-    with pytest.raises(ValueError, match="such as 07:00"):
+    with pytest.raises(ValueError, match="write HH:MM from 00:00 to 24:00, for example 07:00"):
         minute_of(time)
 
 

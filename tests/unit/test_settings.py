@@ -61,7 +61,7 @@ def test_what_does_not_fit_the_file_any_more_is_told_and_left_out(path: Path, ca
     Settings(path).change("porch", {"questions": config.questions([GATE])})
     made = porch(Settings(path), detect=["gate"])
     assert not made.questions
-    assert "does not hold any more: the id 'gate' is there twice" in caplog.text
+    assert "no longer applies: the id 'gate' is there twice" in caplog.text
 
 
 def test_what_was_switched_off_stays_off_whatever_else_does_not_fit(
@@ -111,7 +111,7 @@ def test_what_cannot_be_written_holds_until_the_next_start(tmp_path: Path) -> No
 
 def test_a_change_is_under_the_rules_of_the_file() -> None:
     source = configured().sources["porch"]
-    with pytest.raises(ConfigError, match=r"^there is nothing to do"):
+    with pytest.raises(ConfigError, match=r"^this source has nothing to do"):
         config.changed(source, {"caption": "none"})
     with pytest.raises(ConfigError, match=r"^enabled: "):
         config.changed(source, {"enabled": 5})

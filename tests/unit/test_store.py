@@ -89,7 +89,7 @@ def test_an_incomplete_model_is_not_published(store: Store) -> None:
 
 def test_a_name_that_is_taken(store: Store) -> None:
     put(store)
-    with pytest.raises(ModelError, match=r"mine exists: choose another name \(--name\), or say --replace"):
+    with pytest.raises(ModelError, match=r"mine exists: choose another name \(--name\), or add --replace"):
         put(store)
     with store.staging("mine", replace=True) as staging:
         fill(staging, MODEL | {"model.safetensors": "new weights"})
@@ -107,7 +107,7 @@ def test_a_failed_replacement_keeps_what_was_there(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a b", "a\n", "é", "x" * 101])
 def test_names_that_are_none(store: Store, name: str) -> None:
-    with pytest.raises(ConfigError, match="is no name for a model"):
+    with pytest.raises(ConfigError, match="is not a valid model name"):
         put(store, name)
     with pytest.raises(ConfigError):
         store.remove(name)
@@ -139,14 +139,14 @@ def test_a_model_may_be_made_anywhere(tmp_path: Path) -> None:
 )
 def test_what_is_no_model_is_not_replaced(tmp_path: Path, there: dict[str, str]) -> None:
     fill(place := tmp_path / "photos", there)
-    with pytest.raises(ModelError, match=rf"photos is no model, it has {max(there).partition('/')[0]}: it is not repl"):
+    with pytest.raises(ModelError, match=rf"photos is not a model, it has {max(there).partition('/')[0]}: it is not "):
         put(Store.around(place), "photos", replace=True)
     assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(there)
 
 
 def test_a_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").write_text("a list")
-    with pytest.raises(ModelError, match="photos is no model, it is a file"):
+    with pytest.raises(ModelError, match="photos is not a model, it is a file"):
         put(Store.around(tmp_path / "photos"), "photos", replace=True)
     assert (tmp_path / "photos").read_text() == "a list"
 
@@ -314,5 +314,5 @@ def test_what_a_directory_must_hold_depends_on_its_engine(tmp_path: Path, engine
 
 
 def test_an_unknown_name_says_how_to_get_one(store: Store) -> None:
-    with pytest.raises(EdgeDaemonError, match=r"models here: demo-shapes; .*`edge-daemon model list` says what can be"):
+    with pytest.raises(EdgeDaemonError, match=r"models here: demo-shapes; .*`edge-daemon model list` shows what can"):
         models.directory_of("moondream-9b", store.root.parent)

@@ -139,7 +139,7 @@ def test_each_change_of_heat_is_told_once() -> None:
         "would be slowed down"
     ]
     assert run(cycle, clock, Reading(85), 60) == []
-    assert run(cycle, clock, Reading(60), 60) == ["the board is well at 60 °C: no more pauses between captions"]
+    assert run(cycle, clock, Reading(60), 60) == ["the board has cooled down at 60 °C: no more pauses between captions"]
 
 
 def test_weak_power_is_told_once_however_often_the_alarm_comes_and_goes() -> None:
@@ -149,12 +149,12 @@ def test_weak_power_is_told_once_however_often_the_alarm_comes_and_goes() -> Non
         words += run(cycle, clock, Reading(50, None, number % 4 == 0))
         assert cycle.duty <= THROTTLED_DUTY
     assert len(words) == 1
-    assert words[0].startswith("the power supply is weak: the board gets too little voltage")
+    assert words[0].startswith("the power supply is too weak: the board gets too little voltage")
     assert cycle.document()["under_voltage"] is True
     words = run(cycle, clock, Reading(50, None, False), HOLD_S + 60)
     assert words == [
         "the voltage has been right again for a minute",
-        "the board is well at 50 °C: no more pauses between captions",
+        "the board has cooled down at 50 °C: no more pauses between captions",
     ]
     document = cycle.document()
     assert (document["under_voltage"], document["throttled"]) == (False, None)
@@ -177,7 +177,7 @@ def test_what_the_firmware_does_halves_the_work(bit: int) -> None:
 def test_what_was_before_is_told_once_and_changes_nothing() -> None:
     cycle, clock = DutyCycle(), Clock()
     words = run(cycle, clock, Reading(50, 0x50000, False), 600)
-    assert words == ["the board had, since it was switched on: too little voltage, a slowed-down processor"]
+    assert words == ["since it was switched on, the board had: too little voltage, a slowed-down processor"]
     assert cycle.duty == 1.0
     assert cycle.document()["since_boot"] == ["under_voltage", "throttled"]
 

@@ -24,10 +24,10 @@ def reason(device: str) -> str:
 
 def test_no_device_and_what_is_none(tmp_path: Path) -> None:
     assert reason("/dev/video77").startswith("there is no /dev/video77: is the camera plugged in?")
-    assert reason("/dev/null") == "/dev/null is no video device"
+    assert reason("/dev/null") == "/dev/null is not a video device"
     file = tmp_path / "file"
     file.touch()
-    assert reason(str(file)) == f"{file} is no video device"
+    assert reason(str(file)) == f"{file} is not a video device"
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ BOTH = {"moondream-0.5b": SMALL, "moondream-2b": LARGE}
 
 
 def budget(mib: float) -> Budget:
-    return Budget(int(mib * MIB), "what the board has free, less a reserve")
+    return Budget(int(mib * MIB), "the board's free memory, less a reserve")
 
 
 def test_the_2b_where_the_memory_holds_it() -> None:
     assert choose("auto", BOTH, budget(9000)) == Variant(
         "moondream-2b",
-        "moondream-2b needs 8935 MiB; the budget is 9000 MiB (what the board has free, less a reserve)",
+        "moondream-2b needs 8935 MiB; the budget is 9000 MiB (the board's free memory, less a reserve)",
     )
 
 
@@ -33,7 +33,7 @@ def test_else_the_half_billion() -> None:
     assert choose("auto", BOTH, budget(3600)) == Variant(
         "moondream-0.5b",
         "moondream-2b needs 8935 MiB; moondream-0.5b needs 3080 MiB; "
-        "the budget is 3600 MiB (what the board has free, less a reserve)",
+        "the budget is 3600 MiB (the board's free memory, less a reserve)",
     )
 
 
