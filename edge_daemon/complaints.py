@@ -72,7 +72,7 @@ class Complaints:
         """The broker does not take what is for a topic, but may so later: told once for all topics."""
         first, count = not self._denied, len(self._denied | {topic})
         self._denied.add(topic)
-        others = f" and {count - 1} other topics" if count > 1 else ""
+        others = f" and {count - 1} more" if count > 1 else ""
         problem = f"the broker {broker} does not accept messages for {topic}{others} {why}"
         if first:
             self.say(problem)

@@ -9,8 +9,6 @@ from edge_daemon.child import exit_in_words
 from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES
 from edge_daemon.readings import Files, Kills, Reading, board
 
-PERHAPS = exit_in_words(-signal.SIGKILL)
-"""As it is said by who has not seen the kernel's counters."""
 COMES_AGAIN = (-signal.SIGILL,)
 """Exit statuses. A processor that lacks an instruction lacks it the next time as well."""
 ADVICE: dict[int, str] = {
@@ -56,14 +54,15 @@ class Witness:
     def explain(self, said: str, returncode: int | None) -> str:
         """What happened, and what to do. `said` is the error that the daemon has of it."""
         numbers = f" ({_numbers(self.last)})" if self.last else ""
+        perhaps = exit_in_words(returncode)  # as it is said by who has not seen the kernel's counters
         match self.killed_by_kernel(returncode):
             case True:
-                return said.replace(PERHAPS, f"was ended by SIGKILL: the kernel was out of memory{numbers}")
+                return said.replace(perhaps, f"was ended by SIGKILL: the kernel was out of memory{numbers}")
             case None:
                 return f"{said}{numbers}"
         if returncode == -signal.SIGKILL:
             other = "not by the kernel, whose count of processes killed for memory has not risen"
-            return said.replace(PERHAPS, f"was ended by SIGKILL, {other}{_short(self.last)}")
+            return said.replace(perhaps, f"was ended by SIGKILL, {other}{_short(self.last)}")
         advice = ADVICE.get(-(returncode or 0))
         return f"{said}: {advice.format(board=board(self.files.proc))}" if advice else said
 

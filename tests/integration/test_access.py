@@ -340,7 +340,7 @@ async def test_home_assistant_is_told_and_what_is_gone_is_taken_off_when_that_is
         task = asyncio.create_task(told.run())
         await until("connected", ours.connected.is_set)
         told.refresh()
-        await until("both are told", lambda: "1 other topics" in ours.problem)
+        await until("both are told", lambda: "and 1 more" in ours.problem)
         allow(file)
         await until("all is well", lambda: not ours.problem)
         await until("it is taken off", lambda: TOPICS.image("porch") not in known.read_text())

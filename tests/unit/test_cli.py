@@ -303,5 +303,5 @@ def test_what_cannot_be_shown_is_escaped(tmp_path: Path, encoding: str, shown: s
 
 
 def test_an_empty_variable_names_no_configuration() -> None:
-    done = edge_daemon("check-config", "--help", EDGE_DAEMON_CONFIG="")
+    done = edge_daemon("check-config", "--help", EDGE_DAEMON_CONFIG="", COLUMNS="200")
     assert "/etc/edge-daemon/config.yaml" in done.stdout

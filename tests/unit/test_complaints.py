@@ -43,5 +43,5 @@ def test_what_is_denied_is_counted_by_topic_and_told_once(caplog: pytest.LogCapt
     complaints = Complaints(lambda: None)
     for topic in "aab":
         complaints.deny("hub:1883", topic, "(Not authorized)")
-    assert complaints.problem == "the broker hub:1883 does not take what is for b and 1 other topics (Not authorized)"
+    assert complaints.problem == "the broker hub:1883 does not accept messages for b and 1 more (Not authorized)"
     assert len(caplog.records) == 1
