@@ -217,8 +217,9 @@ def _set(name: str, topics: Topics, facts: Facts) -> Iterator[tuple[str, Compone
         seconds |= {"unit_of_measurement": "s"}
         number = {"platform": "number", "name": "interval", "device_class": "duration", "entity_category": "config"}
         yield "interval", {**number, **seconds, **setting("interval")}
-    reason = f"(value_json.sources['{name}'].last_problem.reason | default('none', true))[:{LONGEST_STATE}]"
-    problem = {"state_topic": topics.health, "value_template": f"{{{{ {reason} }}}}"}
+    # health may come without the source before Home Assistant hears that it is gone
+    reason = f"value_json.sources.get('{name}', {{}}).get('last_problem', {{}}).get('reason') or 'none'"
+    problem = {"state_topic": topics.health, "value_template": f"{{{{ ({reason})[:{LONGEST_STATE}] }}}}"}
     yield "problem", {"platform": "sensor", "name": "last problem", **problem, **DIAGNOSTIC}
 
 

@@ -233,6 +233,7 @@ HEALTH: dict[str, Any] = {
         ("throttled.binary_sensor", {"thermal": {"throttled": ["frequency_capped"], "under_voltage": False}}, "ON"),
         ("throttled.binary_sensor", {"thermal": {"throttled": None, "under_voltage": True}}, "ON"),
         ("porch.problem.sensor", {}, "none"),
+        ("porch.problem.sensor", {"sources": {}}, "none"),
         ("porch.problem.sensor", {"sources": {"porch": {"last_problem": {"reason": "y" * 999}}}}, "y" * 255),
     ],
 )
