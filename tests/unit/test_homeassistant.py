@@ -51,10 +51,14 @@ def told(facts: Facts = FACTS, /, **sources: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+EMPTIED: Any = object()
+"""In place of a document: the topic was emptied, and Home Assistant's templates have no `value_json`."""
+
+
 def rendered(template: str, document: object) -> str:
     """As Home Assistant fills a template in; a name that leads nowhere is an error here."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(value_json=document)
+    return environment.from_string(template).render({} if document is EMPTIED else {"value_json": document})
 
 
 def state(component: dict[str, Any], document: object) -> str:
@@ -178,6 +182,39 @@ def test_twenty_sources_fit_into_a_small_brokers_packet() -> None:
 )
 def test_answers_become_states(entity: str, value: object, shown: str) -> None:
     assert state(PORCH_TOLD[f"porch.answer.{entity}"], {"value": value, "answer": "words"}) == shown
+
+
+@pytest.mark.parametrize(
+    ("entity", "earlier"),
+    [
+        ("gate.binary_sensor", {"value": 1}),
+        ("gate.binary_sensor", {"value": "Yes."}),
+        ("people.sensor", {"value": "three"}),
+        ("people.sensor", {"value": True}),
+        ("colour.sensor", {"value": "green"}),
+        ("colour.sensor", {"value": 3}),
+        ("red-car.sensor", {"value": 3}),
+        ("who.sensor", {"objects": []}),
+    ],
+)
+def test_the_answer_to_what_was_asked_before_is_unknown(entity: str, earlier: dict[str, Any]) -> None:
+    assert state(PORCH_TOLD[f"porch.answer.{entity}"], earlier) == "None"
+
+
+def test_what_a_choice_may_be_is_whatever_can_be_written() -> None:
+    choices = ["it's", 'a "b"', "back\\slash", "{{ 1 }} %}", "äö😀"]
+    question = {"id": "q", "ask": "?", "type": "choice", "choices": choices}
+    component = told(porch={**PORCH, "questions": [question]})["components"]["porch.answer.q.sensor"]
+    assert [state(component, {"value": choice}) for choice in choices] == choices == component["options"]
+
+
+def test_a_topic_that_is_emptied_is_unknown_and_no_error() -> None:
+    of_pictures = {key: c for key, c in PORCH_TOLD.items() if "value_json.get(" in c.get("value_template", "")}
+    assert len(of_pictures) == 9
+    assert {state(component, EMPTIED) for component in of_pictures.values()} == {"None"}
+    attributes = [c["json_attributes_template"] for c in of_pictures.values() if "json_attributes_topic" in c]
+    assert {rendered(template, EMPTIED) for template in attributes} == {"{}"}
+    assert json.loads(rendered(attributes[0], {"caption": "A <cat>'s", "seq": 1})) == {"caption": "A <cat>'s", "seq": 1}
 
 
 @pytest.mark.parametrize(
