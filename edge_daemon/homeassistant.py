@@ -3,7 +3,7 @@
 MQTT discovery by device (Home Assistant 2024.11 and later): home-assistant.io/integrations/mqtt, "Device discovery
 payload"; the keys of each platform are on its own page there. Key names are written out, as people read them in their
 broker. A state may have 255 characters, so longer words are cut in the template and stand whole in the attributes.
-Where a value is not known, a template says None (Home Assistant's PAYLOAD_NONE).
+Where a value is not known, a template says None (Home Assistant's PAYLOAD_NONE); the word None becomes "none".
 """
 
 from __future__ import annotations
@@ -179,15 +179,16 @@ def _answer(question: Question, topic: str) -> Component:
         value = "said if said is number and said is not boolean else 'None'"
         return {"platform": "sensor", "state_class": "measurement", **unit, **shown, **_read(topic, "value", value)}
     if question.type == "choice":
-        options = {"device_class": "enum", "options": list(question.choices)}
-        value = f"said if said in {json.dumps(question.choices, ensure_ascii=False)} else 'None'"
+        options = {"device_class": "enum", "options": ["none" if c == "None" else c for c in question.choices]}
+        known = json.dumps(question.choices, ensure_ascii=False)
+        value = f"'None' if said not in {known} else 'none' if said == 'None' else said"
         return {"platform": "sensor", **options, **_read(topic, "value", value)}
     return _words("", topic, "answer")
 
 
 def _words(name: str, topic: str, key: str) -> Component:
     """A sensor of a text."""
-    text = f"(said or 'None')[:{LONGEST_STATE}]"
+    text = f"'none' if said == 'None' else (said or 'None')[:{LONGEST_STATE}]"
     return {"platform": "sensor", **({"name": name} if name else {}), **_read(topic, key, text)}
 
 

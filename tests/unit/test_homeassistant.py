@@ -208,6 +208,16 @@ def test_what_a_choice_may_be_is_whatever_can_be_written() -> None:
     assert [state(component, {"value": choice}) for choice in choices] == choices == component["options"]
 
 
+def test_none_is_a_word() -> None:
+    """And not Home Assistant's for what is not known."""
+    question = {"id": "q", "ask": "?", "type": "choice", "choices": ["None", "some"]}
+    component = told(porch={**PORCH, "questions": [question]})["components"]["porch.answer.q.sensor"]
+    assert component["options"] == ["none", "some"]
+    assert [state(component, {"value": value}) for value in ("None", "some", "unknown")] == ["none", "some", "None"]
+    words = PORCH_TOLD["porch.answer.who.sensor"]
+    assert [state(words, {"answer": answer}) for answer in ("None", "None here.", "")] == ["none", "None here.", "None"]
+
+
 def test_a_topic_that_is_emptied_is_unknown_and_no_error() -> None:
     of_pictures = {key: c for key, c in PORCH_TOLD.items() if "value_json.get(" in c.get("value_template", "")}
     assert len(of_pictures) == 9
