@@ -130,6 +130,7 @@ class Daemon:
         Raises ModelError, BudgetError or ChildBootError when the model cannot be started.
         """
         async with AsyncExitStack() as closing:
+            self.health.publish()  # before a broker can take us: it has kept what was true in an earlier life
             self.connection.start()
             closing.push_async_callback(self.connection.stop)
             closing.push_async_callback(self._goodbye)
@@ -341,11 +342,9 @@ class Daemon:
             self.changed.clear()
             self.health.publish()
             await asyncio.sleep(HEALTH_PAUSE_S)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(HEALTH_EVERY_S):
                     await self.changed.wait()
-            except TimeoutError:
-                pass
 
     async def _goodbye(self) -> None:
         """The last health; a daemon that failed at once waits a moment for the broker to tell it why."""

@@ -41,8 +41,9 @@ class Retained:
         return self._wished is None or topic in self._wished or not self._topics.is_result(topic)
 
     def due(self, now_s: float) -> list[Publication]:
-        """What can be said now."""
-        return [message for topic, message in self._latest.items() if self.is_due(topic, now_s)]
+        """What can be said now; that the node is here last, when it is said what is true of its sources."""
+        due = [message for topic, message in self._latest.items() if self.is_due(topic, now_s)]
+        return sorted(due, key=lambda message: message.topic == self._node)
 
     def get(self, topic: str) -> Publication | None:
         """The latest of a topic."""
