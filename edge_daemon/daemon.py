@@ -104,7 +104,7 @@ class Daemon:
 
     def _on_connection(self) -> None:
         self.changed.set()
-        self.remote.discovery.refresh()
+        self.remote.on_change()
 
     def _capture(self, name: str, config: SourceConfig) -> AnyCapture:
         if isinstance(config, FolderConfig):
