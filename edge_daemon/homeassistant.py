@@ -165,7 +165,10 @@ def _said(name: str, source: AnySource, topics: Topics) -> Iterator[tuple[str, C
     first = "caption" if source.caption != "none" else f"answer/{ids[0]}"
     seconds = _state("latency_ms", "(said.total / 1000) | round(1) if said is not none else 'None'")
     latency = {"state_topic": topics.of(name, first), "value_template": seconds}
-    yield "latency", {"platform": "sensor", "name": "time", **latency, **_measured("duration", "s"), **DIAGNOSTIC}
+    yield (
+        "latency",
+        {"platform": "sensor", "name": "processing time", **latency, **_measured("duration", "s"), **DIAGNOSTIC},
+    )
 
 
 def _answer(question: Question, topic: str) -> Component:
@@ -193,7 +196,7 @@ def _words(name: str, topic: str, key: str) -> Component:
 
 
 def _read(topic: str, key: str, state: str) -> Component:
-    """The state by an expression of what the document says under `key`, and the whole document as attributes."""
+    """The state by an expression of what the document says under `key`, and as attributes what else it says of that."""
     attributes = {"json_attributes_topic": topic, "json_attributes_template": ATTRIBUTES}
     return {"state_topic": topic, "value_template": _state(key, state), **attributes}
 
@@ -203,7 +206,24 @@ def _state(key: str, state: str) -> str:
     return f"{{% set said = value_json.get('{key}') if value_json is defined else none %}}{{{{ {state} }}}}"
 
 
-ATTRIBUTES = "{{ (value_json if value_json is defined else {}) | tojson }}"
+MACHINERY = (
+    "schema",
+    "node",
+    "source",
+    "model",
+    "note",
+    "engine",
+    "precision",
+    "tokens",
+    "kv_tokens",
+    "latency_ms",
+    "seq",
+)
+"""Said of how a result was made. Home Assistant's recorder writes all attributes of every state to the disk."""
+ATTRIBUTES = (
+    "{% set said = (value_json if value_json is defined else {}).items() %}"
+    f"{{{{ dict(said | rejectattr(0, 'in', {MACHINERY})) | tojson }}}}"
+)
 
 
 def _done(name: str, topics: Topics) -> Iterator[tuple[str, Component]]:

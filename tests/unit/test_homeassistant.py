@@ -6,6 +6,7 @@ The schema is written from Home Assistant's documentation; that it catches what 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,17 @@ def test_a_topic_that_is_emptied_is_unknown_and_no_error() -> None:
     assert {state(component, EMPTIED) for component in of_pictures.values()} == {"None"}
     attributes = [c["json_attributes_template"] for c in of_pictures.values() if "json_attributes_topic" in c]
     assert {rendered(template, EMPTIED) for template in attributes} == {"{}"}
-    assert json.loads(rendered(attributes[0], {"caption": "A <cat>'s", "seq": 1})) == {"caption": "A <cat>'s", "seq": 1}
+
+
+def test_the_attributes_are_what_is_said_and_not_how_it_was_made() -> None:
+    example = re.search(r"^\{\n  \"schema\".*?^\}", (Path(__file__).parents[2] / "README.md").read_text(), re.M | re.S)
+    assert example is not None
+    said = json.loads(example[0]) | {"caption": "A <cat>'s “home” {{ 1 }}"}
+    shown = json.loads(rendered(PORCH_TOLD["porch.caption.sensor"]["json_attributes_template"], said))
+    assert shown == {key: said[key] for key in shown}
+    assert set(shown) == {
+        *("id", "captured_at", "task", "caption", "length", "file", "finish_reason", "trigger", "replayed"),
+    }
 
 
 @pytest.mark.parametrize(
