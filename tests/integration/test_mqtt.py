@@ -20,7 +20,6 @@ from pydantic import SecretStr
 from edge_daemon import dialect, link
 from edge_daemon.demo.broker import Broker, find_mosquitto, free_port
 from edge_daemon.mqtt import Connection
-from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.reasons import NO_LOGIN, REASONS
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
 from tests.conftest import missing
@@ -47,11 +46,12 @@ def listener(broker: Broker) -> Iterator[Listener]:
 # ---- being there ----------------------------------------------------------------------------------------
 
 
-async def test_who_connects_says_so(broker: Broker, listener: Listener) -> None:
+async def test_who_connects_says_so_when_all_else_is_said(broker: Broker, listener: Listener) -> None:
+    """Or a listener puts together what a killed service had said of its sources, and that it is here again."""
     async with connection(broker.port) as ours:
         ours.state(SOURCE_STATE, b"online")
         await until("both are online", lambda: len(listener.heard) == 2)
-        assert listener.heard == [(TOPICS.availability, b"online", False), (SOURCE_STATE, b"online", False)]
+        assert listener.heard == [(SOURCE_STATE, b"online", False), (TOPICS.availability, b"online", False)]
         assert ours.problem == ""
         assert retained(broker.port, TOPICS.availability) == b"online"
 
@@ -69,9 +69,7 @@ async def test_who_leaves_says_so_last_and_the_will_stays_unsent(broker: Broker,
 
 CHILD = """\
 import asyncio, sys
-from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.mqtt import Connection
-from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Topics
 async def main():
     connection = Connection(MqttConfig(host="127.0.0.1", port=int(sys.argv[1])), Topics("edge-daemon", "test"), print)
@@ -126,17 +124,6 @@ async def test_state_that_did_not_arrive_does_not_overtake_what_came_later(broke
         assert set(watcher.on(TOPICS.health)) == {b"new"}
         assert retained(broker.port, TOPICS.health) == b"new"
         watcher.stop()
-
-
-async def test_the_node_is_online_when_all_else_is_said(broker: Broker, listener: Listener) -> None:
-    """Or a listener puts together what a killed service had said of its sources, and that it is here again."""
-    ours = Connection(MqttConfig(host="127.0.0.1", port=broker.port), TOPICS, lambda: None)
-    ours.state(SOURCE_STATE, b"offline")
-    ours.state(TOPICS.health, b"{}")
-    ours.start()
-    await until("all is said", lambda: len(listener.heard) == 3)
-    await ours.stop()
-    assert [topic for topic, _, _ in listener.heard][:3] == [SOURCE_STATE, TOPICS.health, TOPICS.availability]
 
 
 async def test_the_same_state_is_not_said_twice(broker: Broker, listener: Listener) -> None:
