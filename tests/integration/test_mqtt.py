@@ -69,6 +69,7 @@ async def test_who_leaves_says_so_last_and_the_will_stays_unsent(broker: Broker,
 
 CHILD = """\
 import asyncio, sys
+from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.mqtt import Connection
 from edge_daemon.topics import Topics
 async def main():
