@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_daemon import commands, config, reload
+from edge_daemon.answers import UNKNOWN
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import AnyCapture
 from edge_daemon.commands import SETTINGS, Command, Plain
@@ -163,12 +164,17 @@ class Controls:
         return self._parts.health.document()
 
     async def _ask_once(self, request: commands.Ask) -> dict[str, Any]:
-        """The question in a topic of its own: question and answer stay there."""
+        """The question in a topic of its own: question and answer stay there, or why there is none."""
         assert request.source is not None
-        state = self._topics.state(request.source, "question")
-        self._connection.state(state, request.question.ask.encode())
-        made = await self._parts.inquiries.answer(request)
-        self._connection.state(self._topics.asked(request.source), json_bytes(made))
+        question, topic = request.question.ask, self._topics.asked(request.source)
+        self._connection.state(self._topics.state(request.source, "question"), question.encode())
+        try:
+            made = await self._parts.inquiries.answer(request)
+        except CommandError as error:
+            none = {"question": question, "answer": "", "value": UNKNOWN, "error": str(error)}
+            self._connection.state(topic, json_bytes(none))
+            raise
+        self._connection.state(topic, json_bytes(made))
         return made
 
     def _paused(self) -> dict[str, Any]:

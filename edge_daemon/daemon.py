@@ -104,7 +104,7 @@ class Daemon:
 
     def _on_connection(self) -> None:
         self.changed.set()
-        self.remote.discovery.refresh()
+        self.remote.on_change()
 
     def _capture(self, name: str, config: SourceConfig) -> AnyCapture:
         if isinstance(config, FolderConfig):
@@ -130,6 +130,7 @@ class Daemon:
         Raises ModelError, BudgetError or ChildBootError when the model cannot be started.
         """
         async with AsyncExitStack() as closing:
+            self.health.publish()  # before a broker can take us: it has kept what was true in an earlier life
             self.connection.start()
             closing.push_async_callback(self.connection.stop)
             closing.push_async_callback(self._goodbye)
@@ -308,7 +309,13 @@ class Daemon:
         """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""
         model, frame = self.config.model, origin.frame
         request = Request(
-            *(frame.width_px, frame.height_px, tasks, model.max_tokens, model.temperature, model.top_p, frame.payload),
+            frame.width_px,
+            frame.height_px,
+            tasks,
+            model.max_tokens,
+            model.temperature,
+            model.top_p,
+            frame.payload,
             image,
         )
         tries_left = WORKER_TRIES

@@ -3,7 +3,7 @@
 MQTT discovery by device (Home Assistant 2024.11 and later): home-assistant.io/integrations/mqtt, "Device discovery
 payload"; the keys of each platform are on its own page there. Key names are written out, as people read them in their
 broker. A state may have 255 characters, so longer words are cut in the template and stand whole in the attributes.
-Where a value is not known, a template says None (Home Assistant's PAYLOAD_NONE).
+Where a value is not known, a template says None (Home Assistant's PAYLOAD_NONE); the word None becomes "none".
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edge_daemon.answers import UNKNOWN
 from edge_daemon.config import Config
 from edge_daemon.source_config import LONGEST_INTERVAL_S, SHORTEST_INTERVAL_S, AnySource, Question
 from edge_daemon.topics import Topics, json_bytes
@@ -160,40 +159,71 @@ def _said(name: str, source: AnySource, topics: Topics) -> Iterator[tuple[str, C
         yield f"answer.{question.id}", {"name": _human(question.id).lower(), **_answer(question, topic)}
     for thing in source.detect:
         component = {"platform": "sensor", "name": f"{_human(thing.id).lower()} count", "state_class": "measurement"}
-        topic = topics.of(name, f"answer/{thing.id}")
-        yield f"answer.{thing.id}", {**component, **_read(topic, "{{ value_json.objects | count }}")}
+        found = _read(topics.of(name, f"answer/{thing.id}"), "objects", "said | count if said is not none else 'None'")
+        yield f"answer.{thing.id}", {**component, **found}
     ids = [question.id for question in source.questions] + [thing.id for thing in source.detect]
     first = "caption" if source.caption != "none" else f"answer/{ids[0]}"
-    seconds = "{{ (value_json.latency_ms.total / 1000) | round(1) }}"
+    seconds = _state("latency_ms", "(said.total / 1000) | round(1) if said is not none else 'None'")
     latency = {"state_topic": topics.of(name, first), "value_template": seconds}
-    yield "latency", {"platform": "sensor", "name": "time", **latency, **_measured("duration", "s"), **DIAGNOSTIC}
+    yield (
+        "latency",
+        {"platform": "sensor", "name": "processing time", **latency, **_measured("duration", "s"), **DIAGNOSTIC},
+    )
 
 
 def _answer(question: Question, topic: str) -> Component:
-    """The entity of a configured question."""
+    """The entity of a configured question. What its topic holds may be the answer to what was asked before."""
     shown = {"device_class": question.device_class} if question.device_class else {}
     if question.type == "yes_no":
-        value = "{{ {true: 'ON', false: 'OFF'}.get(value_json.value, 'None') }}"
-        return {"platform": "binary_sensor", **shown, **_read(topic, value)}
-    known = f"{{{{ 'None' if value_json.value == '{UNKNOWN}' else value_json.value }}}}"
+        value = "('ON' if said else 'OFF') if said is boolean else 'None'"
+        return {"platform": "binary_sensor", **shown, **_read(topic, "value", value)}
     if question.type == "number":
         unit = {"unit_of_measurement": question.unit} if question.unit else {}
-        return {"platform": "sensor", "state_class": "measurement", **unit, **shown, **_read(topic, known)}
+        value = "said if said is number and said is not boolean else 'None'"
+        return {"platform": "sensor", "state_class": "measurement", **unit, **shown, **_read(topic, "value", value)}
     if question.type == "choice":
-        options = {"device_class": "enum", "options": list(question.choices)}
-        return {"platform": "sensor", **options, **_read(topic, known)}
+        options = {"device_class": "enum", "options": ["none" if c == "None" else c for c in question.choices]}
+        known = json.dumps(question.choices, ensure_ascii=False)
+        value = f"'None' if said not in {known} else 'none' if said == 'None' else said"
+        return {"platform": "sensor", **options, **_read(topic, "value", value)}
     return _words("", topic, "answer")
 
 
 def _words(name: str, topic: str, key: str) -> Component:
     """A sensor of a text."""
-    text = f"{{{{ value_json.{key}[:{LONGEST_STATE}] }}}}"
-    return {"platform": "sensor", **({"name": name} if name else {}), **_read(topic, text)}
+    text = f"'none' if said == 'None' else (said or 'None')[:{LONGEST_STATE}]"
+    return {"platform": "sensor", **({"name": name} if name else {}), **_read(topic, key, text)}
 
 
-def _read(topic: str, template: str) -> Component:
-    """State by template, and the whole document as attributes."""
-    return {"state_topic": topic, "value_template": template, "json_attributes_topic": topic}
+def _read(topic: str, key: str, state: str) -> Component:
+    """The state by an expression of what the document says under `key`, and as attributes what else it says of that."""
+    attributes = {"json_attributes_topic": topic, "json_attributes_template": ATTRIBUTES}
+    return {"state_topic": topic, "value_template": _state(key, state), **attributes}
+
+
+def _state(key: str, state: str) -> str:
+    """A template; `said` is none where there is no such key, or no document: a topic is emptied when it is gone."""
+    return f"{{% set said = value_json.get('{key}') if value_json is defined else none %}}{{{{ {state} }}}}"
+
+
+MACHINERY = (
+    "schema",
+    "node",
+    "source",
+    "model",
+    "note",
+    "engine",
+    "precision",
+    "tokens",
+    "kv_tokens",
+    "latency_ms",
+    "seq",
+)
+"""Said of how a result was made. Home Assistant's recorder writes all attributes of every state to the disk."""
+ATTRIBUTES = (
+    "{% set said = (value_json if value_json is defined else {}).items() %}"
+    f"{{{{ dict(said | rejectattr(0, 'in', {MACHINERY})) | tojson }}}}"
+)
 
 
 def _done(name: str, topics: Topics) -> Iterator[tuple[str, Component]]:
@@ -217,8 +247,9 @@ def _set(name: str, topics: Topics, facts: Facts) -> Iterator[tuple[str, Compone
         seconds |= {"unit_of_measurement": "s"}
         number = {"platform": "number", "name": "interval", "device_class": "duration", "entity_category": "config"}
         yield "interval", {**number, **seconds, **setting("interval")}
-    reason = f"(value_json.sources['{name}'].last_problem.reason | default('none', true))[:{LONGEST_STATE}]"
-    problem = {"state_topic": topics.health, "value_template": f"{{{{ {reason} }}}}"}
+    # health may come without the source before Home Assistant hears that it is gone
+    reason = f"value_json.sources.get('{name}', {{}}).get('last_problem', {{}}).get('reason') or 'none'"
+    problem = {"state_topic": topics.health, "value_template": f"{{{{ ({reason})[:{LONGEST_STATE}] }}}}"}
     yield "problem", {"platform": "sensor", "name": "last problem", **problem, **DIAGNOSTIC}
 
 

@@ -141,7 +141,9 @@ class Connection:
 
     def repeat(self) -> None:
         """Send all retained topics once more: somebody who needs them has just come."""
-        for message in self.retained.due(time.monotonic()) if self.connected.is_set() else ():
+        suspicious = self._suspicion.window == 1  # then one that surely arrives goes first, or nobody would be guilty
+        due = self.retained.due(time.monotonic(), node_first=suspicious)
+        for message in due if self.connected.is_set() else ():
             self.publish(message)
 
     def publish(self, message: Publication) -> asyncio.Future[None]:

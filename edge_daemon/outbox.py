@@ -84,7 +84,7 @@ class Outbox:
         self.problem = ""
         """Why results are in memory only; empty when they are on disk."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when `problem` changes."""
+        """Called when `problem` changes, and when nothing waits any more."""
         self._open()
         if self._book is None:  # beyond all rows that the file may hold when it can be read
             self._next_row = time.time_ns()
@@ -176,6 +176,8 @@ class Outbox:
                 name, seq = f"shown/{entry.source}/{entry.task}", entry.body["seq"]
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()
+        if not len(self):
+            self.on_change()
 
     def pass_over(self, entry: Entry) -> None:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""

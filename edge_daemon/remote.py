@@ -7,10 +7,12 @@ broker ──► controls ──► inquiries ──► slots ──► caption 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from edge_daemon import __version__, homeassistant, machine, readings
+from edge_daemon import __version__, homeassistant, machine, readings, topics
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import AnyCapture
 from edge_daemon.config import Config
@@ -55,22 +57,26 @@ class Remote:
         self.discovery = Discovery(connection, prefix, device_id, self._describe, self._leftovers.take_off)
         switches = Switches(connection, captures, slots, on_change)
         inquiries = Inquiries(running.node, captures, slots, captioner)
-        parts = Parts(*(captures, captioner, health, inquiries, switches, settings, read_config, self._on_change))
+        parts = Parts(*(captures, captioner, health, inquiries, switches, settings, read_config, self.on_change))
         self.controls = Controls(connection, running, parts)
         switches.apply()
 
-    def _on_change(self) -> None:
+    def on_change(self) -> None:
+        """A source is another one, or the connection."""
         self._leftovers.note()
         self.discovery.refresh()
 
-    def _retained(self) -> Iterator[str]:
-        """All topics that the sources retain, as they are now."""
+    def _retained(self) -> dict[str, str]:
+        """All topics that are retained, as the sources are now, and what the answers answer."""
+        made = {topics.discovery(self._config.homeassistant.prefix, self._facts.device_id): self._topics.availability}
         for name, capture in self._captures.items():
             source = capture.config
-            answers = [question.id for question in source.questions] + [thing.id for thing in source.detect]
-            yield from self._topics.retained(
-                name, answers, caption=source.caption != "none", image=source.image.enabled
-            )
+            asked = {q.id: [q.ask, q.type, *q.choices] for q in source.questions}
+            asked |= {thing.id: ["detect", thing.what] for thing in source.detect}
+            of_source = self._topics.retained(name, asked, caption=source.caption != "none", image=source.image.enabled)
+            made |= dict.fromkeys(of_source, "")
+            made |= {self._topics.of(name, f"answer/{id}"): _mark(words) for id, words in asked.items()}
+        return made
 
     def _describe(self) -> dict[str, Any] | None:
         """The discovery message for the sources as they are now."""
@@ -78,3 +84,7 @@ class Remote:
             return None
         sources = {name: capture.config for name, capture in self._captures.items()}
         return homeassistant.document(self._config.model_copy(update={"sources": sources}), self._topics, self._facts)
+
+
+def _mark(words: list[str]) -> str:
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]

@@ -40,9 +40,10 @@ class Retained:
         """Whether a topic may be retained."""
         return self._wished is None or topic in self._wished or not self._topics.is_result(topic)
 
-    def due(self, now_s: float) -> list[Publication]:
-        """What can be said now."""
-        return [message for topic, message in self._latest.items() if self.is_due(topic, now_s)]
+    def due(self, now_s: float, *, node_first: bool = False) -> list[Publication]:
+        """What can be said now; that the node is here last, when it is said what is true of its sources."""
+        due = [message for topic, message in self._latest.items() if self.is_due(topic, now_s)]
+        return sorted(due, key=lambda message: (message.topic == self._node) is not node_first)
 
     def get(self, topic: str) -> Publication | None:
         """The latest of a topic."""

@@ -36,7 +36,9 @@ def broken(topic: str, payload: bytes) -> str:
         elif last in ("event", "caption") or last.startswith("answer/"):
             RESULT.validate(json.loads(payload))
         elif last == "question/answer":
-            assert {"question", "answer", "value"} <= json.loads(payload).keys()
+            said = json.loads(payload)
+            assert {"question", "answer", "value"} <= said.keys()
+            assert not said.get("error") or (said["answer"], said["value"]) == ("", "unknown")
         elif last in WORDS:
             assert payload.decode() in WORDS[last]
         elif last == "interval/state":

@@ -335,7 +335,7 @@ async def test_home_assistant_is_told_and_what_is_gone_is_taken_off_when_that_is
     known.write_text(json.dumps({f"127.0.0.1:{port}": [TOPICS.image("porch")]}))
     async with connection(port) as ours:
         told = discovery.Discovery(
-            ours, "homeassistant", "device", lambda: {"components": {}}, Leftovers(ours, known, list).take_off
+            ours, "homeassistant", "device", lambda: {"components": {}}, Leftovers(ours, known, dict).take_off
         )
         task = asyncio.create_task(told.run())
         await until("connected", ours.connected.is_set)

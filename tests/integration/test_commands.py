@@ -168,6 +168,20 @@ def test_the_question_in_a_topic_of_its_own_stays_with_its_answer(line: Line) ->
     assert [(m.payload, m.retain) for m in state] == [(b"How many shapes are there?", True)]
 
 
+def test_a_question_that_is_refused_does_not_stand_beside_an_earlier_answer(line: Line) -> None:
+    line.send("inbox/enabled/set", "-m", "OFF")
+    wait_for("it is off", lambda: [m.payload for m in line.heard.on("inbox/enabled/state")][-1:] == [b"OFF"])
+    before = len(line.heard.results("inbox/question/answer"))
+    line.send("inbox/question/set", "-m", "Is there a star?")
+    made = line.answer("inbox/question/answer", after=before)
+    line.send("inbox/enabled/set", "-m", "ON")
+    assert (made["question"], made["answer"], made["value"]) == ("Is there a star?", "", "unknown")
+    assert "switched off" in made["error"]
+    shown = discovered(line)["components"]["inbox.question.answer.sensor"]["value_template"]
+    assert jinja2.Environment().from_string(shown).render(value_json=made) == "None"
+    wait_for("it is on", lambda: line.heard.on("inbox/enabled/state")[-1].payload == b"ON")
+
+
 def drop(line: Line, name: str) -> Path:
     """A new picture in the inbox; older than the newest."""
     path = line.service.inbox / name

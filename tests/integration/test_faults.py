@@ -47,6 +47,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "STOP_GRACE_S", 0.2)
 
 
+async def test_what_is_said_of_the_sources_is_known_before_a_broker_takes_us(tmp_path: Path) -> None:
+    """The broker may have kept `online` of a service that was killed."""
+    outbox = Outbox(tmp_path / "outbox.db", LIMITS)
+    made = Daemon(config(tmp_path, 1), tmp_path, outbox)
+    known: list[str] = []
+    made.connection.start = lambda: known.extend(made.connection.retained.availability())  # type: ignore[method-assign]
+    made.stop()
+    await made.run()
+    outbox.close()
+    assert known == ["edge-daemon/test/inbox/availability", "edge-daemon/test/availability"]
+
+
 # ---- the grabber ----------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,10 @@ def test_what_is_set_reloaded_or_gone_at_the_next_start(broker: Broker, tmp_path
             *("inbox/availability", "inbox/enabled/state", "inbox/caption", "inbox/caption/text", "inbox/image"),
             *("inbox/answer/two", "inbox/answer/three"),
         }
+        others = [{**questions[1], "ask": "How many circles are there?"}, {**questions[2], "for_frames": 1}]
+        say(broker.port, f"{BASE}/request/set", json.dumps({"source": "inbox", "questions": others}).encode())
+        wait_for("what is asked otherwise", lambda: off(heard, "inbox/answer/two"))
+        assert not off(heard, "inbox/answer/three")
         assert service.end() == 0
     document = yaml.safe_load(service.config.read_text())
     document["sources"] = {"porch": document["sources"].pop("inbox")}
@@ -96,7 +100,7 @@ def test_what_is_set_reloaded_or_gone_at_the_next_start(broker: Broker, tmp_path
 
 
 def leftovers(ours: Connection, directory: Path, wished: list[str]) -> Leftovers:
-    return Leftovers(ours, directory / "retained.json", lambda: wished)
+    return Leftovers(ours, directory / "retained.json", lambda: dict.fromkeys(wished, ""))
 
 
 def remembered(ours: Connection, directory: Path) -> set[str]:
@@ -157,7 +161,7 @@ async def test_each_broker_has_its_own(broker: Broker, tmp_path: Path) -> None:
         wished.remove(GATE)
         file = tmp_path / "retained.json"
         known = json.loads(file.read_text())
-        known[f"127.0.0.1:{second}"].append("edge-daemon/another/porch/caption")
+        known[f"127.0.0.1:{second}"]["edge-daemon/another/porch/caption"] = ""
         file.write_text(json.dumps(known))
         say(second, "edge-daemon/another/porch/caption", b"{}", "-r")
         async with connection(broker.port) as ours:
@@ -169,6 +173,51 @@ async def test_each_broker_has_its_own(broker: Broker, tmp_path: Path) -> None:
             await leftovers(ours, tmp_path, wished).take_off()
         assert retained(second, GATE) is None
         assert retained(second, "edge-daemon/another/porch/caption") == b"{}"
+
+
+async def marked(port: int, directory: Path, marks: dict[str, str]) -> dict[str, str]:
+    """A life with these topics and what they are about; what it remembers at its end."""
+
+    def on_change() -> None:
+        made.note()
+
+    file = directory / "retained.json"
+    ours = Connection(MqttConfig(host="127.0.0.1", port=port), TOPICS, on_change)
+    made = Leftovers(ours, file, lambda: marks)
+    ours.start()
+    await until("connected", ours.connected.is_set)
+    await until("all is confirmed", lambda: not len(ours.outgoing))
+    await ours.stop()
+    found: dict[str, str] = json.loads(file.read_text())[ours.address]
+    return found
+
+
+async def test_the_answer_to_another_question_is_taken_off_once(broker: Broker, tmp_path: Path) -> None:
+    listener = Listener(broker.port)
+    other = TOPICS.of("porch", "answer/other")
+    (tmp_path / "retained.json").write_text(json.dumps({f"127.0.0.1:{broker.port}": [GATE, other]}))
+    for topic in (GATE, other):
+        say(broker.port, topic, b"{}", "-r")
+    open_, closed = {GATE: "open?", other: "same"}, {GATE: "closed?", other: "same"}
+    assert await marked(broker.port, tmp_path, open_) == open_, "what a list of an earlier version has stays"
+    assert retained(broker.port, GATE) == b"{}"
+    assert await marked(broker.port, tmp_path, closed) == closed
+    assert await marked(broker.port, tmp_path, closed) == closed
+    assert listener.on(GATE) == [b"{}", b""]
+    assert listener.on(other) == [b"{}"]
+    at = [topic for topic, _, _ in listener.heard]
+    assert at.index(GATE, at.index(GATE) + 1) > at.index(TOPICS.availability)
+    listener.stop()
+
+
+async def test_home_assistants_message_on_an_earlier_topic_is_taken_off(broker: Broker, tmp_path: Path) -> None:
+    """But that of another node never, as when the state directory was copied with all that is in it."""
+    old, new, theirs = (f"homeassistant/device/{name}/config" for name in ("old", "new", "theirs"))
+    for topic in (old, new, theirs):
+        say(broker.port, topic, b"{}", "-r")
+    await marked(broker.port, tmp_path, {old: TOPICS.availability, theirs: "edge-daemon/another/availability"})
+    assert await marked(broker.port, tmp_path, {new: TOPICS.availability}) == {new: TOPICS.availability}
+    assert [retained(broker.port, topic) for topic in (old, new, theirs)] == [None, b"{}", b"{}"]
 
 
 @pytest.mark.parametrize("rubbish", [b"{", b"[1]", b'{"a": 5}', b"\xff"])

@@ -38,11 +38,12 @@ from tests.integration.listening import (
 # ---- being there ----------------------------------------------------------------------------------------
 
 
-async def test_who_connects_says_so(broker: Broker, listener: Listener) -> None:
+async def test_who_connects_says_so_when_all_else_is_said(broker: Broker, listener: Listener) -> None:
+    """Or a listener puts together what a killed service had said of its sources, and that it is here again."""
     async with connection(broker.port) as ours:
         ours.state(SOURCE_STATE, b"online")
         await until("both are online", lambda: len(listener.heard) == 2)
-        assert listener.heard == [(TOPICS.availability, b"online", False), (SOURCE_STATE, b"online", False)]
+        assert listener.heard == [(SOURCE_STATE, b"online", False), (TOPICS.availability, b"online", False)]
         assert ours.problem == ""
         assert retained(broker.port, TOPICS.availability) == b"online"
 

@@ -6,6 +6,7 @@ The schema is written from Home Assistant's documentation; that it catches what 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ def told(facts: Facts = FACTS, /, **sources: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+EMPTIED: Any = object()
+"""In place of a document: the topic was emptied, and Home Assistant's templates have no `value_json`."""
+
+
 def rendered(template: str, document: object) -> str:
     """As Home Assistant fills a template in; a name that leads nowhere is an error here."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(value_json=document)
+    return environment.from_string(template).render({} if document is EMPTIED else {"value_json": document})
 
 
 def state(component: dict[str, Any], document: object) -> str:
@@ -181,6 +186,59 @@ def test_answers_become_states(entity: str, value: object, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("entity", "earlier"),
+    [
+        ("gate.binary_sensor", {"value": 1}),
+        ("gate.binary_sensor", {"value": "Yes."}),
+        ("people.sensor", {"value": "three"}),
+        ("people.sensor", {"value": True}),
+        ("colour.sensor", {"value": "green"}),
+        ("colour.sensor", {"value": 3}),
+        ("red-car.sensor", {"value": 3}),
+        ("who.sensor", {"objects": []}),
+    ],
+)
+def test_the_answer_to_what_was_asked_before_is_unknown(entity: str, earlier: dict[str, Any]) -> None:
+    assert state(PORCH_TOLD[f"porch.answer.{entity}"], earlier) == "None"
+
+
+def test_what_a_choice_may_be_is_whatever_can_be_written() -> None:
+    choices = ["it's", 'a "b"', "back\\slash", "{{ 1 }} %}", "äö😀"]
+    question = {"id": "q", "ask": "?", "type": "choice", "choices": choices}
+    component = told(porch={**PORCH, "questions": [question]})["components"]["porch.answer.q.sensor"]
+    assert [state(component, {"value": choice}) for choice in choices] == choices == component["options"]
+
+
+def test_none_is_a_word() -> None:
+    """And not Home Assistant's for what is not known."""
+    question = {"id": "q", "ask": "?", "type": "choice", "choices": ["None", "some"]}
+    component = told(porch={**PORCH, "questions": [question]})["components"]["porch.answer.q.sensor"]
+    assert component["options"] == ["none", "some"]
+    assert [state(component, {"value": value}) for value in ("None", "some", "unknown")] == ["none", "some", "None"]
+    words = PORCH_TOLD["porch.answer.who.sensor"]
+    assert [state(words, {"answer": answer}) for answer in ("None", "None here.", "")] == ["none", "None here.", "None"]
+
+
+def test_a_topic_that_is_emptied_is_unknown_and_no_error() -> None:
+    of_pictures = {key: c for key, c in PORCH_TOLD.items() if "value_json.get(" in c.get("value_template", "")}
+    assert len(of_pictures) == 9
+    assert {state(component, EMPTIED) for component in of_pictures.values()} == {"None"}
+    attributes = [c["json_attributes_template"] for c in of_pictures.values() if "json_attributes_topic" in c]
+    assert {rendered(template, EMPTIED) for template in attributes} == {"{}"}
+
+
+def test_the_attributes_are_what_is_said_and_not_how_it_was_made() -> None:
+    example = re.search(r"^\{\n  \"schema\".*?^\}", (Path(__file__).parents[2] / "README.md").read_text(), re.M | re.S)
+    assert example is not None
+    said = json.loads(example[0]) | {"caption": "A <cat>'s “home” {{ 1 }}"}
+    shown = json.loads(rendered(PORCH_TOLD["porch.caption.sensor"]["json_attributes_template"], said))
+    assert shown == {key: said[key] for key in shown}
+    assert set(shown) == {
+        *("id", "captured_at", "task", "caption", "length", "file", "finish_reason", "trigger", "replayed"),
+    }
+
+
+@pytest.mark.parametrize(
     ("entity", "key"), [("caption", "caption"), ("answer.who", "answer"), ("question.answer", "answer")]
 )
 def test_long_words_are_cut_and_stand_whole_in_the_attributes(entity: str, key: str) -> None:
@@ -233,6 +291,7 @@ HEALTH: dict[str, Any] = {
         ("throttled.binary_sensor", {"thermal": {"throttled": ["frequency_capped"], "under_voltage": False}}, "ON"),
         ("throttled.binary_sensor", {"thermal": {"throttled": None, "under_voltage": True}}, "ON"),
         ("porch.problem.sensor", {}, "none"),
+        ("porch.problem.sensor", {"sources": {}}, "none"),
         ("porch.problem.sensor", {"sources": {"porch": {"last_problem": {"reason": "y" * 999}}}}, "y" * 255),
     ],
 )

@@ -151,6 +151,19 @@ def check(path: Path, promised: int) -> int:
     return kept
 
 
+def test_when_nothing_waits_any_more_it_is_told_once(tmp_path: Path) -> None:
+    told: list[int] = []
+    outbox = Outbox(tmp_path / "outbox.db")
+    outbox.on_change = lambda: told.append(len(outbox))
+    outbox.put("porch", [{"caption": "one"}, {"caption": "two"}], None)
+    first, second = outbox.head(2)
+    outbox.delete([first])
+    assert told == []
+    outbox.delete([second])
+    assert told == [0]
+    outbox.close()
+
+
 def test_a_writer_that_is_killed_loses_nothing_it_was_promised(tmp_path: Path) -> None:
     path, kept = tmp_path / "outbox.db", 0
     for extra in (1, 2, 7, 30):
