@@ -308,16 +308,8 @@ class Daemon:
     async def _ask(self, origin: Origin, tasks: list[Task], image: ImageWish | None) -> Results:
         """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""
         model, frame = self.config.model, origin.frame
-        request = Request(
-            frame.width_px,
-            frame.height_px,
-            tasks,
-            model.max_tokens,
-            model.temperature,
-            model.top_p,
-            frame.payload,
-            image,
-        )
+        sampling = model.max_tokens, model.temperature, model.top_p
+        request = Request(frame.width_px, frame.height_px, tasks, *sampling, frame.payload, image)
         tries_left = WORKER_TRIES
         while True:
             await patiently(self.captioner.allowed.wait(), self.caption_beat)
