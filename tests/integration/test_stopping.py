@@ -36,7 +36,7 @@ def busy(tmp_path: Path) -> Iterator[Service]:
             assert worker is not None
             worker.suspend()
             shutil.copy(other, service.inbox)
-            wait_for("another one", lambda: service.log().count(" is in work") == 2)
+            wait_for("another one", lambda: service.log().count(": captioning ") == 2)
             yield service
             assert "Traceback" not in service.log()
             assert not worker.is_running()
