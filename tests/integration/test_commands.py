@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from edge_daemon.demo.broker import Broker, find_mosquitto
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.inquiries import MOST_PICTURES
 from edge_daemon.slots import LONGEST_LINE
+from edge_daemon.token_bucket import TokenBucket
 from tests.conftest import missing
 from tests.integration.service import BASE, Service, Subscriber, running, subscribed, wait_for
 
@@ -53,9 +54,13 @@ class Line:
     """In the inbox."""
     other: tuple[Path, str]
     """Nowhere in the inbox."""
+    pace: TokenBucket = field(default_factory=lambda: TokenBucket(AT_ONCE // 2, PER_MINUTE))
+    """As fast as commands are taken: the rest is for those that are sent in another way."""
 
     def send(self, topic: str, *options: str) -> None:
         """mosquitto_pub to a topic below the node."""
+        while wait_s := self.pace.take(time.monotonic()):
+            time.sleep(wait_s)
         argv = ["mosquitto_pub", "-p", str(self.broker.port), "-t", f"{BASE}/{topic}", *(options or ("-n",))]
         subprocess.run(argv, check=True)
 
@@ -287,9 +292,9 @@ def test_the_configuration_is_read_again(line: Line) -> None:
         assert line.data("caption")["length"] == "short", "what was set by a command stays"
         assert line.service.log().count("DEBUG") > before
         path.write_text("sources: 5")
-        assert "nothing has changed" in line.refusal("reload")
+        assert "so nothing was changed" in line.refusal("reload")
         path.write_text(original.replace("settle_s:", "caption: long\n    settle_s:"))
-        assert "nothing has changed: sources.inbox.caption: demo-shapes has no 'long' caption" in line.refusal("reload")
+        assert "nothing was changed: sources.inbox.caption: demo-shapes has no 'long' caption" in line.refusal("reload")
     finally:
         path.write_text(original)
     outcome = line.data("reload")
@@ -351,7 +356,7 @@ def test_the_log_tells_more_on_request(line: Line) -> None:
         ("caption", b'{"source": ', "not valid JSON"),
         ("caption", b"\xff\xfe", "neither UTF-8 text nor a JPEG or PNG"),
         ("ask", b"", "question: this key is required"),
-        ("pause", b"soon", "minutes: a number"),
+        ("pause", b"soon", "minutes: this must be a number"),
     ],
 )
 def test_a_bad_request_gets_its_reason(line: Line, command: str, payload: bytes, reason: str) -> None:
@@ -369,7 +374,7 @@ def test_a_bad_request_gets_its_reason(line: Line, command: str, payload: bytes,
     [
         ("inbox/enable/set", "ON", "unknown topic 'enable/set' of a source; did you mean 'enabled/set'?"),
         ("inbx/enabled/set", "ON", "source: unknown source 'inbx'; did you mean 'inbox'?"),
-        ("inbox/enabled/set", "perhaps", "enabled: this must be true or false (on its own topic ON or OFF) expected"),
+        ("inbox/enabled/set", "perhaps", "enabled: this must be true or false (on its own topic ON or OFF)"),
         ("inbox/interval/set", "5", "a folder has no interval"),
     ],
 )
@@ -442,7 +447,7 @@ def test_a_few_requests_wait_and_more_are_refused(line: Line) -> None:
     try:
         for _ in range(LONGEST_LINE + 1):
             line.send("request/caption")
-        assert f"{LONGEST_LINE} requests are waiting already" in line.refusal("caption")
+        assert f"too many requests are waiting ({LONGEST_LINE} of {LONGEST_LINE})" in line.refusal("caption")
     finally:
         worker.resume()
     wait_for("the others", lambda: len(line.heard.results("response/caption")) > before + LONGEST_LINE + 1)
@@ -460,7 +465,7 @@ def test_few_pictures_wait_because_they_are_large(line: Line) -> None:
         for _ in range(MOST_PICTURES):
             line.send("request/ask", "-m", json.dumps({"question": "How many shapes are there?", "picture": packed}))
         why = line.refusal("ask", question="How many shapes are there?", picture=packed)
-        assert f"{MOST_PICTURES} requests with a picture are waiting already" in why
+        assert f"too many requests with a picture are waiting ({MOST_PICTURES} of {MOST_PICTURES})" in why
     finally:
         worker.resume()
     wait_for("the others", lambda: len(line.heard.results("response/ask")) > before + MOST_PICTURES)

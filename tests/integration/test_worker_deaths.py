@@ -34,7 +34,7 @@ def test_the_service_ends_for_good_when_torch_cannot_be_imported(
         assert service.process.wait(120) == cli.CONFIG, "the unit does not start it again after this"
         log = service.log()
     assert "was ended by SIGILL" in log
-    assert "the model cannot be started here" in log
+    assert "the model cannot run here" in log
     assert "pip install torch==2.9.1" in log
     assert "Traceback" not in log
 
