@@ -1,5 +1,5 @@
 #!/bin/bash
-# make_root.sh DIR: a Debian trixie in DIR, with Home Assistant from PyPI in /opt/ha; root, mmdebstrap, six minutes.
+# make_root.sh DIR: a Debian trixie in DIR, with Home Assistant from PyPI in /opt/ha; root, mmdebstrap, 2 to 6 minutes.
 # 2026.2 is the last of Home Assistant that runs on trixie's Python 3.13.
 set -eu
 here=$(dirname "$(readlink -f "$0")")

@@ -2,7 +2,7 @@
 
 By hand:
 
-    sudo tests/homeassistant_real/make_root.sh /var/tmp/homeassistant            (once: 6 minutes, 1.5 GB)
+    sudo tests/homeassistant_real/make_root.sh /var/tmp/homeassistant            (once: 2 to 6 minutes, 1.5 GB)
     sudo env EDGE_DAEMON_HASS_ROOT=/var/tmp/homeassistant .venv/bin/python -m pytest tests/homeassistant_real
 
 Not a part of CI, which has no minutes for it. One Home Assistant and one service for all tests here, in this order.
