@@ -66,8 +66,10 @@ def test_a_camera_from_morning_to_night(tmp_path: Path, broker: Broker) -> None:
         assert "file" not in first
 
         line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
-        wait_for("ten frames of the same are skipped", lambda: skipped(line, "unchanged") >= 10)
-        assert len(said(heard)) == 1
+        wait_for("a frame of the same is skipped", lambda: skipped(line, "unchanged"))
+        before = len(said(heard))  # a slow machine has captioned what passed while it was at the first one
+        wait_for("ten more are", lambda: skipped(line, "unchanged") >= 11)
+        assert len(said(heard)) == before
 
         truth = stage.show(1)
         wait_for("the change is captioned", lambda: truth in said(heard))
