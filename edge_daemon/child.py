@@ -132,7 +132,8 @@ class Child:
             async with asyncio.timeout(grace_s):
                 await self._process.wait()
         except TimeoutError:
-            log.warning("the %s did not end within %.0f s and is killed", self.name, grace_s)
+            if grace_s:  # else nobody has waited for it
+                log.warning("the %s did not end within %.0f s and is killed", self.name, grace_s)
         await self.kill()
 
     async def kill(self) -> None:

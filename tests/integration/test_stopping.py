@@ -78,4 +78,5 @@ def test_a_second_signal_ends_the_service_at_once(busy: Service, number: signal.
     busy.process.send_signal(number)
     wait_for("it stops", lambda: "stopping" in busy.log())
     assert busy.end(number) == 0
+    assert "within 0 s" not in busy.log(), "it had no time"
     assert time.monotonic() - start_s < GRACE_S
