@@ -203,6 +203,7 @@ async def test_the_answer_to_another_question_is_taken_off_once(broker: Broker, 
     assert retained(broker.port, GATE) == b"{}"
     assert await marked(broker.port, tmp_path, closed) == closed
     assert await marked(broker.port, tmp_path, closed) == closed
+    listener.catch_up()
     assert listener.on(GATE) == [b"{}", b""]
     assert listener.on(other) == [b"{}"]
     at = [topic for topic, _, _ in listener.heard]

@@ -80,6 +80,11 @@ class Taker:
         self.process.stdin.flush()
         self.process.stdout.readline()
 
+    def end(self) -> None:
+        """Give all back, whether or not the kernel has killed this as well."""
+        self.process.kill()
+        self.process.wait()
+
 
 def group() -> Path:
     """The unit's memory cgroup."""
@@ -219,10 +224,11 @@ def killed_by_the_kernel(machine: Machine) -> None:
     worker = wait_for("a worker", lambda: child("edge_daemon.worker"))
     wait_for("it is ready", lambda: (h := machine.heard.last_health()) and h["worker"]["state"] == "ready")
     daemon.suspend()
-    while not inside_service.gone(worker):
+    while not kills():
         taker.take(8)
-        time.sleep(0.05)  # what the kernel has killed needs a moment to be gone, or the taker is next
-    taker.take(0)
+        time.sleep(0.05)
+    taker.end()
+    wait_for("the worker is gone", lambda: inside_service.gone(worker))
     daemon.resume()
     captioned(machine)
     died = first(machine.heard, "health", lambda m: "out of memory" in document(m)["worker"]["last_death"])
