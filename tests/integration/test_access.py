@@ -295,6 +295,7 @@ async def test_a_retained_topic_that_is_not_allowed_gets_its_newest_when_it_is(
         await until("it is not allowed", lambda: ANSWER in ours.problem)
         await asyncio.sleep(0.7)
         task.cancel()
+    listener.catch_up()
     assert [json.loads(payload)["id"] for payload in listener.on(CAPTION)] == ["new 2", "newest"], "it never goes back"
     listener.stop()
     outbox.close()

@@ -125,6 +125,7 @@ async def test_results_of_what_is_gone_are_events_and_nothing_else(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+    listener.catch_up()
     assert [event["id"] for event in listener.events()] == ["old", "new", "other"]
     assert listener.on(GATE) == listener.on(IMAGE) == []
     assert listener.on(TOPICS.of("porch", "answer/other"))
