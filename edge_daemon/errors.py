@@ -8,8 +8,9 @@ EdgeDaemonError
 ├─ PictureError         this picture only                                 → reported once, left alone
 ├─ CaptionError         this request only                                 → counted; the worker lives
 ├─ CommandError         this command over MQTT only                       → answered with its reason
-├─ PublishRefused       this message only                                 → set aside; the next ones are sent
-│  └─ PublishDenied     not now: access or a quota                     → sent again later
+├─ NotPublished         this message only; the next ones are sent
+│  ├─ PublishRefused    never: the broker cannot take it                  → set aside
+│  └─ PublishDenied     not now: access or a quota                        → sent again later
 ├─ WireError            a malformed message                               → the peer is treated as dead
 └─ ChildError           a child process
    ├─ ChildBootError    died or stayed silent before READY
@@ -62,11 +63,15 @@ class CommandError(EdgeDaemonError):
         """Of the command, where it had one that could be read."""
 
 
-class PublishRefused(EdgeDaemonError):
+class NotPublished(EdgeDaemonError):
+    """The base of the two ways in which a broker does not take a message: never, and not now."""
+
+
+class PublishRefused(NotPublished):
     """Raised when the broker will never take this message; sending it again would only end the connection again."""
 
 
-class PublishDenied(PublishRefused):
+class PublishDenied(NotPublished):
     """Raised when the broker does not take this message now, but may when its owner has changed its settings."""
 
     def __init__(self, why: str, *, everything: bool = False) -> None:

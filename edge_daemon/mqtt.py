@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from edge_daemon import machine, reasons
 from edge_daemon.complaints import Complaints
 from edge_daemon.dialect import Dialect
-from edge_daemon.errors import ConfigError, PublishDenied, PublishRefused
+from edge_daemon.errors import ConfigError, NotPublished, PublishDenied, PublishRefused
 from edge_daemon.link import Link, Reason, Terms
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.outgoing import Outgoing
@@ -249,9 +249,12 @@ class Connection:
         """The broker has a message, or does not take it."""
         self._here.answer_came()
         words = reasons.in_words(reason.code) if reason.is_failure else ""
-        for_now, error = reason.code in reasons.FOR_NOW, PublishRefused(words) if words else None
+        for_now = reason.code in reasons.FOR_NOW
+        error: NotPublished | None = None
         if for_now:
             error = PublishDenied(words, everything=reason.code in reasons.QUOTA)
+        elif words:
+            error = PublishRefused(words)
         message = self.outgoing.confirmed(number, error)
         if message is not None and for_now and not message.once:
             self.complaints.deny(self.address, message.topic, f"({reason.name}): {words}")

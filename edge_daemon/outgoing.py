@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_daemon.errors import PublishRefused
+from edge_daemon.errors import NotPublished, PublishRefused
 from edge_daemon.suspicion import WINDOW, Suspicion
 from edge_daemon.topics import Publication
 
@@ -23,7 +23,7 @@ class Pending:
     message: Publication
     future: asyncio.Future[None]
 
-    def refuse(self, why: PublishRefused) -> None:
+    def refuse(self, why: NotPublished) -> None:
         """It will not arrive. Whoever does not wait for it need not hear of it."""
         if not self.future.done():
             self.future.set_exception(why)
@@ -53,7 +53,7 @@ class Outgoing:
         self._go()
         return pending.future
 
-    def confirmed(self, number: int, refusal: PublishRefused | None) -> Publication | None:
+    def confirmed(self, number: int, refusal: NotPublished | None) -> Publication | None:
         """The broker has answered, which message it was; `refusal` is why it does not take it."""
         pending = self._sent.pop(number, None)
         if pending is not None:
