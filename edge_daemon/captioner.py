@@ -299,11 +299,9 @@ class Captioner:
         self.state.rss_bytes = ready.rss_bytes
         self._policy.ready(time.monotonic())
         self._change("ready")
-        log.info(
-            "model %s is ready after %.1f s: %d KV positions (%.0f MiB), %d threads (%s), %.0f MiB resident",
-            *(ready.model, ready.load_s, ready.kv_positions, ready.kv_bytes / MIB, ready.threads, ready.threads_reason),
-            ready.rss_bytes / MIB,
-        )
+        cache = f"{ready.kv_positions} KV positions ({ready.kv_bytes / MIB:.0f} MiB)"
+        takes = f"{cache}, {ready.threads} threads ({ready.threads_reason}), {ready.rss_bytes / MIB:.0f} MiB resident"
+        log.info("model %s is ready after %.1f s: %s", ready.model, ready.load_s, takes)
         log.info("engine %s, %s on %s: %s", ready.engine, ready.precision, ready.device, ready.reason)
         if ready.warning and ready.warning != told:  # once, however often the worker starts
             log.warning("%s", ready.warning)

@@ -105,12 +105,14 @@ def _add_device_options(command: argparse.ArgumentParser, default: str | None) -
     told = "default: the configuration's" if default is None else f"default: {default}"
     devices = ["auto", "cpu", "cuda", "mps"]
     where.add_argument("--device", choices=devices, default=default, help=f"where the model runs ({told})")
-    where.add_argument(*("--cpu",), dest="device", action="store_const", const="cpu", help="the same as --device cpu")
+    where.add_argument("--cpu", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
 
 
 def _add_run(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "run", "run the service in the foreground"),
+        commands,
+        "run",
+        "run the service in the foreground",
         "  edge-daemon run -c /etc/edge-daemon/config.yaml\n"
         "  mosquitto_sub -v -t 'edge-daemon/#'       shows what it publishes, in another terminal",
     )
@@ -121,7 +123,9 @@ def _add_run(commands: Commands) -> None:
 
 def _add_check_config(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "check-config", "check a configuration file and show what would run"),
+        commands,
+        "check-config",
+        "check a configuration file and show what would run",
         "  edge-daemon check-config -c configs/folder.yaml",
     )
     subcommand.add_config_option(command)
@@ -131,7 +135,9 @@ def _add_check_config(commands: Commands) -> None:
 
 def _add_caption(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "caption", "caption pictures and answer questions about them, without the service"),
+        commands,
+        "caption",
+        "caption pictures and answer questions about them, without the service",
         "  edge-daemon caption porch.jpg\n"
         "  edge-daemon caption *.jpg --json | jq -r .caption\n"
         "  edge-daemon caption porch.jpg --ask 'Is the gate open?' --ask 'How many people are there?'\n"
@@ -160,7 +166,9 @@ def _add_caption(commands: Commands) -> None:
 
 def _add_demo(commands: Commands) -> None:
     command = subcommand.add(
-        *(commands, "demo", "start a broker and the service, caption sample pictures, show what a subscriber receives"),
+        commands,
+        "demo",
+        "start a broker and the service, caption sample pictures, show what a subscriber receives",
         "  edge-daemon demo\n  edge-daemon demo --pictures 3 --json",
     )
     pictures = "number of sample pictures (default: 6)"

@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import notify, rehearsal
+from edge_daemon import notify, rehearsal, wishes
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, AnyCapture
 from edge_daemon.config import MIB, Config, OutboxConfig
@@ -33,7 +33,7 @@ from edge_daemon.health import Health
 from edge_daemon.jobs import Job
 from edge_daemon.live_capture import LiveCapture
 from edge_daemon.memory_watchdog import MemoryWatchdog
-from edge_daemon.messages import Frame, ImageWish, Request, Results, Task
+from edge_daemon.messages import Frame, ImageWish, Results, Task
 from edge_daemon.mqtt import Connection
 from edge_daemon.outbox import Limits, Outbox
 from edge_daemon.progress import PATIENCE_S, Progress, patiently
@@ -44,7 +44,7 @@ from edge_daemon.results import Origin, documents, utc
 from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
-from edge_daemon.source_config import AnySource, FolderConfig, LiveSource, SourceConfig
+from edge_daemon.source_config import FolderConfig, LiveSource, SourceConfig
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
 from edge_daemon.values import Values
@@ -250,11 +250,12 @@ class Daemon:
 
     async def _one_picture(self, job: Job) -> None:
         origin, capture = job.origin, self.captures.get(job.origin.source)
-        tasks = job.tasks or (tasks_of(capture.config) if capture else [])
+        tasks = job.tasks or (wishes.tasks_of(capture.config) if capture else [])
+        image = wishes.image_of(capture.config) if capture and job.is_kept else None
         log.debug("source %s: captioning %s", origin.source, origin.frame.file)
         start_s = time.monotonic()
         try:
-            results = await self._ask(origin, tasks, image_of(capture.config) if capture and job.is_kept else None)
+            results = await self._ask(origin, tasks, image)
         except ChildBootError:
             raise
         except (CaptionError, ChildError) as error:
@@ -307,9 +308,7 @@ class Daemon:
 
     async def _ask(self, origin: Origin, tasks: list[Task], image: ImageWish | None) -> Results:
         """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""
-        model, frame = self.config.model, origin.frame
-        sampling = model.max_tokens, model.temperature, model.top_p
-        request = Request(frame.width_px, frame.height_px, tasks, *sampling, frame.payload, image)
+        request = wishes.request(origin.frame, tasks, image, self.config.model)
         tries_left = WORKER_TRIES
         while True:
             await patiently(self.captioner.allowed.wait(), self.caption_beat)
@@ -350,19 +349,6 @@ class Daemon:
         if self.captioner.state.state == "failed":
             await asyncio.wait([asyncio.ensure_future(self.connection.connected.wait())], timeout=DRAIN_S)
         self.health.publish()
-
-
-def tasks_of(config: AnySource) -> list[Task]:
-    """What a source wants to know of each picture."""
-    caption = [] if config.caption == "none" else [Task("caption", "caption", config.caption)]
-    questions = [Task(question.id, "query", question.ask) for question in config.questions]
-    return caption + questions + [Task(thing.id, "detect", thing.what) for thing in config.detect]
-
-
-def image_of(config: AnySource) -> ImageWish | None:
-    """How a source wants its pictures published, if it does."""
-    image = config.image
-    return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None
 
 
 def limits_of(outbox: OutboxConfig) -> Limits:

@@ -112,7 +112,11 @@ class MemoryWatchdog:
         grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(self.growth.grown_bytes))
         wanted = captioner.config.kv_positions
         view = View(
-            *(reading, state.limit, grown, None if wanted == "auto" else wanted, captioner.state.kv_positions),
+            reading=reading,
+            limit=state.limit,
+            needs=grown,
+            wanted=None if wanted == "auto" else wanted,
+            positions=captioner.state.kv_positions,
             busy=captioner.busy,
             less=captioner.less,
         )

@@ -68,7 +68,9 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
 
 def _add_list(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "list", "list installed models and models to fetch; say which fit this board, and why"),
+        kinds,
+        "list",
+        "list installed models and models to fetch; say which fit this board, and why",
         "  edge-daemon model list\n  edge-daemon model list --json | jq '.catalogue[] | select(.memory.fits).name'",
     )
     _add_json(command)
@@ -77,7 +79,9 @@ def _add_list(kinds: Commands) -> None:
 
 def _add_pull(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "pull", "fetch a model from the hub, check it, convert it, prove it"),
+        kinds,
+        "pull",
+        "fetch a model from the hub, check it, convert it, prove it",
         "  edge-daemon model pull moondream-0.5b\n"
         "  HF_ENDPOINT=https://mirror.example edge-daemon model pull moondream-0.5b      from a mirror\n"
         "  HF_HOME=/mnt/usb/hf edge-daemon model pull moondream-0.5b                     downloads on another disk\n"
@@ -91,7 +95,9 @@ def _add_pull(kinds: Commands) -> None:
 
 def _add_import(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "import", "import a model from a moonfile or a safetensors checkpoint"),
+        kinds,
+        "import",
+        "import a model from a moonfile or a safetensors checkpoint",
         "  edge-daemon model import moondream-0_5b-int8.mf.gz --name moondream-0.5b\n"
         "  edge-daemon model import ./moondream2-2025-06-21 --name moondream-2b\n"
         "  edge-daemon model import my.mf --to ./my-model && edge-daemon caption porch.jpg --model ./my-model",
@@ -107,7 +113,9 @@ def _add_import(kinds: Commands) -> None:
 
 def _add_verify(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "verify", "check a model's files, and compare it again with the file it was made from"),
+        kinds,
+        "verify",
+        "check a model's files, and compare it again with the file it was made from",
         "  edge-daemon model verify moondream-0.5b\n"
         "  edge-daemon model verify moondream-0.5b --source /mnt/usb/moondream-0_5b-int8.mf.gz",
     )
@@ -119,7 +127,7 @@ def _add_verify(kinds: Commands) -> None:
 
 def _add_remove(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "remove", "delete a model from the store"), "  edge-daemon model remove moondream-0.5b"
+        kinds, "remove", "delete a model from the store", "  edge-daemon model remove moondream-0.5b"
     )
     command.add_argument("name", metavar="NAME")
     command.set_defaults(command=remove)
@@ -127,7 +135,9 @@ def _add_remove(kinds: Commands) -> None:
 
 def _add_export(kinds: Commands) -> None:
     command = subcommand.add(
-        *(kinds, "export", "write a model as a moonfile, as ONNX graphs, or as safetensors in upstream's layout"),
+        kinds,
+        "export",
+        "write a model as a moonfile, as ONNX graphs, or as safetensors in upstream's layout",
         "  edge-daemon model export demo-shapes demo.mf.gz --format moonfile --precision int8\n"
         "  edge-daemon model export moondream-0.5b ./graphs --format onnx\n"
         "  edge-daemon model export moondream-0.5b ./weights --format safetensors --precision float16",

@@ -57,7 +57,16 @@ class Remote:
         self.discovery = Discovery(connection, prefix, device_id, self._describe, self._leftovers.take_off)
         switches = Switches(connection, captures, slots, on_change)
         inquiries = Inquiries(running.node, captures, slots, captioner)
-        parts = Parts(*(captures, captioner, health, inquiries, switches, settings, read_config, self.on_change))
+        parts = Parts(
+            captures=captures,
+            captioner=captioner,
+            health=health,
+            inquiries=inquiries,
+            switches=switches,
+            settings=settings,
+            read_config=read_config,
+            on_change=self.on_change,
+        )
         self.controls = Controls(connection, running, parts)
         switches.apply()
 

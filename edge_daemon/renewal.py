@@ -54,6 +54,10 @@ def made_anew(old: Book, why: str, next_row: int) -> Book:
 def _report(path: Path, why: str, found: Salvaged, fate: str) -> None:
     log.error(
         "%s: %s; it %s; %d results and %d marks of files were read from it%s",
-        *(path, why, fate, found.entries, found.files),
+        path,
+        why,
+        fate,
+        found.entries,
+        found.files,
         "" if found.complete else "; files without a mark are captioned again, with the same ids",
     )

@@ -53,13 +53,17 @@ def add(commands: Commands) -> None:
     )
     kinds = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     listing = subcommand.add(
-        *(kinds, "list", "list attached cameras, with configuration to paste"),
+        kinds,
+        "list",
+        "list attached cameras, with configuration to paste",
         "  edge-daemon source list\n  edge-daemon source list --json | jq '.cameras[].name'",
     )
     listing.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     listing.set_defaults(command=list_cameras)
     trying = subcommand.add(
-        *(kinds, "test", "grab one picture from a source, write it to a file, and say whether it would be captioned"),
+        kinds,
+        "test",
+        "grab one picture from a source, write it to a file, and say whether it would be captioned",
         "  edge-daemon source test porch -c config.yaml\n"
         "  edge-daemon source test porch -c config.yaml --out /tmp/porch.jpg --json",
     )

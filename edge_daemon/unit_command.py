@@ -29,13 +29,17 @@ Resolve = Callable[[str], tuple[str, ...]]
 def add(commands: Commands) -> None:
     """`edge-daemon systemd`."""
     top = subcommand.add(
-        *(commands, "systemd", "print or install what the systemd unit needs for a configuration"),
+        commands,
+        "systemd",
+        "print or install what the systemd unit needs for a configuration",
         "  edge-daemon systemd render -c /etc/edge-daemon/config.yaml\n"
         "  sudo edge-daemon systemd render --strict --write",
     )
     kinds = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = subcommand.add(
-        *(kinds, "render", "print the unit's drop-in: the devices, paths and addresses that a configuration needs"),
+        kinds,
+        "render",
+        "print the unit's drop-in: the devices, paths and addresses that a configuration needs",
         "  edge-daemon systemd render                        print it\n"
         "  sudo edge-daemon systemd render --write           install it for the unit of this configuration\n"
         "  sudo edge-daemon systemd render --strict --write  also close the network, except for broker and cameras\n"

@@ -30,7 +30,9 @@ class Subject:
 def add(commands: Commands) -> None:
     """Put `bench` among the commands."""
     command = subcommand.add(
-        *(commands, "bench", "measure how long each stage of a caption takes, compared with what this machine can do"),
+        commands,
+        "bench",
+        "measure how long each stage of a caption takes, compared with what this machine can do",
         "  edge-daemon bench                    the installed model, or random weights of the 0.5B shape\n"
         "  edge-daemon bench --precision int8 --threads 3\n"
         "  edge-daemon bench --model demo-shapes --json | jq .of_the_limits",

@@ -32,11 +32,9 @@ NOT_YET = "there is none yet: only the machine is checked"
 def add(commands: Commands) -> None:
     """Put `doctor` among the commands."""
     command = subcommand.add(
-        *(
-            commands,
-            "doctor",
-            "check machine, configuration, broker and service; --fix repairs what it can",
-        ),
+        commands,
+        "doctor",
+        "check machine, configuration, broker and service; --fix repairs what it can",
         "  edge-daemon doctor                          before the service is installed, and whenever it does not work\n"
         "  edge-daemon doctor -c my.yaml --no-caption  without loading the model\n"
         "  sudo edge-daemon doctor --fix               repair what is safe to repair; asks before each repair\n"

@@ -36,13 +36,22 @@ class Scaler:
         to_width, to_height = fit(width, height, self._max_side_px)
         unnamed_hd = frame.colorspace == _UNSPECIFIED and frame.height >= _HIGH_DEFINITION_PX
         small = self._shrink.reformat(
-            *(frame, to_width, to_height, "rgb24"),
+            frame,
+            width=to_width,
+            height=to_height,
+            format="rgb24",
             src_colorspace=_ITU709 if unnamed_hd else None,
             interpolation="AREA",
             threads=1,
         )
         grey = self._squeeze.reformat(
-            *(small, THUMBNAIL_PX, THUMBNAIL_PX, "gray"), interpolation="AREA", dst_color_range="JPEG", threads=1
+            small,
+            width=THUMBNAIL_PX,
+            height=THUMBNAIL_PX,
+            format="gray",
+            interpolation="AREA",
+            dst_color_range="JPEG",
+            threads=1,
         )
         return Picture(to_width, to_height, width, height, _rows(small, 3), _rows(grey, 1))
 

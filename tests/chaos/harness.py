@@ -77,8 +77,16 @@ def event(at_s: float, payload: bytes) -> Event:
     words = document.get("caption", document.get("answer", ""))
     body = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     return Event(
-        *(at_s, document["id"], document["source"], document["task"], document["seq"], document["file"]),
-        *(words, document["finish_reason"], replayed, body),
+        at_s=at_s,
+        id=document["id"],
+        source=document["source"],
+        task=document["task"],
+        seq=document["seq"],
+        file=document["file"],
+        words=words,
+        finish_reason=document["finish_reason"],
+        replayed=replayed,
+        body=body,
     )
 
 

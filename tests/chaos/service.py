@@ -106,9 +106,10 @@ class Service:
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._gone.clear()
+        argv = [sys.executable, "-m", "edge_daemon", "run", "-c", str(self._config)]
         with self._log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "edge_daemon", "run", "-c", str(self._config)),
+                *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -36,10 +36,9 @@ class Authority:
         self._directory = directory
         self._own = self._request(name)
         (directory / "extensions").write_text(EXTENSIONS.format(names="DNS:ca"))
-        _openssl(
-            *("x509", "-req", "-in", directory / f"{name}.csr", "-signkey", self._own.key, "-days", "2"),
-            *("-extfile", directory / "extensions", "-extensions", "ca", "-out", self._own.file),
-        )
+        signing = ["-in", directory / f"{name}.csr", "-signkey", self._own.key, "-days", "2"]
+        extensions = ["-extfile", directory / "extensions", "-extensions", "ca"]
+        _openssl("x509", "-req", *signing, *extensions, "-out", self._own.file)
 
     @property
     def file(self) -> Path:
@@ -50,23 +49,20 @@ class Authority:
         """A certificate for some names; of negative `days` one that has expired."""
         made = self._request(name)
         (self._directory / "extensions").write_text(EXTENSIONS.format(names=names))
-        _openssl(
-            *("x509", "-req", "-in", self._directory / f"{name}.csr", "-CA", self._own.file, "-CAkey", self._own.key),
-            *("-CAcreateserial", "-days", str(days), "-extfile", self._directory / "extensions"),
-            *("-extensions", "leaf", "-out", made.file),
-        )
+        signing = ["-in", self._directory / f"{name}.csr", "-CA", self._own.file, "-CAkey", self._own.key]
+        extensions = ["-extfile", self._directory / "extensions", "-extensions", "leaf"]
+        lasting = ["-CAcreateserial", "-days", str(days)]
+        _openssl("x509", "-req", *signing, *lasting, *extensions, "-out", made.file)
         return made
 
     def _request(self, name: str) -> Certificate:
         made = Certificate(self._directory / f"{name}.crt", self._directory / f"{name}.key")
-        _openssl(
-            *("req", "-new", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-            *("-subj", f"/CN={name}", "-keyout", made.key, "-out", self._directory / f"{name}.csr"),
-        )
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", made.key]
+        _openssl("req", "-new", "-nodes", *key, "-subj", f"/CN={name}", "-out", self._directory / f"{name}.csr")
         made.key.chmod(0o600)
         return made
 
 
-def _openssl(*arguments: str | Path) -> None:
+def _openssl(*arguments: object) -> None:
     done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -87,6 +87,7 @@ LEAVES: dict[str, set[str]] = {
     "sources.launcher": {"pipe"},
     "sources.command": {"errors", "messages", "picture", "sources", "sources.frames", "sources.jpeg_stream"},
     "rehearsal": {"messages"},
+    "wishes": {"config", "messages", "source_config"},
     "demo": set(),
     "cgroup": set(),
     "memory": {"cgroup", "errors", "readings"},
