@@ -90,11 +90,26 @@ class LogLevel:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A command without particulars: `reload`, `stats`, `health_check`, `restart_worker`."""
+class Reload:
+    """The configuration file, read again."""
 
 
-Request = Caption | Ask | Detect | Pause | Resume | Set | LogLevel | Plain
+@dataclass(frozen=True)
+class Stats:
+    """What health counts."""
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """The whole health document."""
+
+
+@dataclass(frozen=True)
+class RestartWorker:
+    """The model's process, ended and started again."""
+
+
+Request = Caption | Ask | Detect | Pause | Resume | Set | LogLevel | Reload | Stats | HealthCheck | RestartWorker
 
 
 @dataclass(frozen=True)
@@ -288,7 +303,6 @@ SETTABLE: dict[str, Check] = {
     "length": check.one_of(check.LENGTHS),
     "questions": check.questions,
 }
-PLAIN = Kind({}, Plain)
 KINDS = {
     "caption": Kind({**SUBJECT, "length": check.one_of(check.LENGTHS)}, Caption, "source"),
     "ask": Kind({**SUBJECT, "question": check.text, **TYPED}, _ask, "question"),
@@ -298,10 +312,10 @@ KINDS = {
     ),
     "resume": Kind({"source": check.source}, Resume, "source"),
     "set": Kind({"source": check.source, **SETTABLE}, _set),
-    "reload": PLAIN,
-    "stats": PLAIN,
-    "health_check": PLAIN,
-    "restart_worker": PLAIN,
+    "reload": Kind({}, Reload),
+    "stats": Kind({}, Stats),
+    "health_check": Kind({}, HealthCheck),
+    "restart_worker": Kind({}, RestartWorker),
     "log_level": Kind({"level": check.one_of(check.LOG_LEVELS)}, _log_level, "level"),
 }
 """Every command."""

@@ -11,13 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from edge_daemon import commands, config, reload
 from edge_daemon.answers import UNKNOWN
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import AnyCapture
-from edge_daemon.commands import SETTINGS, Command, Plain
+from edge_daemon.commands import SETTINGS, Command
 from edge_daemon.config import Config
 from edge_daemon.errors import BudgetError, ChildError, CommandError, ConfigError, ModelError
 from edge_daemon.health import Health
@@ -150,18 +150,16 @@ class Controls:
             case commands.LogLevel(level):
                 logging.getLogger().setLevel(level.upper())
                 return {"level": level}
-            case Plain():
-                return await self._plain(command.name)
-
-    async def _plain(self, name: str) -> dict[str, Any]:
-        match name:
-            case "reload":
+            case commands.Reload():
                 return await self.reload()
-            case "stats":
+            case commands.Stats():
                 return self._stats()
-            case "restart_worker":
+            case commands.HealthCheck():
+                return self._parts.health.document()
+            case commands.RestartWorker():
                 return await self._restart_worker()
-        return self._parts.health.document()
+            case _:
+                assert_never(request)
 
     async def _ask_once(self, request: commands.Ask) -> dict[str, Any]:
         """The question in a topic of its own: question and answer stay there, or why there is none."""
