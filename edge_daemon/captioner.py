@@ -1,7 +1,7 @@
 """The daemon's side of the worker: start it, hand it one request at a time, start it again when it died.
 
 Two tasks use it. One asks (`run`), the other watches the memory: it caps the worker (`cap`), lets nobody ask
-(`allowed`), ends it and starts it (`end`, `ready`). An end on purpose is no death: nobody waits for the next start, and
+(`forbid`), ends it and starts it (`end`, `ready`). An end on purpose is no death: nobody waits for the next start, and
 no picture is to blame.
 
 Knows how long a worker may stay silent and what its deaths mean; does not know what is asked or why.
@@ -73,9 +73,8 @@ class Captioner:
         self._policy = RestartPolicy()
         self._child: Child | None = None
         self.witness = Witness()
-        self.allowed = asyncio.Event()
-        """Whether anything may be asked. The memory watchdog sets and clears it; `_wait` clears it, too."""
-        self.allowed.set()
+        self._allowed = asyncio.Event()
+        self._allowed.set()
         self.on_answer: Callable[[Results], None] = lambda _: None
         """Called with every answer, while the worker rests."""
         self._starting = asyncio.Lock()
@@ -108,6 +107,23 @@ class Captioner:
         return self._busy
 
     @property
+    def is_allowed(self) -> bool:
+        """Whether anything may be asked."""
+        return self._allowed.is_set()
+
+    async def until_allowed(self) -> None:
+        """Wait until something may be asked."""
+        await self._allowed.wait()
+
+    def allow(self) -> None:
+        """There is memory enough: ask."""
+        self._allowed.set()
+
+    def forbid(self) -> None:
+        """There is too little memory: nobody asks anything, until it is allowed again."""
+        self._allowed.clear()
+
+    @property
     def needs(self) -> memory.Needs | None:
         """What the worker takes, as it says itself; None when it does not, or there was none yet.
 
@@ -135,7 +151,7 @@ class Captioner:
         async with self._starting:
             await self._notice()
             while self._child is None:
-                if not (whatever or self.allowed.is_set()):
+                if not (whatever or self.is_allowed):
                     raise ChildEnded(NOT_NOW)
                 try:
                     await self._start()
@@ -228,7 +244,7 @@ class Captioner:
 
     async def _answer(self, request: Request) -> tuple[Results, float, float]:
         """The results, the seconds that they took, and the longest of them without a word from the worker."""
-        if not self.allowed.is_set():
+        if not self.is_allowed:
             raise ChildEnded(NOT_NOW)
         await self.ready()
         self._busy = True
@@ -347,7 +363,7 @@ class Captioner:
         if not self.waits_for:
             log.warning("the model is waiting for memory: %s", reason)
         self.waits_for, self._ending = reason, ""
-        self.allowed.clear()
+        self.forbid()
         self._change("unloaded")
         raise ChildEnded(reason)
 

@@ -247,7 +247,7 @@ class Controls:
             raise CommandError("the model is just starting for the first time, or is waiting for memory")
         await captioner.end("a command asked for it", at_once=True)
         try:
-            ready = await captioner.ready(whatever=captioner.allowed.is_set())  # one try: who asked waits for an answer
+            ready = await captioner.ready(whatever=captioner.is_allowed)  # one try: who asked waits for an answer
         except (ChildError, ModelError, BudgetError) as error:
             raise CommandError(f"it was stopped, and does not start now: {error}") from error
         return {"model": ready.model, "load_s": round(ready.load_s, 1), "rss_bytes": ready.rss_bytes}

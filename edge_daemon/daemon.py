@@ -208,7 +208,7 @@ class Daemon:
         await self._rehearse()
         while True:
             self._allow_silence()
-            await patiently(self.captioner.allowed.wait(), self.caption_beat)
+            await patiently(self.captioner.until_allowed(), self.caption_beat)
             await self.cooling.rest()  # first, then take: a live source goes on to renew its picture
             job = await patiently(self.slots.take(), self.caption_beat)
             if self._is_stale(job):
@@ -226,7 +226,7 @@ class Daemon:
 
     async def _rehearse(self) -> None:
         """See what a picture takes here, if none is waiting; nothing of it is published."""
-        await patiently(self.captioner.allowed.wait(), self.caption_beat)
+        await patiently(self.captioner.until_allowed(), self.caption_beat)
         if self.slots.waiting:
             return
         try:
@@ -242,7 +242,7 @@ class Daemon:
     async def _finish(self, work: asyncio.Future[None]) -> None:
         """The service stops: the picture in flight has its grace, unless it waits for memory."""
         try:
-            await asyncio.wait([work], timeout=self.grace_s if self.captioner.allowed.is_set() else 0.0)
+            await asyncio.wait([work], timeout=self.grace_s if self.captioner.is_allowed else 0.0)
         finally:
             if work.cancel():
                 log.warning("the caption in progress is not done in time and is dropped")
@@ -311,7 +311,7 @@ class Daemon:
         request = wishes.request(origin.frame, tasks, image, self.config.model)
         tries_left = WORKER_TRIES
         while True:
-            await patiently(self.captioner.allowed.wait(), self.caption_beat)
+            await patiently(self.captioner.until_allowed(), self.caption_beat)
             try:
                 return await self.captioner.run(request)
             except ChildBootError:

@@ -74,7 +74,7 @@ class Inquiries:
         """Raise CommandError for what cannot be answered now."""
         if source is not None and not self._captures[source].config.enabled:
             raise CommandError(f"the source {source} is switched off; set enabled to true first")
-        if not self._captioner.allowed.is_set():
+        if not self._captioner.is_allowed:
             raise CommandError("not enough free memory to make captions at the moment; health says more")
 
     async def _frame(self, inquiry: Inquiry) -> Frame:

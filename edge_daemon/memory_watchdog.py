@@ -106,7 +106,7 @@ class MemoryWatchdog:
             if waits_for:  # whatever came of the last start: nobody else may ask for another
                 self._begin_start()
             else:
-                captioner.allowed.set()
+                captioner.allow()
             await self._replace_if_grown(now_s)
             return
         grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(self.growth.grown_bytes))
@@ -127,9 +127,9 @@ class MemoryWatchdog:
         if plan.stage != self.state.stage:
             self._tell(plan)
         if plan.stage < Stage.PAUSED:
-            captioner.allowed.set()
+            captioner.allow()
         else:
-            captioner.allowed.clear()
+            captioner.forbid()
         match plan.worker:
             case "end" | "end at once":
                 await captioner.end(IN_WORDS[plan.stage], plan.worker == "end at once")

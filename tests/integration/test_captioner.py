@@ -337,7 +337,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
         await asyncio.sleep(0.01)
     await looked(watchdog, 1)
     assert watchdog.document()["stage"] == "ok"
-    await asyncio.wait_for(captioner.allowed.wait(), 60)
+    await asyncio.wait_for(captioner.until_allowed(), 60)
     await captioner.run(REQUEST)
     await captioner.stop(60)
 
@@ -357,7 +357,7 @@ async def test_a_first_worker_that_dies_when_memory_is_back_is_followed_by_anoth
             await looked(watchdog, 1)
             await asyncio.sleep(0.001)
     await looked(watchdog, 3)
-    assert captioner.allowed.is_set()
+    assert captioner.is_allowed
     await captioner.run(REQUEST)
     assert (captioner.state.restarts, len(stage.lives())) == (1, 2)
     await captioner.stop(60)
@@ -562,7 +562,7 @@ async def test_a_start_is_given_up(stage: Theatre) -> None:
 
 async def test_while_nobody_may_ask_no_worker_is_started_but_on_purpose(stage: Theatre) -> None:
     captioner = stage.captioner(GOOD)
-    captioner.allowed.clear()
+    captioner.forbid()
     for call in (captioner.run(REQUEST), captioner.ready()):
         with pytest.raises(ChildEnded, match="not enough free memory"):
             await call
@@ -570,7 +570,7 @@ async def test_while_nobody_may_ask_no_worker_is_started_but_on_purpose(stage: T
     await captioner.ready(whatever=True)
     with pytest.raises(ChildEnded):
         await captioner.run(REQUEST)
-    captioner.allowed.set()
+    captioner.allow()
     await captioner.run(REQUEST)
     await captioner.stop(60)
 

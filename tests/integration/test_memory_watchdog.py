@@ -153,7 +153,7 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
         await asyncio.sleep(0.01)
     assert captioner.state.state == "unloaded"
     files.use(0)
-    await captioner.allowed.wait()
+    await captioner.until_allowed()
     results = await captioner.run(watched.request())
     assert results.tasks[0].text
     assert captioner.state.restarts == 0
@@ -187,7 +187,7 @@ async def test_a_model_that_fits_in_int8_only_later_is_started_afresh_in_int8(
 
     watchdog, now_s = MemoryWatchdog(captioner, lambda: None), 0.0
     async with asyncio.timeout(60):
-        while captioner.state.recycles == 0 or not (captioner.is_ready and captioner.allowed.is_set()):
+        while captioner.state.recycles == 0 or not (captioner.is_ready and captioner.is_allowed):
             files.use(others_bytes + (files.read(captioner.pid).worker_bytes or 0))
             await watchdog.look(now_s)
             await asyncio.sleep(0.01)
