@@ -35,6 +35,7 @@ from edge_daemon.errors import (
     ChildTimeout,
     ModelError,
 )
+from edge_daemon.growth import Growth
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
 from edge_daemon.supervisor import Pace, RestartPolicy
@@ -75,8 +76,8 @@ class Captioner:
         self.witness = Witness()
         self._allowed = asyncio.Event()
         self._allowed.set()
-        self.on_answer: Callable[[Results], None] = lambda _: None
-        """Called with every answer, while the worker rests."""
+        self.growth = Growth()
+        """Of the worker, from picture to picture."""
         self._starting = asyncio.Lock()
         self._newborn: Child | None = None
         self._busy = False
@@ -232,14 +233,9 @@ class Captioner:
                 self._child = None
             raise
         self.pace.rehearsed(taken_s, silence_s)
-        task = answer.tasks[0]
-        if task.error:
-            raise CaptionError(task.error)
-        self.state.rehearsal = {
-            "encode_s": round(answer.encode_ms / 1000, 3),
-            "prefill_s": round(task.prefill_ms / 1000, 3),
-            "token_s": round(task.generate_ms / 1000 / max(1, task.tokens), 4),
-        }
+        if problem := answer.tasks[0].error:
+            raise CaptionError(problem)
+        self.state.rehearsed(answer)
         self._on_change()
 
     async def _answer(self, request: Request) -> tuple[Results, float, float]:
@@ -281,7 +277,9 @@ class Captioner:
             raise wrong
         self._answered = True
         self.state.rss_bytes = answer.rss_bytes
-        self.on_answer(answer)
+        held_bytes = self.witness.files.read(self.pid).worker_bytes  # while it rests
+        if held_bytes is not None:
+            self.growth.pictured(max(0, held_bytes - answer.kv_touched_bytes))
         return answer, heard_s - start_s, longest_s
 
     async def stop(self, grace_s: float) -> None:
@@ -309,10 +307,8 @@ class Captioner:
             await child.kill()
             raise
         self._child, self._newborn, self.waits_for = child, None, ""
-        self.state.kv_positions, self.state.releases = ready.kv_positions, ready.release_vision
         told = self.state.ready.warning if self.state.ready else ""
-        self.state.ready = ready
-        self.state.rss_bytes = ready.rss_bytes
+        self.state.begun(ready)
         self._policy.ready(time.monotonic())
         self._change("ready")
         cache = f"{ready.kv_positions} KV positions ({ready.kv_bytes / MIB:.0f} MiB)"

@@ -66,18 +66,19 @@ class Daemon:
         config: Config,
         model_directory: Path,
         outbox: Outbox,
+        changed: asyncio.Event,
         variant_reason: str = "",
         read_config: Callable[[], Config] | None = None,
     ) -> None:
         """Make the parts; nothing runs yet. Call it from the event loop.
 
+        `changed` wakes whoever reports health: the outbox, which is there already, sets it as all parts do.
         `read_config` reads the configuration again (None: it never changes), and may raise ConfigError.
         """
         self.config = config
         self.outbox = outbox
         self.topics = Topics(config.mqtt.base_topic, config.node)
-        self.changed = asyncio.Event()
-        outbox.on_change = self.changed.set
+        self.changed = changed
         self.written = asyncio.Event()
         self.stopping, self.hangup = asyncio.Event(), asyncio.Event()
         self.grace_s = config.model.stop_grace_s
@@ -89,18 +90,21 @@ class Daemon:
         self.repeats = Repeats()
         self._told: set[tuple[str, str]] = set()
         """Sources and their tasks that had no outcome, the last time."""
-        self.captioner = Captioner(config.model, model_directory, self.caption_beat, self.changed.set)
+        self.captioner = Captioner(config.model, model_directory, self.caption_beat, changed.set)
         duty = DutyCycle(config.thermal.slow_down_at_c, config.thermal.limit_at_c)
-        self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, self.changed.set)
-        self.memory = MemoryWatchdog(self.captioner, self.changed.set)
+        self.cooling = Cooling(duty, Sensors(system_dir()), self.caption_beat, changed.set)
+        self.memory = MemoryWatchdog(self.captioner, changed.set)
         self._allow_silence()
         self.captioner.state.variant_reason = variant_reason
         settings = Settings(config.state_dir / "settings.json")
         self.captures = {name: self._capture(name, source) for name, source in settings.over(config).sources.items()}
-        self.health = Health(self.topics, self.connection, self.captioner, self.captures, outbox, duty, self.memory)
-        self.health.stuck = self.progress.stuck
-        parts = (self.connection, self.captures, self.slots, self.captioner, self.health, settings)
-        self.remote = Remote(config, *parts, read_config or (lambda: config), self.changed.set)
+        self.health = Health(
+            self.topics, self.connection, self.captioner, self.captures, outbox, duty, self.memory, self.progress.stuck
+        )
+        read = read_config or (lambda: config)
+        self.remote = Remote(
+            config, self.connection, self.captures, self.slots, self.captioner, self.health, settings, read, changed.set
+        )
 
     def _on_connection(self) -> None:
         self.changed.set()
@@ -365,9 +369,10 @@ async def run(
     """
     if variant_reason:
         log.info("model %s", variant_reason)
-    outbox = Outbox(config.state_dir / "outbox.db", limits_of(config.outbox))
+    changed = asyncio.Event()
+    outbox = Outbox(config.state_dir / "outbox.db", limits_of(config.outbox), on_change=changed.set)
     try:
-        daemon = Daemon(config, model_directory, outbox, variant_reason, read_config)
+        daemon = Daemon(config, model_directory, outbox, changed, variant_reason, read_config)
         loop = asyncio.get_running_loop()
         with suppress(NotImplementedError):  # on Windows, where Ctrl-C ends it as any program
             for number in (signal.SIGTERM, signal.SIGINT):

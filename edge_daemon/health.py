@@ -34,7 +34,9 @@ class Health:
         outbox: Outbox,
         duty: DutyCycle,
         memory: MemoryWatchdog,
+        stuck: Callable[[], list[str]],
     ) -> None:
+        """`stuck` names the tasks that make no progress."""
         self._topics = topics
         self._connection = connection
         self._worker = captioner.state
@@ -43,8 +45,7 @@ class Health:
         self._outbox = outbox
         self._duty = duty
         self._memory = memory
-        self.stuck: Callable[[], list[str]] = list
-        """Tasks that make no progress."""
+        self._stuck = stuck
         self._started_s = time.monotonic()
 
     def publish(self) -> None:
@@ -69,7 +70,7 @@ class Health:
             "worker": self._worker_document(),
             "thermal": self._duty.document(),
             "memory": self._memory.document(),
-            "stuck": self.stuck(),
+            "stuck": self._stuck(),
             "mqtt": {
                 "problem": self._connection.problem,
                 "protocol": self._connection.protocol,
@@ -115,7 +116,7 @@ class Health:
             return self._worker.state
         well = all(capture.state.state in ("online", "off") for capture in self._captures.values())
         captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
-        return "ok" if well and captions and not self._outbox.problem and not self.stuck() else "degraded"
+        return "ok" if well and captions and not self._outbox.problem and not self._stuck() else "degraded"
 
     def _model(self) -> dict[str, Any]:
         ready = self._worker.ready

@@ -15,9 +15,7 @@ from typing import Any
 from edge_daemon import cgroup
 from edge_daemon.captioner import Captioner
 from edge_daemon.errors import ChildEnded
-from edge_daemon.growth import Growth
 from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Budget
-from edge_daemon.messages import Results
 from edge_daemon.readings import Reading
 from edge_daemon.results import utc
 from edge_daemon.stages import IN_WORDS, Plan, Stage, Stages, View
@@ -53,7 +51,6 @@ class MemoryWatchdog:
     def __init__(self, captioner: Captioner, on_change: Callable[[], None]) -> None:
         """Reads where the captioner does."""
         self.state = MemoryState()
-        self.growth = Growth()
         self._files = captioner.witness.files
         self._captioner = captioner
         self._on_change = on_change
@@ -61,7 +58,6 @@ class MemoryWatchdog:
         self._start: asyncio.Task[Any] | None = None
         self._pid: int | None = None
         self._pss_at_s = float("-inf")
-        captioner.on_answer = self.pictured
 
     async def run(self, beat: Callable[[], None]) -> None:
         """Look for ever. Raises what a start of the worker raises when it is hopeless."""
@@ -97,7 +93,7 @@ class MemoryWatchdog:
         await self._read_pss(now_s)
         if captioner.pid != self._pid:
             self._pid = captioner.pid
-            self.growth.begin()
+            captioner.growth.begin()
         needs = captioner.needs
         if needs is None:  # not yet, or of a worker that cannot do with less
             stage, waits_for = Stage.UNLOADED if captioner.waits_for else Stage.OK, captioner.waits_for
@@ -109,7 +105,7 @@ class MemoryWatchdog:
                 captioner.allow()
             await self._replace_if_grown(now_s)
             return
-        grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(self.growth.grown_bytes))
+        grown = replace(needs, runtime_bytes=needs.runtime_bytes + int(captioner.growth.grown_bytes))
         wanted = captioner.config.kv_positions
         view = View(
             reading=reading,
@@ -146,12 +142,12 @@ class MemoryWatchdog:
         if (plan.positions, plan.releases_vision) != (state.kv_positions, state.releases):
             log.debug("KV cap %d, was %d; release %s", plan.positions, state.kv_positions, plan.releases_vision)
             if plan.releases_vision != state.releases:
-                self.growth.begin()
+                self._captioner.growth.begin()
             await self._captioner.cap(plan.positions, plan.releases_vision)
 
     async def _replace_if_grown(self, now_s: float) -> None:
         """Replace a worker that leaks, between two captions; whatever it was that ended it, start it again."""
-        if why := self.growth.recycle(now_s):
+        if why := self._captioner.growth.recycle(now_s):
             log.warning("the model's process is replaced before the next caption: %s", why)
             await self._captioner.end(why)
         # ended on purpose, died while nobody asked, or was not to be started the last time
@@ -168,12 +164,6 @@ class MemoryWatchdog:
             start, self._start = self._start, None
             if not isinstance(start.exception(), ChildEnded):
                 start.result()
-
-    def pictured(self, results: Results) -> None:
-        """A picture was answered: see what the worker holds between two of them."""
-        held = self._files.read(self._captioner.pid).worker_bytes
-        if held is not None:
-            self.growth.pictured(max(0, held - results.kv_touched_bytes))
 
     def _tell(self, plan: Plan) -> None:
         """Once for each stage, in journal and health."""
@@ -202,7 +192,7 @@ class MemoryWatchdog:
             "since": state.since,
             "worker_bytes": reading.worker_bytes if reading else None,
             "pss_bytes": state.pss_bytes,
-            "grown_bytes": round(self.growth.grown_bytes),
+            "grown_bytes": round(captioner.growth.grown_bytes),
             "limit_bytes": state.limit.limit_bytes if state.limit else None,
             "limit_reason": state.limit.reason if state.limit else "",
             "available_bytes": reading.available_bytes if reading else None,

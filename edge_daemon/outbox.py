@@ -65,8 +65,12 @@ class Outbox:
         limits: Limits | None = None,
         clock: Callable[[], Stamp] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open or make the file. Raises UnavailableError when another process has it open."""
+        """Open or make the file. Raises UnavailableError when another process has it open.
+
+        `on_change` is called when `problem` changes, and when nothing waits any more.
+        """
         self._path = path
         self._limits = limits or Limits()
         self.clock = clock or Clock()
@@ -83,8 +87,7 @@ class Outbox:
         self._replaced_at_s = monotonic() - RETRY_S
         self.problem = ""
         """Why results are in memory only; empty when they are on disk."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when `problem` changes, and when nothing waits any more."""
+        self._on_change = on_change
         self._open()
         if self._book is None:  # beyond all rows that the file may hold when it can be read
             self._next_row = time.time_ns()
@@ -177,7 +180,7 @@ class Outbox:
                 self._set_number(name, max(self._numbers.get(name, 0), seq))
         self._write()
         if not len(self):
-            self.on_change()
+            self._on_change()
 
     def pass_over(self, entry: Entry) -> None:
         """Pass over an entry that the broker does not take, until the next start: it may have other settings then."""
@@ -299,7 +302,7 @@ class Outbox:
         if self.problem:
             log.warning("%s: on disk again; %d results and %d files were kept in memory", self._path, results, files)
             self.problem = ""
-            self.on_change()
+            self._on_change()
 
     def _read(self, read: Callable[[Book], T], otherwise: T) -> T:
         """What the file says; when it cannot be read, as if it said nothing."""
@@ -324,7 +327,7 @@ class Outbox:
         if words != self.problem:
             log.error("%s", words)
             self.problem = words
-            self.on_change()
+            self._on_change()
 
     def _try_again(self) -> None:
         self._retry_at_s = self._monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_daemon.messages import WorkerReady
+from edge_daemon.messages import Results, WorkerReady
 
 
 @dataclass
@@ -27,3 +27,17 @@ class WorkerState:
     """Whether freed memory and the vision encoder are given back after every picture."""
     rehearsal: dict[str, float] = field(default_factory=dict)
     """What the stages of the picture took that was captioned at the start, in seconds."""
+
+    def begun(self, ready: WorkerReady) -> None:
+        """Another worker is there."""
+        self.ready, self.rss_bytes = ready, ready.rss_bytes
+        self.kv_positions, self.releases = ready.kv_positions, ready.release_vision
+
+    def rehearsed(self, answer: Results) -> None:
+        """The picture of the start was captioned."""
+        task = answer.tasks[0]
+        self.rehearsal = {
+            "encode_s": round(answer.encode_ms / 1000, 3),
+            "prefill_s": round(task.prefill_ms / 1000, 3),
+            "token_s": round(task.generate_ms / 1000 / max(1, task.tokens), 4),
+        }

@@ -49,8 +49,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_is_said_of_the_sources_is_known_before_a_broker_takes_us(tmp_path: Path) -> None:
     """The broker may have kept `online` of a service that was killed."""
-    outbox = Outbox(tmp_path / "outbox.db", LIMITS)
-    made = Daemon(config(tmp_path, 1), tmp_path, outbox)
+    changed = asyncio.Event()
+    outbox = Outbox(tmp_path / "outbox.db", LIMITS, on_change=changed.set)
+    made = Daemon(config(tmp_path, 1), tmp_path, outbox, changed)
     known: list[str] = []
     made.connection.start = lambda: known.extend(made.connection.retained.availability())  # type: ignore[method-assign]
     made.stop()
@@ -159,9 +160,10 @@ async def test_whatever_children_say_the_daemon_lives(
     shim = str(Path(__file__).with_name("rubbish_child.py"))
     monkeypatch.setattr(sys, "executable", shim)
     monkeypatch.setattr(daemon, "HEALTH_PAUSE_S", 0.05)
-    outbox = Outbox(tmp_path / "outbox.db", LIMITS)
+    changed = asyncio.Event()
+    outbox = Outbox(tmp_path / "outbox.db", LIMITS, on_change=changed.set)
     before = sorted(os.listdir("/proc/self/fd"))
-    ours = Daemon(settings, tmp_path, outbox)
+    ours = Daemon(settings, tmp_path, outbox, changed)
     ours.captioner._command = (shim, "-m", "edge_daemon.worker")
     running = asyncio.create_task(ours.run())
 
@@ -197,8 +199,9 @@ async def test_a_stuck_task_is_told_once_and_stands_in_health(
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     listener.bind(str(tmp_path / "notify"))
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    outbox = Outbox(tmp_path / "outbox.db", LIMITS)
-    ours = Daemon(config(tmp_path, 1), tmp_path, outbox)
+    changed = asyncio.Event()
+    outbox = Outbox(tmp_path / "outbox.db", LIMITS, on_change=changed.set)
+    ours = Daemon(config(tmp_path, 1), tmp_path, outbox, changed)
     watching = asyncio.create_task(ours._watch())
 
     def fed() -> bool:

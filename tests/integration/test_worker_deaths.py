@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -51,8 +52,9 @@ async def test_and_when_it_dies_of_every_first_picture(tmp_path: Path, monkeypat
         mqtt=MqttConfig(port=1),
         sources={"inbox": FolderConfig(type="folder", path=inbox, settle_s=0.1)},
     )
-    outbox = Outbox(tmp_path / "outbox.db")
-    daemon = Daemon(config, tmp_path, outbox)
+    changed = asyncio.Event()
+    outbox = Outbox(tmp_path / "outbox.db", on_change=changed.set)
+    daemon = Daemon(config, tmp_path, outbox, changed)
     daemon.captioner._command = (sys.executable, str(STAND_IN), str(tmp_path))
     with pytest.raises(ChildBootError, match=r"SIGILL.*pip install torch"):
         await daemon.run()

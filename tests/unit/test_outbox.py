@@ -153,8 +153,7 @@ def check(path: Path, promised: int) -> int:
 
 def test_when_nothing_waits_any_more_it_is_told_once(tmp_path: Path) -> None:
     told: list[int] = []
-    outbox = Outbox(tmp_path / "outbox.db")
-    outbox.on_change = lambda: told.append(len(outbox))
+    outbox = Outbox(tmp_path / "outbox.db", on_change=lambda: told.append(len(outbox)))
     outbox.put("porch", [{"caption": "one"}, {"caption": "two"}], None)
     first, second = outbox.head(2)
     outbox.delete([first])
