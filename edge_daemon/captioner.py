@@ -39,7 +39,7 @@ from edge_daemon.growth import Growth
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
 from edge_daemon.supervisor import Pace, RestartPolicy
-from edge_daemon.worker_state import WorkerState
+from edge_daemon.worker_state import WorkerPhase, WorkerState
 
 SEND_S = 30.0
 """A ready worker reads a request within this, however busy the board is."""
@@ -393,6 +393,6 @@ class Captioner:
             self._beat()
             await asyncio.sleep(min(left_s, 1.0))
 
-    def _change(self, state: str) -> None:
-        self.state.state = state
+    def _change(self, phase: WorkerPhase) -> None:
+        self.state.phase = phase
         self._on_change()

@@ -14,8 +14,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Literal, TypeVar
 
 from edge_daemon import grabber_settings
 from edge_daemon.child import Child
@@ -37,11 +37,16 @@ HANGS = (
 log = logging.getLogger(__name__)
 
 
+SourcePhase = Literal["starting", "online", "offline", "off"]
+"""off: nobody wants it."""
+AS_WANTED: tuple[SourcePhase, ...] = ("online", "off")
+
+
 @dataclass
 class SourceState:
     """What health says about a source."""
 
-    state: str = "starting"
+    phase: SourcePhase = "starting"
     enabled: bool = True
     paused_until: str = ""
     """When its pause is over, or `resumed`; empty: it is not paused."""
@@ -53,6 +58,11 @@ class SourceState:
     last_result_at: str = ""
     skipped: dict[str, int] = field(default_factory=dict)
     """Frames that were looked at and not captioned, by reason; of a camera."""
+
+    def document(self) -> dict[str, Any]:
+        """For health."""
+        fields = asdict(self)
+        return {"state": fields.pop("phase"), **fields}
 
 
 Config = TypeVar("Config", bound=SourceConfig)
@@ -119,7 +129,7 @@ class Capture(ABC, Generic[Config]):
     async def _until_gone(self) -> None:
         if self.hangs:
             self.tell(self.config.place, HANGS)
-            self.set_state("offline")
+            self.set_phase("offline")
         while self.hangs:
             await self.pause(1.0)
 
@@ -137,7 +147,7 @@ class Capture(ABC, Generic[Config]):
             self.beat()
             policy.ready(time.monotonic())
             # of a source that is away it was told once; it is opened again every minute, for years
-            level = logging.DEBUG if self.state.state == "offline" else logging.INFO
+            level = logging.DEBUG if self.state.phase == "offline" else logging.INFO
             log.log(level, "source %s: watching with %s", self.name, decoder)
             await self.talk(child)
 
@@ -153,12 +163,12 @@ class Capture(ABC, Generic[Config]):
         self._on_change()
         return f"{shown!r}: {reason}"
 
-    def set_state(self, state: str) -> None:
-        """online, offline, or off: nobody wants it."""
-        if self.state.state != state:
-            if (self.state.state, state) == ("offline", "online"):
+    def set_phase(self, phase: SourcePhase) -> None:
+        """What holds from now on."""
+        if self.state.phase != phase:
+            if self.state.phase == "offline" and phase == "online":
                 log.info("source %s: is back", self.name)
-            self.state.state = state
+            self.state.phase = phase
             self._on_change()
 
 

@@ -28,6 +28,7 @@ from edge_daemon.config import MIB, Config, OutboxConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.folder_capture import FolderCapture
+from edge_daemon.gate import Passed
 from edge_daemon.hangup import reload_on
 from edge_daemon.health import Health
 from edge_daemon.jobs import Job
@@ -40,7 +41,7 @@ from edge_daemon.progress import PATIENCE_S, Progress, patiently
 from edge_daemon.publisher import Publisher
 from edge_daemon.remote import Remote
 from edge_daemon.repeats import Repeats
-from edge_daemon.results import Origin, documents, utc
+from edge_daemon.results import Origin, Trigger, documents, utc
 from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
@@ -120,12 +121,12 @@ class Daemon:
             return FolderCapture(name, config, self.outbox, deliver, beat, self.changed.set)
         beat = self.progress.expect(f"capture {name}", SILENCE_S + STUCK_MARGIN_S)
 
-        def renew(frame: Frame, why: str) -> bool:
+        def renew(frame: Frame, why: Passed) -> bool:
             return self.slots.renew(name, self._job(name, frame, why))
 
         return LiveCapture(name, config, renew, beat, self.changed.set)
 
-    def _job(self, source: str, frame: Frame, trigger: str) -> Job:
+    def _job(self, source: str, frame: Frame, trigger: Trigger) -> Job:
         return Job(Origin(self.config.node, source, frame, trigger, time.monotonic()))
 
     async def run(self) -> None:
@@ -350,7 +351,7 @@ class Daemon:
 
     async def _goodbye(self) -> None:
         """The last health; a daemon that failed at once waits a moment for the broker to tell it why."""
-        if self.captioner.state.state == "failed":
+        if self.captioner.state.phase == "failed":
             await asyncio.wait([asyncio.ensure_future(self.connection.connected.wait())], timeout=DRAIN_S)
         self.health.publish()
 

@@ -84,7 +84,7 @@ class FolderCapture(Capture[FolderConfig]):
                 check(message)
                 self._opening = None
                 self._say(self._broken.over(time.monotonic()))
-                self.set_state("online")
+                self.set_phase("online")
                 if message.file is not None:
                     self._in_flight[message.file] = message
                 await self._deliver(message)
@@ -122,7 +122,7 @@ class FolderCapture(Capture[FolderConfig]):
         """Say once what is wrong with a file, which is then dealt with, or with the folder."""
         if file is None:
             self.tell(str(self.config.path), reason)
-            self.set_state("offline")
+            self.set_phase("offline")
         else:
             words = self.note(f"{self.config.path}/{file.name}", reason)
             self._say(self._broken.another(words, time.monotonic()))
@@ -140,4 +140,4 @@ class FolderCapture(Capture[FolderConfig]):
         if idle.late and idle.late != self._late:
             self._late = idle.late
             self.tell(str(self.config.path), idle.late)
-        self.set_state("offline" if idle.problem else "online")
+        self.set_phase("offline" if idle.problem else "online")

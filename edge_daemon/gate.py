@@ -7,17 +7,18 @@ what came and went in between is lost.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.scene_change import Scene
 from edge_daemon.schedule import Span, covered
 
-SKIPPED = ("interval", "unchanged", "light", "cooldown", "schedule", "quiet_hours")
+Skipped = Literal["interval", "unchanged", "light", "cooldown", "schedule", "quiet_hours"]
 """Why a frame does not pass: it came too soon after the one that was looked at before; the same scene as in the last
 caption; the same in another light; too soon after the last caption; by the clock."""
-PASSED = ("first", "change", "interval", "heartbeat")
+Passed = Literal["first", "change", "interval", "heartbeat"]
 """Why one does: there is no caption yet; another scene than in the last caption, or what that one said has to be
 seen once more; every frame that is looked at is wanted; the last caption is old."""
 _EARLY = 0.1
@@ -25,12 +26,22 @@ _EARLY = 0.1
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of a frame."""
+class Pass:
+    """A frame that is worth a caption."""
 
-    passes: bool
-    why: str
-    """One of PASSED or of SKIPPED."""
+    passes: Literal[True] = field(default=True, init=False)
+    why: Passed
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One that is not."""
+
+    passes: Literal[False] = field(default=False, init=False)
+    why: Skipped
+
+
+Verdict = Pass | Skip
 
 
 class Gate:
@@ -55,22 +66,22 @@ class Gate:
     def judge(self, thumbnail: bytes, now_s: float, local: datetime) -> Verdict:
         """What becomes of a frame; `now_s` is monotonic, `local` is what the clock on the wall shows."""
         if not self._is_due(now_s):
-            return Verdict(False, "interval")
+            return Skip("interval")
         schedule, quiet_hours = self._spans
         if covered(quiet_hours, local):
-            return Verdict(False, "quiet_hours")
+            return Skip("quiet_hours")
         if schedule and not covered(schedule, local):
-            return Verdict(False, "schedule")
+            return Skip("schedule")
         since_s = None if self._published_s is None else now_s - self._published_s
         cooling = self.is_cooling(now_s)
         if not self._rules.change:
-            return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "interval")
+            return Skip("cooldown") if cooling else Pass("first" if since_s is None else "interval")
         seen = self._scene.look(thumbnail, now_s)
         if seen == "change" or self._doubted:
-            return Verdict(False, "cooldown") if cooling else Verdict(True, "first" if since_s is None else "change")
+            return Skip("cooldown") if cooling else Pass("first" if since_s is None else "change")
         if since_s is not None and since_s >= self._rules.heartbeat_s > 0 and not cooling:
-            return Verdict(True, "heartbeat")
-        return Verdict(False, seen)
+            return Pass("heartbeat")
+        return Skip(seen)
 
     def is_cooling(self, now_s: float) -> bool:
         """Whether the last caption is so fresh that there is no other; nor of a frame that passed before it was out."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 from edge_daemon import __version__, notify
 from edge_daemon.captioner import Captioner
-from edge_daemon.capture import AnyCapture
+from edge_daemon.capture import AS_WANTED, AnyCapture
 from edge_daemon.clock import corrected
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.mqtt import Connection
@@ -53,7 +52,7 @@ class Health:
         document = self.document()
         self._connection.state(self._topics.health, json_bytes(document))
         for name, capture in self._captures.items():
-            payload = ONLINE if capture.state.state in ("online", "off") else OFFLINE  # off: as it is wanted
+            payload = ONLINE if capture.state.phase in AS_WANTED else OFFLINE
             self._connection.state(self._topics.of(name, "availability"), payload)
         notify.notify(f"STATUS={self.status_line(document)}")
 
@@ -80,7 +79,7 @@ class Health:
                 "last_refused": self._connection.complaints.last_refused,
             },
             "outbox": self._outbox_document(),
-            "sources": {name: asdict(capture.state) for name, capture in self._captures.items()},
+            "sources": {name: capture.state.document() for name, capture in self._captures.items()},
         }
 
     def _worker_document(self) -> dict[str, Any]:
@@ -88,7 +87,7 @@ class Health:
         if interval_s is not None:
             interval_s += self._duty.pause_s(interval_s)
         return {
-            "state": self._worker.state,
+            "state": self._worker.phase,
             "rss_bytes": self._worker.rss_bytes,
             "restarts": self._worker.restarts,
             "last_death": self._worker.last_death,
@@ -110,12 +109,13 @@ class Health:
             "damaged_files": self._outbox.damaged_files(),
         }
 
-    def _state(self) -> str:
-        """starting, ok, degraded (something does not work now) or failed (nothing can)."""
-        if self._worker.state in ("starting", "failed"):
-            return self._worker.state
-        well = all(capture.state.state in ("online", "off") for capture in self._captures.values())
-        captions = self._worker.state == "ready" and self._memory.state.stage < Stage.PAUSED
+    def _state(self) -> Literal["starting", "ok", "degraded", "failed"]:
+        """degraded: something does not work now; failed: nothing can."""
+        phase = self._worker.phase
+        if phase == "starting" or phase == "failed":
+            return phase
+        well = all(capture.state.phase in AS_WANTED for capture in self._captures.values())
+        captions = phase == "ready" and self._memory.state.stage < Stage.PAUSED
         return "ok" if well and captions and not self._outbox.problem and not self._stuck() else "degraded"
 
     def _model(self) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from typing import Literal
 
 from edge_daemon.capture import SILENCE_S, Capture, check, stranger
 from edge_daemon.child import Child
 from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import ChildError, PictureError, SourceLost
-from edge_daemon.gate import Gate
+from edge_daemon.gate import Gate, Passed, Skipped
 from edge_daemon.hygiene import Hygiene
 from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.progress import patiently
@@ -39,7 +40,7 @@ class LiveCapture(Capture[LiveConfig]):
         self,
         name: str,
         config: LiveConfig,
-        renew: Callable[[Frame, str], bool],
+        renew: Callable[[Frame, Passed], bool],
         beat: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -53,7 +54,7 @@ class LiveCapture(Capture[LiveConfig]):
 
     async def current(self) -> Frame:
         """A frame of now. Raises PictureError."""
-        if self.state.state == "offline":
+        if self.state.phase == "offline":
             raise PictureError(f"the camera does not deliver: {self.state.last_problem.get('reason', '')}")
         picture: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._asked.append(picture)
@@ -75,7 +76,7 @@ class LiveCapture(Capture[LiveConfig]):
     async def wanted(self) -> None:
         """Wait until it is switched on; its camera is closed until then."""
         while not self.config.enabled:
-            self.set_state("off")
+            self.set_phase("off")
             self._woken.clear()
             await patiently(self._woken.wait(), self.beat)
 
@@ -89,7 +90,7 @@ class LiveCapture(Capture[LiveConfig]):
             except ChildError as error:
                 _refuse(asked, error)
                 raise
-            self.set_state("online")
+            self.set_phase("online")
             for picture in asked:
                 if not picture.done():
                     picture.set_result(frame)
@@ -142,20 +143,20 @@ class LiveCapture(Capture[LiveConfig]):
             self.tell(self.config.place, problem)
         self.state.picture_problem = problem
 
-    def _skip(self, why: str) -> None:
+    def _skip(self, why: Skipped | Literal["problem", "replaced", "too_old"]) -> None:
         self.state.skipped[why] = self.state.skipped.get(why, 0) + 1
 
     def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
         """Told once for each reason; never hopeless."""
         gist = _gist(str(error))
-        again = policy.last_reason == gist and self.state.state == "offline"
+        again = policy.last_reason == gist and self.state.phase == "offline"
         longest_s = policy.died(gist, time.monotonic(), passes=True) or LONGEST_DELAY_S
         delay_s = min(longest_s, LONGEST_DELAY_S) * random.uniform(1 - JITTER, 1 + JITTER)
         if again:
             self.state.problems += 1
         else:
             self.tell(self.config.place, f"{error}; it is retried for ever, at longer and longer intervals")
-        self.set_state("offline")
+        self.set_phase("offline")
         asked, self._asked = self._asked, []
         _refuse(asked, error)
         return delay_s

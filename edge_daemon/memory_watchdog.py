@@ -19,6 +19,7 @@ from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Budget
 from edge_daemon.readings import Reading
 from edge_daemon.results import utc
 from edge_daemon.stages import IN_WORDS, Plan, Stage, Stages, View
+from edge_daemon.worker_state import WorkerPhase
 
 EVERY_S = 1.0
 """Between two looks, each of less than a millisecond …"""
@@ -28,6 +29,9 @@ SHORT_OF = 4
 """Little is left when less than this many reserves are free."""
 PSS_EVERY_S = 60.0
 """Between two of the slow readings that are for people only."""
+AT_REST: tuple[WorkerPhase, ...] = ("unloaded", "ready", "restarting")
+"""When a worker that is not there is to be started: it was ended on purpose, died while nobody asked, or was not to be
+started the last time."""
 log = logging.getLogger(__name__)
 
 
@@ -150,8 +154,7 @@ class MemoryWatchdog:
         if why := self._captioner.growth.recycle(now_s):
             log.warning("the model's process is replaced before the next caption: %s", why)
             await self._captioner.end(why)
-        # ended on purpose, died while nobody asked, or was not to be started the last time
-        if self._captioner.state.state in ("unloaded", "ready", "restarting"):
+        if self._captioner.state.phase in AT_REST:
             self._begin_start()
 
     def _begin_start(self) -> None:

@@ -18,6 +18,9 @@ from edge_daemon.wire import Message
 _LARGEST = sys.float_info.max
 THUMBNAIL_PX = 32
 """Side of the square grey thumbnail that travels with every frame."""
+TaskKind = Literal["caption", "query", "detect", "point"]
+FinishReason = Literal["eos", "length", "memory", "repetition", ""]
+"""Empty: there is no outcome."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ class Task:
 
     id: str
     """`caption`, or the id of a configured question."""
-    kind: Literal["caption", "query", "detect", "point"]
+    kind: TaskKind
     text: str
     """Caption length, question, or what to look for."""
 
@@ -235,13 +238,13 @@ class TaskResult:
     """The outcome of one task."""
 
     id: str
-    kind: str
+    kind: TaskKind
     text: str
     """The words; empty for objects and points."""
     objects: list[dict[str, float]]
     """Boxes {x_min, y_min, x_max, y_max} or points {x, y}, relative."""
     tokens: int
-    finish_reason: str
+    finish_reason: FinishReason
     prefill_ms: float
     """The prompt through the decoder, the first time together with the picture. Captions and answers that were
     generated together share this time and the next."""

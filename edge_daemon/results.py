@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from edge_daemon.clock import Stamp, corrected
 from edge_daemon.messages import Frame, Results, Task, TaskResult, WorkerReady
@@ -19,6 +19,9 @@ _FIRST_S, _LAST_S = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 1
 NAMESPACE = uuid.UUID("5f0a3f0e-6a3c-4f43-9b0e-2d6d0c9f1e11")
 """Ours alone: ids of different programs never meet."""
 
+Trigger = Literal["file", "request", "first", "change", "interval", "heartbeat"]
+"""A file that was found, a command, or why the gate let a frame pass."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -27,7 +30,7 @@ class Origin:
     node: str
     source: str
     frame: Frame
-    trigger: str
+    trigger: Trigger
     taken_s: float
     """Monotonic time at which the daemon received the frame."""
 

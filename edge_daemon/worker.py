@@ -295,8 +295,8 @@ def spoken(task: Task, said: Answer | CaptionError) -> TaskResult:
     """A caption or an answer, or why there is none."""
     if isinstance(said, CaptionError):
         return TaskResult(task.id, task.kind, "", [], 0, "", 0.0, 0.0, str(said))
-    milliseconds = (said.prefill_s * 1000, said.generate_s * 1000)
-    return TaskResult(task.id, task.kind, said.text, [], said.tokens, said.finish_reason, *milliseconds)
+    prefill_ms, generate_ms = said.prefill_s * 1000, said.generate_s * 1000
+    return TaskResult(task.id, task.kind, said.text, [], said.tokens, said.finish_reason, prefill_ms, generate_ms)
 
 
 def found(model: Moondream, task: Task, daemon: pipe.Pipe) -> TaskResult:

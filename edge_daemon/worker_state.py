@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from edge_daemon.messages import Results, WorkerReady
+
+WorkerPhase = Literal["starting", "ready", "restarting", "unloaded", "failed"]
+"""unloaded: it was ended on purpose, or waits for memory; failed: there will be none."""
 
 
 @dataclass
 class WorkerState:
     """What health says about the worker."""
 
-    state: str = "starting"
+    phase: WorkerPhase = "starting"
     restarts: int = 0
     recycles: int = 0
     """Ends on purpose; these are no restarts."""

@@ -33,6 +33,7 @@ from edge_daemon.messages import (
     Problem,
     Progress,
     Results,
+    TaskKind,
     TaskResult,
     Wanted,
     WorkerReady,
@@ -158,11 +159,10 @@ class Rubbish:
         thumbnail = self.chance.choice(["00" * 1024] * 9 + ["zz"])
         return Frame(stamp, width, height, width, height, thumbnail, slow, slow, file, bytes(size))
 
-    def result(self, id_: str, kind: str) -> TaskResult:
+    def result(self, id_: str, kind: TaskKind) -> TaskResult:
+        ended: Any = self.chance.choice(["eos"] * 9 + [self.words()])
         wild = (self.number_like(), self.number_like())
-        return TaskResult(
-            id_, kind, self.words(), [{"x": 1.0}], 3, self.words(), *wild, self.chance.choice(["", "", "no"])
-        )
+        return TaskResult(id_, kind, self.words(), [{"x": 1.0}], 3, ended, *wild, self.chance.choice(["", "", "no"]))
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ class Theatre:
         command = [sys.executable, str(STAND_IN), str(self.directory)]
 
         def changed() -> None:
-            self.states.append(made.state.state)
+            self.states.append(made.state.phase)
 
         made = Captioner(config, Path("/models/none"), self.beat, changed, command)
         return made
@@ -324,7 +324,7 @@ async def test_where_its_program_alone_has_no_room_no_worker_is_started(stage: T
         await looked(watchdog, 1, float(second))
         await asyncio.sleep(0.05)
     assert stage.lives() == []
-    assert captioner.state.state == "unloaded"
+    assert captioner.state.phase == "unloaded"
     document = watchdog.document()
     assert document["stage"] == "unloaded"
     assert "its program alone takes 160" in document["reason"]
@@ -508,11 +508,11 @@ async def test_a_worker_that_is_ended_is_no_dead_one(stage: Theatre) -> None:
     await captioner.run(REQUEST)
     await captioner.end("a test")
     assert stage.alive() == []
-    assert (captioner.state.state, captioner.state.restarts, captioner.state.recycles) == ("unloaded", 0, 1)
+    assert (captioner.state.phase, captioner.state.restarts, captioner.state.recycles) == ("unloaded", 0, 1)
     assert captioner.pid is None
     await captioner.end("there is none")
     await captioner.run(REQUEST)
-    assert (captioner.state.state, captioner.state.recycles, captioner.state.last_death) == ("ready", 1, "")
+    assert (captioner.state.phase, captioner.state.recycles, captioner.state.last_death) == ("ready", 1, "")
     await captioner.stop(60)
 
 
@@ -593,7 +593,7 @@ async def test_an_instruction_that_is_missing_is_missing_the_next_time(stage: Th
         await captioner.run(REQUEST)
     with pytest.raises(ChildBootError, match=r"the model cannot run here: .*SIGILL"):
         await captioner.run(REQUEST)
-    assert captioner.state.state == "failed"
+    assert captioner.state.phase == "failed"
 
 
 async def test_but_not_where_there_were_answers(stage: Theatre) -> None:

@@ -114,13 +114,13 @@ async def test_a_grabber_that_stops_or_dies_is_told_and_replaced(
     monkeypatch.setattr(folder_capture, "SILENCE_S", 6.4)  # a good one says something every 5 s
     async with captured(tmp_path) as made:
         state = made.capture.state
-        await until("it watches", lambda: state.state == "online")
+        await until("it watches", lambda: state.phase == "online")
         first = made.grabber()
         assert first is not None
         first.send_signal(number)
-        await until("it is seen", lambda: state.state == "offline")
+        await until("it is seen", lambda: state.phase == "offline")
         assert words in state.last_problem["reason"]
-        await until("there is another", lambda: state.state == "online")
+        await until("there is another", lambda: state.phase == "online")
         assert not first.is_running()
         ((path, _),) = sample_pictures(tmp_path / "samples", 1, seed=3)
         path.rename(tmp_path / "inbox" / path.name)
@@ -140,7 +140,7 @@ async def test_a_grabber_that_dies_for_ever_is_not_told_for_ever(
         await until("it died a hundred times", lambda: made.capture.state.problems > 120)
         assert len(os.listdir("/proc/self/fd")) <= held + 6, "one may be running"
         assert len(psutil.Process().children()) <= 1
-        assert made.capture.state.state == "offline"
+        assert made.capture.state.phase == "offline"
     told = [record for record in caplog.records if record.name == "edge_daemon.capture" and record.levelno > 20]
     assert 1 <= len(told) < 10
 

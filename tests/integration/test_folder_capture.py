@@ -154,7 +154,7 @@ async def test_beside_a_grabber_that_hangs_in_the_kernel_no_other_is_started(
             await watched.capture.current()
         beats = watched.beats
         await until("it has looked again", lambda: watched.beats > beats + 2)  # every second
-        assert (len(started), watched.capture.state.state) == (1, "offline")
+        assert (len(started), watched.capture.state.phase) == (1, "offline")
         assert caplog.text.count("is stuck in the kernel and cannot be killed") == 1
         assert caplog.text.count("cannot be killed; it is stuck") == 1
     finally:
@@ -182,7 +182,7 @@ async def test_a_folder_whose_pictures_are_seen_late_is_online_and_says_so_once(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     states: list[str] = []
-    monkeypatch.setattr(watched.capture, "_on_change", lambda: states.append(watched.capture.state.state))
+    monkeypatch.setattr(watched.capture, "_on_change", lambda: states.append(watched.capture.state.phase))
     (watched.folder / "0.jpg").write_bytes(JPEG)
     await watched.until(lambda: "only seen at the next rescan" in watched.capture.state.last_problem.get("reason", ""))
 

@@ -151,7 +151,7 @@ async def test_a_worker_that_finds_no_memory_at_its_first_start_is_there_when_me
         await captioner.run(watched.request())
     while watchdog.state.stage != Stage.UNLOADED:
         await asyncio.sleep(0.01)
-    assert captioner.state.state == "unloaded"
+    assert captioner.state.phase == "unloaded"
     files.use(0)
     await captioner.until_allowed()
     results = await captioner.run(watched.request())

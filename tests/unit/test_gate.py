@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -18,12 +18,13 @@ from PIL import Image
 
 from edge_daemon import areas, config
 from edge_daemon.errors import ConfigError
-from edge_daemon.gate import PASSED, SKIPPED, Gate
+from edge_daemon.gate import Gate, Passed, Skipped
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.scene_change import CELLS, SIDE, Scene
 from edge_daemon.source_config import V4l2Config
 from tests.porch import Frame, Porch, Thing, Weather
 
+PASSED, SKIPPED = get_args(Passed), get_args(Skipped)
 NOON = datetime(2026, 6, 3, 12, 0)  # noqa: DTZ001  what the clock on the wall shows; a Wednesday
 WITHIN_FRAMES = 5
 """A change is captioned in time if one of its first five frames is."""

@@ -60,7 +60,7 @@ async def test_a_camera_that_is_switched_off_is_not_opened_until_it_is_on() -> N
     camera = capture(enabled=False)
     waiting = asyncio.create_task(camera.wanted())
     await asyncio.sleep(0.01)
-    assert camera.state.state == "off"
+    assert camera.state.phase == "off"
     assert not waiting.done()
     camera.config = camera.config.model_copy(update={"enabled": True})
     camera.changed()

@@ -202,6 +202,11 @@ def test_a_word_outside_its_list_is_refused() -> None:
     with pytest.raises(WireError, match="'money'"):
         over_the_wire(Message("WorkerRefused", {"kind": "money", "reason": "none left"}))
     assert over_the_wire(pack(WorkerRefused("memory", "none left"))).kind == "memory"
+    for name, wrong in {"kind": "captoin", "finish_reason": "stop"}.items():
+        results = pack(Results([TaskResult("a", "query", "No.", [], 2, "eos", 0.0, 0.0)], 1.0, 3))
+        results.fields["tasks"][0][name] = wrong
+        with pytest.raises(WireError, match=f"TaskResult.{name}: '{wrong}' is not allowed"):
+            over_the_wire(results)
 
 
 def test_file_names_may_be_any_bytes() -> None:

@@ -88,7 +88,7 @@ def test_what_is_not_known_is_not_there() -> None:
 
 
 def test_the_same_file_and_task_have_the_same_id() -> None:
-    assert result_id(ORIGIN, CAPTION) == result_id(replace(ORIGIN, taken_s=5.0, trigger="replay"), CAPTION)
+    assert result_id(ORIGIN, CAPTION) == result_id(replace(ORIGIN, taken_s=5.0, trigger="change"), CAPTION)
     assert uuid.UUID(result_id(ORIGIN, CAPTION)).version == 5
 
 
