@@ -61,6 +61,7 @@ async def test_a_camera_that_is_switched_off_is_not_opened_until_it_is_on() -> N
     waiting = asyncio.create_task(camera.wanted())
     await asyncio.sleep(0.01)
     assert camera.state.phase == "off"
+    assert next(iter(camera.state.document().items())) == ("state", "off"), "as health calls it"
     assert not waiting.done()
     camera.config = camera.config.model_copy(update={"enabled": True})
     camera.changed()
