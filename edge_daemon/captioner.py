@@ -77,7 +77,7 @@ class Captioner:
         self._allowed = asyncio.Event()
         self._allowed.set()
         self.growth = Growth()
-        """Of the worker, from picture to picture."""
+        """Of the worker, picture after picture; the memory watchdog acts on it."""
         self._starting = asyncio.Lock()
         self._newborn: Child | None = None
         self._busy = False

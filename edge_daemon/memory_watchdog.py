@@ -29,7 +29,7 @@ SHORT_OF = 4
 """Little is left when less than this many reserves are free."""
 PSS_EVERY_S = 60.0
 """Between two of the slow readings that are for people only."""
-AT_REST: tuple[WorkerPhase, ...] = ("unloaded", "ready", "restarting")
+STARTABLE: tuple[WorkerPhase, ...] = ("unloaded", "ready", "restarting")
 """When a worker that is not there is to be started: it was ended on purpose, died while nobody asked, or was not to be
 started the last time."""
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class MemoryWatchdog:
         if why := self._captioner.growth.recycle(now_s):
             log.warning("the model's process is replaced before the next caption: %s", why)
             await self._captioner.end(why)
-        if self._captioner.state.phase in AT_REST:
+        if self._captioner.state.phase in STARTABLE:
             self._begin_start()
 
     def _begin_start(self) -> None:
