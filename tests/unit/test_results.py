@@ -127,6 +127,12 @@ def test_what_is_not_known_is_not_there() -> None:
     assert three()[0].document().keys() - result.document().keys() == {"file", "note"}
 
 
+def test_the_length_of_the_cache_is_the_one_that_held() -> None:
+    capped = replace(results(outcome(CAPTION)), kv_positions=100)
+    (result,) = results_of(ORIGIN, [CAPTION], capped, WORKER, 100.5)
+    assert (result.kv_tokens, three()[0].kv_tokens) == (100, WORKER.kv_positions)
+
+
 def test_the_same_file_and_task_have_the_same_id() -> None:
     assert result_id(ORIGIN, CAPTION) == result_id(replace(ORIGIN, taken_s=5.0, trigger="replay"), CAPTION)
     assert uuid.UUID(result_id(ORIGIN, CAPTION)).version == 5
