@@ -41,7 +41,7 @@ from edge_daemon.progress import PATIENCE_S, Progress, patiently
 from edge_daemon.publisher import Publisher
 from edge_daemon.remote import Remote
 from edge_daemon.repeats import Repeats
-from edge_daemon.results import Origin, Trigger, documents, utc
+from edge_daemon.results import Origin, Result, Trigger, results_of, utc
 from edge_daemon.sensors import Sensors, system_dir
 from edge_daemon.settings import Settings
 from edge_daemon.slots import Slots
@@ -274,7 +274,7 @@ class Daemon:
         assert worker is not None
         self._tell(origin.source, results)
         errors = [outcome.error for outcome in results.tasks]
-        made = documents(origin, tasks, results, worker, time.monotonic())
+        made = results_of(origin, tasks, results, worker, time.monotonic())
         if capture and job.is_kept:
             made = self.values.typed(origin.source, capture.config.questions, made)
             if isinstance(capture.config, LiveSource):
@@ -298,18 +298,18 @@ class Daemon:
         if results.payload or results.image_problem:
             self.connection.state(self.topics.image(source), results.payload, qos=0)
 
-    def _keep(self, origin: Origin, made: list[dict[str, Any]], capture: AnyCapture, came: bool) -> None:
+    def _keep(self, origin: Origin, made: list[Result], capture: AnyCapture, came: bool) -> None:
         """Into the outbox; from here on nothing is lost. A file that was asked for keeps its turn as a new one."""
         capture.captioned(origin.frame, origin.source in self.values.doubted)
-        self.outbox.put(origin.source, made, origin.frame.file if origin.trigger == "file" else None)
+        documents = [result.document() for result in made]
+        self.outbox.put(origin.source, documents, origin.frame.file if origin.trigger == "file" else None)
         if came:  # something, if only what is suppressed as a repetition
             capture.state.captioned += 1
             capture.state.last_result_at = utc(time.time())
         self.written.set()
         self.changed.set()
-        for document in made:
-            words = document.get("caption", document.get("answer", f"{document.get('count')} found"))
-            log.info("source %s: %s (%.1f s)", origin.source, words, document["latency_ms"]["total"] / 1000)
+        for result in made:
+            log.info("source %s: %s (%.1f s)", origin.source, result.words, result.latency_ms.total / 1000)
 
     async def _ask(self, origin: Origin, tasks: list[Task], image: ImageWish | None) -> Results:
         """Ask the worker; when it dies, ask the next one, once; when it is ended on purpose, whenever there is one."""

@@ -17,7 +17,7 @@ from edge_daemon.commands import Ask, Caption, Detect
 from edge_daemon.errors import CommandError, PictureError
 from edge_daemon.jobs import Job
 from edge_daemon.messages import Frame, Task
-from edge_daemon.results import Origin
+from edge_daemon.results import Origin, Result
 from edge_daemon.slots import LONGEST_LINE, Slots
 from edge_daemon.values import Values
 
@@ -43,13 +43,13 @@ class Inquiries:
         (made,) = await self._ask(inquiry, [self._task(inquiry)], is_kept=False)
         if isinstance(inquiry, Ask):
             (made,) = Values().typed("", [inquiry.question], [made])
-        return made if inquiry.source else {key: value for key, value in made.items() if key != "source"}
+        return made.document()
 
     async def trigger(self, source: str) -> dict[str, Any]:
         """What the source wants to know of every picture, now: results like others; the first. Raises CommandError."""
-        return (await self._ask(Caption(source, None), None, is_kept=True))[0]
+        return (await self._ask(Caption(source, None), None, is_kept=True))[0].document()
 
-    async def _ask(self, inquiry: Inquiry, tasks: list[Task] | None, *, is_kept: bool) -> list[dict[str, Any]]:
+    async def _ask(self, inquiry: Inquiry, tasks: list[Task] | None, *, is_kept: bool) -> list[Result]:
         self._refuse(inquiry.source)
         pictures = [one for one in self._pending if one.picture is not None]
         if inquiry.picture is not None and len(pictures) >= MOST_PICTURES:

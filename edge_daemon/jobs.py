@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 from edge_daemon.errors import CommandError
 from edge_daemon.messages import Task
-from edge_daemon.results import Origin
+from edge_daemon.results import Origin, Result
 
-Answer = asyncio.Future[list[dict[str, Any]]]
+Answer = asyncio.Future[list[Result]]
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Job:
     answer: Answer | None = None
     """Of a command; nobody waits any more when it is done."""
 
-    def done(self, made: list[dict[str, Any]], errors: str) -> None:
-        """These documents came out; none, and why."""
+    def done(self, made: list[Result], errors: str) -> None:
+        """These results came out; none, and why."""
         if not made:
             self.failed(errors)
         elif self.answer is not None and not self.answer.done():

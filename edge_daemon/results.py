@@ -1,18 +1,19 @@
-"""From what the worker answers to the documents that subscribers read (`schema: 1`). Pure.
+"""From what the worker answers to what subscribers read (`schema: 1`). Pure.
 
-A document is made once, when its picture has been captioned; only `seq` (the outbox), `replayed` and what is
-known of the clock (when it is published) come later.
+A result is made once, when its picture has been captioned, and becomes a document where it is kept or answered with;
+only `seq` (the outbox), `replayed` and what is known of the clock (when it is published) come later.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from edge_daemon.answers import AnswerType, Value
 from edge_daemon.clock import Stamp, corrected
-from edge_daemon.messages import Frame, Results, Task, TaskResult, WorkerReady
+from edge_daemon.messages import FinishReason, Frame, Results, Task, TaskResult, WorkerReady
 
 SCHEMA = 1
 _FIRST_S, _LAST_S = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 1), (9999, 12, 31)))
@@ -35,58 +36,138 @@ class Origin:
     """Monotonic time at which the daemon received the frame."""
 
 
-def documents(
-    origin: Origin, tasks: list[Task], results: Results, worker: WorkerReady, now_s: float
-) -> list[dict[str, Any]]:
-    """One document a task that has an outcome; `now_s` is monotonic."""
+@dataclass(frozen=True)
+class Captioned:
+    """A picture in words."""
+
+    caption: str
+    length: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+    value: Value
+    """What is believed of it, by the type of the question; without one, the words."""
+    type: AnswerType | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was looked for, and the boxes in which it is."""
+
+    target: str
+    objects: list[dict[str, float]]
+    count: int
+
+
+Said = Captioned | Answered | Found
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a result took, in milliseconds; `total` has the waiting between the steps as well."""
+
+    capture: float
+    decode: float
+    encode: float
+    prefill: float
+    generate: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One thing that was said of one picture. The names, here and above, are those of the document."""
+
+    id: str
+    node: str
+    source: str | None
+    """None: the picture came with a command."""
+    captured_at: str
+    task: str
+    said: Said
+    file: str | None
+    model: str
+    note: str | None
+    engine: str
+    precision: str
+    tokens: int
+    finish_reason: FinishReason
+    trigger: Trigger
+    kv_tokens: int
+    latency_ms: Latency
+    unchanged: bool | None = None
+
+    @property
+    def words(self) -> str:
+        """What was said, for the log."""
+        match self.said:
+            case Captioned(words) | Answered(_, words):
+                return words
+            case Found(_, _, count):
+                return f"{count} found"
+
+    def document(self) -> dict[str, Any]:
+        """What subscribers read: what was said stands among the rest, and what is None is left out."""
+        document: dict[str, Any] = {"schema": SCHEMA}
+        for name, value in asdict(self).items():
+            document |= value if name == "said" else {name: value}
+        return {name: value for name, value in document.items() if value is not None}
+
+
+def results_of(origin: Origin, tasks: list[Task], answer: Results, worker: WorkerReady, now_s: float) -> list[Result]:
+    """One result a task that has an outcome; `now_s` is monotonic."""
     asked = {task.id: task for task in tasks}
     return [
-        document(origin, asked[outcome.id], outcome, results, worker, now_s)
-        for outcome in results.tasks
+        _result(origin, asked[outcome.id], outcome, answer, worker, now_s)
+        for outcome in answer.tasks
         if not outcome.error
     ]
 
 
-def document(
-    origin: Origin, task: Task, outcome: TaskResult, results: Results, worker: WorkerReady, now_s: float
-) -> dict[str, Any]:
-    """One result as it is published."""
+def _result(
+    origin: Origin, task: Task, outcome: TaskResult, answer: Results, worker: WorkerReady, now_s: float
+) -> Result:
     frame = origin.frame
-    return {
-        "schema": SCHEMA,
-        "id": result_id(origin, task),
-        "node": origin.node,
-        "source": origin.source,
-        "captured_at": utc(frame.captured_at_s),
-        "task": task.id,
-        **_words(task, outcome),
-        **({"file": frame.file.name} if frame.file else {}),
-        "model": worker.model,
-        **({"note": worker.note} if worker.note else {}),
-        "engine": worker.engine,
-        "precision": worker.precision,
-        "tokens": outcome.tokens,
-        "finish_reason": outcome.finish_reason,
-        "trigger": origin.trigger,
-        "kv_tokens": results.kv_positions or worker.kv_positions,
-        "latency_ms": {
-            "capture": round(frame.capture_ms, 1),
-            "decode": round(frame.decode_ms, 1),
-            "encode": round(results.encode_ms, 1),
-            "prefill": round(outcome.prefill_ms, 1),
-            "generate": round(outcome.generate_ms, 1),
-            "total": round(frame.capture_ms + frame.decode_ms + (now_s - origin.taken_s) * 1000, 1),
-        },
-    }
+    return Result(
+        id=result_id(origin, task),
+        node=origin.node,
+        source=origin.source or None,
+        captured_at=utc(frame.captured_at_s),
+        task=task.id,
+        said=_said(task, outcome),
+        file=frame.file.name if frame.file else None,
+        model=worker.model,
+        note=worker.note or None,
+        engine=worker.engine,
+        precision=worker.precision,
+        tokens=outcome.tokens,
+        finish_reason=outcome.finish_reason,
+        trigger=origin.trigger,
+        kv_tokens=answer.kv_positions or worker.kv_positions,
+        latency_ms=Latency(
+            capture=round(frame.capture_ms, 1),
+            decode=round(frame.decode_ms, 1),
+            encode=round(answer.encode_ms, 1),
+            prefill=round(outcome.prefill_ms, 1),
+            generate=round(outcome.generate_ms, 1),
+            total=round(frame.capture_ms + frame.decode_ms + (now_s - origin.taken_s) * 1000, 1),
+        ),
+    )
 
 
-def _words(task: Task, outcome: TaskResult) -> dict[str, Any]:
+def _said(task: Task, outcome: TaskResult) -> Said:
     if task.kind == "caption":
-        return {"caption": outcome.text, "length": task.text}
+        return Captioned(outcome.text, task.text)
     if task.kind == "query":
-        return {"question": task.text, "answer": outcome.text, "value": outcome.text}
+        return Answered(task.text, outcome.text, outcome.text)
     objects = [{side: round(value, 4) for side, value in found.items()} for found in outcome.objects]
-    return {"target": task.text, "objects": objects, "count": len(objects)}
+    return Found(task.text, objects, len(objects))
 
 
 def result_id(origin: Origin, task: Task) -> str:

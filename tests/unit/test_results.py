@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_daemon.clock import Stamp
 from edge_daemon.messages import FileKey, Frame, Results, Task, TaskResult, WorkerReady
-from edge_daemon.results import Origin, documents, published, result_id, utc
+from edge_daemon.results import Answered, Captioned, Found, Origin, Result, published, result_id, results_of, utc
 
 FILE = FileKey("yard/cat.jpg", 1_700_000_000_000_000_000, 4321)
 FRAME = Frame(1_700_000_000.25, 512, 384, 4000, 3000, "00", 0.0, 31.26, FILE, b"")
@@ -22,6 +24,9 @@ CAPTION = Task("caption", "caption", "short")
 QUESTION = Task("gate-open", "query", "Is the gate open?")
 BOXES = Task("cats", "detect", "cat")
 BOX = {"x_min": 0.123456, "y_min": 0.0, "x_max": 0.9, "y_max": 1.0}
+SCHEMA = json.loads((Path(__file__).parents[2] / "configs/result.schema.json").read_text())
+WHEN_SENT = {"seq": 1, "replayed": False}
+"""What is known of a result only then."""
 
 
 def outcome(task: Task, text: str = "", error: str = "") -> TaskResult:
@@ -32,9 +37,15 @@ def results(*outcomes: TaskResult) -> Results:
     return Results(list(outcomes), 80.0, 5)
 
 
+def three() -> list[Result]:
+    answer = results(outcome(CAPTION, "A cat."), outcome(QUESTION, "no"), outcome(BOXES))
+    return results_of(ORIGIN, [CAPTION, QUESTION, BOXES], answer, WORKER, 100.5)
+
+
 def test_a_caption() -> None:
-    (document,) = documents(ORIGIN, [CAPTION], results(outcome(CAPTION, "A cat.")), WORKER, 100.5)
-    assert document == {
+    """To the byte, as subscribers of every version have it."""
+    (result,) = results_of(ORIGIN, [CAPTION], results(outcome(CAPTION, "A cat.")), WORKER, 100.5)
+    expected = {
         "schema": 1,
         "id": result_id(ORIGIN, CAPTION),
         "node": "shed",
@@ -61,30 +72,65 @@ def test_a_caption() -> None:
             "total": 531.3,
         },
     }
-    json.dumps(document)
+    assert json.dumps(result.document()) == json.dumps(expected)
+    unchanged = replace(result, unchanged=True).document()
+    assert json.dumps(unchanged) == json.dumps({**expected, "unchanged": True})
 
 
 def test_every_task_has_its_own_words() -> None:
-    answers = results(outcome(CAPTION, "A cat."), outcome(QUESTION, "no"), outcome(BOXES))
-    made = documents(ORIGIN, [CAPTION, QUESTION, BOXES], answers, WORKER, 100.5)
+    made = [result.document() for result in three()]
     assert [document["task"] for document in made] == ["caption", "gate-open", "cats"]
     assert (made[1]["question"], made[1]["answer"], made[1]["value"]) == ("Is the gate open?", "no", "no")
     assert (made[2]["target"], made[2]["count"]) == ("cat", 1)
     assert made[2]["objects"] == [{"x_min": 0.1235, "y_min": 0.0, "x_max": 0.9, "y_max": 1.0}]
     assert not any("caption" in document for document in made[1:])
+    assert [result.words for result in three()] == ["A cat.", "no", "1 found"]
 
 
-def test_what_has_no_outcome_becomes_no_document() -> None:
+@pytest.mark.parametrize("value", ["no", "unknown", False, True, 0, 1.5])
+def test_an_answer_that_has_a_type(value: bool | int | float | str) -> None:
+    """What is false or 0 is said as well."""
+    answered = three()[1]
+    document = replace(answered, said=Answered("Is it?", "", value, "number", "cats")).document()
+    said = {"question": "Is it?", "answer": "", "value": value, "type": "number", "unit": "cats"}
+    assert document == {**answered.document(), **said}
+    without = replace(answered, said=Answered("Is it?", "", value, "number")).document()
+    assert without == {key: what for key, what in document.items() if key != "unit"}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_whatever_was_said_is_as_the_schema_promises(number: int) -> None:
+    result = three()[number]
+    for made in (result, replace(result, unchanged=True), replace(result, note=None, file=None)):
+        jsonschema.validate({**made.document(), **WHEN_SENT}, SCHEMA)
+
+
+def test_the_schema_has_the_names_of_a_result_and_no_others() -> None:
+    names = {field.name for kind in (Result, Captioned, Answered, Found) for field in fields(kind)}
+    assert names - {"said"} == SCHEMA["properties"].keys() - {"schema", "clock_synced", *WHEN_SENT}
+
+
+def test_the_picture_of_a_command_has_no_source() -> None:
+    (result,) = results_of(replace(ORIGIN, source=""), [CAPTION], results(outcome(CAPTION)), WORKER, 100.5)
+    assert result.document().keys() == three()[0].document().keys() - {"source"}
+
+
+def test_what_has_no_outcome_becomes_no_result() -> None:
     answers = results(outcome(CAPTION, error="no room in the cache"), outcome(QUESTION, "no"))
-    made = documents(ORIGIN, [CAPTION, QUESTION], answers, WORKER, 100.5)
-    assert [document["task"] for document in made] == ["gate-open"]
+    made = results_of(ORIGIN, [CAPTION, QUESTION], answers, WORKER, 100.5)
+    assert [result.task for result in made] == ["gate-open"]
 
 
 def test_what_is_not_known_is_not_there() -> None:
     origin = replace(ORIGIN, frame=replace(FRAME, file=None))
-    (document,) = documents(origin, [CAPTION], results(outcome(CAPTION)), replace(WORKER, note=""), 100.5)
-    assert "file" not in document
-    assert "note" not in document
+    (result,) = results_of(origin, [CAPTION], results(outcome(CAPTION)), replace(WORKER, note=""), 100.5)
+    assert three()[0].document().keys() - result.document().keys() == {"file", "note"}
+
+
+def test_the_length_of_the_cache_is_the_one_that_held() -> None:
+    capped = replace(results(outcome(CAPTION)), kv_positions=100)
+    (result,) = results_of(ORIGIN, [CAPTION], capped, WORKER, 100.5)
+    assert (result.kv_tokens, three()[0].kv_tokens) == (100, WORKER.kv_positions)
 
 
 def test_the_same_file_and_task_have_the_same_id() -> None:

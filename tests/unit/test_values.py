@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from edge_daemon.results import Answered
 from edge_daemon.source_config import Question
 from edge_daemon.values import Values
+from tests.said import answer, caption, nothing
 
 GATE = Question(id="gate", ask="Is the gate open?", type="yes_no", for_frames=2)
 COUNT = Question(id="count", ask="How many?", type="number", unit="cats")
 WORDS = Question(id="words", ask="What is it?")
 
 
-def answered(task: str, words: str, finish_reason: str = "eos") -> dict[str, Any]:
-    return {"task": task, "answer": words, "value": words, "finish_reason": finish_reason}
-
-
 def test_a_value_has_the_type_of_its_question() -> None:
-    made = [{"task": "caption", "caption": "A cat."}, answered("count", "Two cats."), answered("words", " A cat.")]
-    caption, count, words = Values().typed("porch", [GATE, COUNT, WORDS], made)
-    assert caption == made[0]
-    assert count == {**made[1], "value": 2, "type": "number", "unit": "cats"}
-    assert words == {**made[2], "value": "A cat.", "type": "text"}
-    assert made[1]["value"] == "Two cats.", "the documents that were handed over are as they were"
+    made = [caption("A cat."), answer("count", "Two cats.", COUNT.ask), answer("words", " A cat.", WORDS.ask)]
+    said = Values().typed("porch", [GATE, COUNT, WORDS], made)
+    assert said == [
+        made[0],
+        replace(made[1], said=Answered("How many?", "Two cats.", 2, "number", "cats")),
+        replace(made[2], said=Answered("What is it?", " A cat.", "A cat.", "text")),
+    ]
+    assert made[1] == answer("count", "Two cats.", COUNT.ask), "the results that were handed over are as they were"
 
 
 def test_a_change_is_believed_when_enough_pictures_of_its_source_say_it() -> None:
     values = Values()
 
     def said(source: str, words: str, question: Question = GATE) -> Any:
-        (document,) = values.typed(source, [question], [answered("gate", words)])
-        assert document["answer"] == words
-        return document["value"]
+        (made,) = values.typed(source, [question], [answer("gate", words)])
+        assert isinstance(made.said, Answered)
+        assert made.said.answer == words
+        return made.said.value
 
     assert [said("porch", words) for words in ("No.", "No.", "Yes.", "No.", "Yes.", "Yes.")] == [
         *("unknown", False, False, False, False, True)
@@ -47,16 +49,16 @@ def test_a_change_is_believed_when_enough_pictures_of_its_source_say_it() -> Non
 def test_a_source_is_doubted_while_its_last_picture_said_what_is_not_believed() -> None:
     values, doubted = Values(), []
     for words in ("No.", "No.", "Yes.", "No.", "Who knows?", "Who knows?"):
-        values.typed("porch", [GATE], [answered("gate", words)])
+        values.typed("porch", [GATE], [answer("gate", words)])
         doubted.append("porch" in values.doubted)
     assert doubted == [True, False, True, False, True, False]
-    values.typed("porch", [GATE], [answered("gate", "Yes.")])
+    values.typed("porch", [GATE], [answer("gate", "Yes.")])
     values.typed("porch", [GATE], [])
     assert not values.doubted, "the question had no answer: one more picture settles nothing"
 
 
 def test_what_is_not_among_the_questions_is_left_alone() -> None:
-    made = [answered("ask", "Yes."), {"task": "gate", "target": "gate", "objects": [], "count": 0}]
+    made = [answer("ask", "Yes."), nothing("gate"), caption("Yes.")]
     assert Values().typed("porch", [GATE, COUNT], made) == made
 
 
@@ -73,5 +75,6 @@ def test_what_is_not_among_the_questions_is_left_alone() -> None:
 def test_the_last_word_of_what_was_cut_does_not_count(
     question: Question, words: str, finish_reason: str, value: Any
 ) -> None:
-    (document,) = Values().typed("porch", [question], [answered(question.id, words, finish_reason)])
-    assert (document["value"], document["answer"]) == (value, words)
+    made = answer(question.id, words, question.ask, finish_reason)
+    expected = Answered(question.ask, words, value, question.type, question.unit)
+    assert Values().typed("porch", [question], [made]) == [replace(made, said=expected)]
