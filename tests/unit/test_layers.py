@@ -34,7 +34,7 @@ LEAVES: dict[str, set[str]] = {
     "state_file": set(),
     "visit": {"link"},
     "answers": set(),
-    "values": {"answers", "results", "source_config"},
+    "values": {"answers", "messages", "results", "source_config"},
     "nearest": set(),
     "device_classes": {"nearest"},
     "homeassistant": {"answers", "config", "source_config", "topics"},

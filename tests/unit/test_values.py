@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edge_daemon.messages import FinishReason
 from edge_daemon.results import Answered
 from edge_daemon.source_config import Question
 from edge_daemon.values import Values
@@ -73,7 +74,7 @@ def test_what_is_not_among_the_questions_is_left_alone() -> None:
     ],
 )
 def test_the_last_word_of_what_was_cut_does_not_count(
-    question: Question, words: str, finish_reason: str, value: Any
+    question: Question, words: str, finish_reason: FinishReason, value: Any
 ) -> None:
     made = answer(question.id, words, question.ask, finish_reason)
     expected = Answered(question.ask, words, value, question.type, question.unit)
