@@ -23,7 +23,7 @@ from typing import NoReturn
 from edge_daemon import environment, memory
 from edge_daemon.allowance import Allowance
 from edge_daemon.child import Child
-from edge_daemon.config import MIB, ModelConfig
+from edge_daemon.config import ModelConfig
 from edge_daemon.deaths import COMES_AGAIN, Witness
 from edge_daemon.errors import (
     BudgetError,
@@ -38,6 +38,7 @@ from edge_daemon.errors import (
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
 from edge_daemon.supervisor import Pace, RestartPolicy
+from edge_daemon.units import MIB
 from edge_daemon.worker_state import WorkerState
 
 SEND_S = 30.0

@@ -28,10 +28,10 @@ from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.sections import PATTERNS_IN_WORDS, TOPIC_PATTERN, Name, Section
 from edge_daemon.source_config import AnySource, Question, TaggedSource
 from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
+from edge_daemon.units import MIB
 
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
-MIB = 1 << 20
 Source = TypeVar("Source", bound=AnySource)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from edge_daemon import notify, rehearsal
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, AnyCapture
-from edge_daemon.config import MIB, Config, OutboxConfig
+from edge_daemon.config import Config, OutboxConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.folder_capture import FolderCapture
@@ -47,12 +47,12 @@ from edge_daemon.slots import Slots
 from edge_daemon.source_config import AnySource, FolderConfig, LiveSource, SourceConfig
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
+from edge_daemon.units import DAY_S, KIB, MIB
 from edge_daemon.values import Values
 
 WORKER_TRIES = 2
 """A picture that two workers died of is reported and left alone."""
 STUCK_MARGIN_S = 60.0
-DAY_S = 86400.0
 DRAIN_S, WATCH_S = 3.0, 5.0
 HEALTH_EVERY_S, HEALTH_PAUSE_S = 30.0, 1.0
 log = logging.getLogger(__name__)
@@ -362,7 +362,7 @@ def tasks_of(config: AnySource) -> list[Task]:
 def image_of(config: AnySource) -> ImageWish | None:
     """How a source wants its pictures published, if it does."""
     image = config.image
-    return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None
+    return ImageWish(image.quality, image.max_kib * KIB, image.boxes) if image.enabled else None
 
 
 def limits_of(outbox: OutboxConfig) -> Limits:

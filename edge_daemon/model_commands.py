@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
 from edge_daemon.model_files import WEIGHTS
-from edge_daemon.models.store import MIB, Progress, Store, silent
+from edge_daemon.models.store import Progress, Store, silent
 from edge_daemon.subcommand import Commands
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     from edge_daemon.models.catalogue import Artefact

@@ -30,8 +30,8 @@ from edge_daemon.errors import UnavailableError
 from edge_daemon.marks import Rounds
 from edge_daemon.messages import FileKey
 from edge_daemon.salvage import damaged_files
+from edge_daemon.units import DAY_S, MIB
 
-MIB = 1 << 20
 MEMORY_BYTES = 8 * MIB
 """Results that are kept in memory while the disk cannot be written: some 8000."""
 MEMORY_FILES = 50_000
@@ -53,7 +53,7 @@ class Limits:
     """What may wait."""
 
     max_bytes: int = 64 * MIB
-    max_age_s: float = 7 * 86400.0
+    max_age_s: float = 7 * DAY_S
 
 
 class Outbox:
@@ -257,7 +257,7 @@ class Outbox:
             old += len(entries)
             self._write()
         if old:
-            log.warning("%d results older than %.1f days were dropped", old, max_age_s / 86400)
+            log.warning("%d results older than %.1f days were dropped", old, max_age_s / DAY_S)
 
     def _drop(self, row: int, size_bytes: int, why: str) -> None:
         self._forget(row, size_bytes)

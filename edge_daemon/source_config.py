@@ -14,8 +14,9 @@ from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.repeats import Repetition
 from edge_daemon.sections import Name, Section, absolute
+from edge_daemon.units import DAY_S
 
-SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, 86_400.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, DAY_S
 
 
 class Question(Section):

@@ -13,8 +13,9 @@ from typing import Literal
 
 from edge_daemon import models, needs
 from edge_daemon.errors import ConfigError
-from edge_daemon.memory import MIB, Budget, Needs
+from edge_daemon.memory import Budget, Needs
 from edge_daemon.models.store import FAMILY as FAMILY
+from edge_daemon.units import MIB
 
 STORED = {"2b": "moondream-2b", "0.5b": "moondream-0.5b"}
 """Names in the store, the better model first."""

@@ -23,13 +23,14 @@ from edge_daemon.errors import ConfigError
 from edge_daemon.link import Link, Reason, Terms
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Incoming, Publication, Topics, home_assistant_status
+from edge_daemon.units import KIB
 
 STEP_S = 8.0
 """For each answer; a broker in the house takes milliseconds."""
 ANSWER_S = 5.0
 VERSION, TAKEN_OVER = 132, 142
 SOON_DAYS = 14
-RESULT_BYTES = 16 * 1024
+RESULT_BYTES = 16 * KIB
 """More than a result ever has."""
 ANSWER = b'{"status": "ok", "data": {}}'
 """What is sent to try it: an answer like others, to nobody's question (configs/response.schema.json)."""
@@ -202,8 +203,8 @@ async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) 
     blind = "; MQTT 3.1.1 does not say whether that is allowed" if link.version == V311 else ""
     written = f"may write to {topics.response('doctor')}; whether it may write elsewhere shows with the first result"
     found = [ok("broker.write", written + blind)]
-    size_bytes = max([RESULT_BYTES, *(s.image.max_kib * 1024 for s in config.sources.values() if s.image.enabled)])
-    what = f"a message of {size_bytes // 1024} KiB"
+    size_bytes = max([RESULT_BYTES, *(s.image.max_kib * KIB for s in config.sources.values() if s.image.enabled)])
+    what = f"a message of {size_bytes // KIB} KiB"
     meaning = "Larger results or images never arrive; they are set aside."
     try:
         visitor.terms.check(size_bytes, config.mqtt.max_packet_kib)

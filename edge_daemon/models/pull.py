@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 from edge_daemon.errors import ModelError, UnavailableError
 from edge_daemon.models.catalogue import Artefact, RemoteFile
-from edge_daemon.models.store import MIB, Progress, Store, free_on_disk, sha256_of, silent
+from edge_daemon.models.store import Progress, Store, free_on_disk, sha256_of, silent
+from edge_daemon.units import MIB
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -19,6 +19,7 @@ from edge_daemon.errors import UnavailableError
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.cpu import cpuinfo_here, flags
 from edge_daemon.moondream.footprint import precision_of
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ Device = Literal["cpu", "cuda", "mps"]
 WantedDevice = Literal["auto", "cpu", "cuda", "mps"]
 WantedPrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
-MIB = 1 << 20
 NATIVE = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},

@@ -21,11 +21,11 @@ from PIL import Image
 
 from edge_daemon import messages, wire
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Open, Opening, Problem, Wanted
+from edge_daemon.units import MIB
 from tests.bombs import jpeg_of_scans
 from tests.grabbers import COMMAND, DEADLINE_S, Grabber
 from tests.hostile import SCENE, Hostile, encode, make, scene
 
-MIB = 1 << 20
 JPEG = encode(scene(), "JPEG", quality=95)
 
 

@@ -34,6 +34,7 @@ from edge_daemon.moondream.device import (
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import KvPrecision, open_chosen
+from edge_daemon.units import MIB
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,7 +191,6 @@ def test_graphs_can_be_nothing_else(device: WantedDevice, precision: WantedPreci
 
 # -- float32 or int8, by the memory
 
-MIB = 1 << 20
 PI = "the board's free memory, less a reserve"
 
 

@@ -20,8 +20,8 @@ from edge_daemon.doctor import board, capacity, command, disk, packages, process
 from edge_daemon.doctor.checkup import Check, examine
 from edge_daemon.doctor.finding import Finding, exit_code, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Account, Places, Subject, Unit, account_of
-from edge_daemon.memory import MIB
 from edge_daemon.thermal import Reading
+from edge_daemon.units import MIB
 from tests.boards import Board
 
 PI_4 = (

@@ -23,11 +23,12 @@ LEAVES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "model_files": set(),
+    "units": set(),
     "wire": {"errors"},
     "messages": {"errors", "wire"},
     "notify": set(),
     "logs": set(),
-    "topics": set(),
+    "topics": {"units"},
     "complaints": {"topics"},
     "retained": {"topics"},
     "leftovers": {"errors", "mqtt", "state_file", "topics"},
@@ -69,7 +70,7 @@ LEAVES: dict[str, set[str]] = {
     "salvage": {"book"},
     "renewal": {"book", "salvage"},
     "marks": {"book"},
-    "outbox": {"book", "clock", "errors", "marks", "messages", "renewal", "salvage"},
+    "outbox": {"book", "clock", "errors", "marks", "messages", "renewal", "salvage", "units"},
     "broken_files": set(),
     "results": {"clock", "messages"},
     "jobs": {"errors", "messages", "results"},
@@ -89,36 +90,36 @@ LEAVES: dict[str, set[str]] = {
     "rehearsal": {"messages"},
     "demo": set(),
     "cgroup": set(),
-    "memory": {"cgroup", "errors", "readings"},
-    "stages": {"errors", "memory", "readings"},
-    "allowance": {"memory", "readings", "supervisor"},
+    "memory": {"cgroup", "errors", "readings", "units"},
+    "stages": {"errors", "memory", "readings", "units"},
+    "allowance": {"memory", "readings", "supervisor", "units"},
     "worker_state": {"messages"},
-    "growth": {"memory"},
-    "deaths": {"child", "memory", "readings"},
+    "growth": {"memory", "units"},
+    "deaths": {"child", "memory", "readings", "units"},
     "moondream.cpu": set(),
     "doctor.finding": set(),
     "doctor.screen": {"doctor.finding"},
 }
 """Modules that import the standard library and these of ours (`` is the package itself)."""
 LEAVES_WITH_ONE_LIBRARY: dict[str, tuple[set[str], set[str]]] = {
-    "readings": ({"cgroup"}, {"psutil"}),
+    "readings": ({"cgroup", "units"}, {"psutil"}),
     "yaml_file": ({"errors"}, {"yaml"}),
     "config": (
-        {"config_words", "errors", "mqtt_config", "sections", "source_config", "thermal", "yaml_file"},
+        {"config_words", "errors", "mqtt_config", "sections", "source_config", "thermal", "units", "yaml_file"},
         {"pydantic"},
     ),
     "source_config": (
-        {"answers", "device_classes", "gate_config", "repeats", "sections", "shown_address"},
+        {"answers", "device_classes", "gate_config", "repeats", "sections", "shown_address", "units"},
         {"pydantic"},
     ),
-    "gate_config": ({"areas", "schedule", "sections"}, {"pydantic"}),
-    "grabber_settings": ({"source_config"}, {"pydantic"}),
+    "gate_config": ({"areas", "schedule", "sections", "units"}, {"pydantic"}),
+    "grabber_settings": ({"source_config", "units"}, {"pydantic"}),
     "config_words": ({"nearest", "yaml_file"}, {"pydantic_core"}),
     "child": ({"errors", "messages", "token_bucket", "wire"}, set()),
     "sections": (set(), {"pydantic"}),
     "mqtt_config": ({"sections"}, {"pydantic"}),
     "subscriptions": ({"link", "topics"}, {"paho"}),
-    "link": ({"mqtt_config", "tls", "topics"}, {"paho"}),
+    "link": ({"mqtt_config", "tls", "topics", "units"}, {"paho"}),
     "sources.picamera": (set(), {"libcamera", "numpy", "picamera2"}),
     "sources.scaling": ({"messages", "picture"}, {"av"}),
     "sources.opening": ({"rlimits"}, {"av"}),
@@ -296,7 +297,7 @@ def test_the_model_knows_nothing_of_the_daemon() -> None:
     for module in MODULES:
         if module.top == "moondream":
             foreign = {name for name in ours(imports(module, late=True)) if name.partition(".")[0] != "moondream"}
-            assert foreign <= {"errors", "model_files"}, module
+            assert foreign <= {"errors", "model_files", "units"}, module
 
 
 def test_there_is_no_import_cycle() -> None:

@@ -21,9 +21,9 @@ from edge_daemon.model_commands import Bar, name_of
 from edge_daemon.models.catalogue import CATALOGUE, RemoteFile, artefact
 from edge_daemon.models.inventory import inventory, memory_of
 from edge_daemon.models.store import Store
+from edge_daemon.units import MIB
 
 ROOT = Path(__file__).parents[2]
-MIB = 1 << 20
 COMMANDS = ["list", "pull", "import", "verify", "remove", "export"]
 
 

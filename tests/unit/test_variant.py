@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from edge_daemon import memory, variant
 from edge_daemon.errors import ConfigError
-from edge_daemon.memory import MIB, USEFUL_POSITIONS, Budget, Needs
+from edge_daemon.memory import USEFUL_POSITIONS, Budget, Needs
 from edge_daemon.models.catalogue import CATALOGUE
 from edge_daemon.needs import RUNTIME_BYTES
+from edge_daemon.units import MIB
 from edge_daemon.variant import Variant, Wanted, choose
 
 SMALL = Needs(RUNTIME_BYTES, 700 * MIB, 1711 * MIB, 184 * MIB, 90 * MIB, 196_608, 730, 2048)
