@@ -37,7 +37,7 @@ from edge_daemon.errors import (
 )
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
 from edge_daemon.readings import Reading
-from edge_daemon.supervisor import Pace, RestartPolicy
+from edge_daemon.restart_policy import Pace, RestartPolicy
 from edge_daemon.units import MIB
 from edge_daemon.worker_state import WorkerState
 

@@ -22,8 +22,8 @@ from edge_daemon.child import Child
 from edge_daemon.errors import ChildDied, ChildError
 from edge_daemon.grabber_settings import MAX_SIDE_PX
 from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
+from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import SourceConfig
-from edge_daemon.supervisor import RestartPolicy
 
 SILENCE_S = 60.0
 """A grabber that says nothing for so long is stuck; at rest it says Idle every few seconds."""

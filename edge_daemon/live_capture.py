@@ -20,8 +20,8 @@ from edge_daemon.gate import Gate
 from edge_daemon.hygiene import Hygiene
 from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.progress import patiently
+from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import LiveConfig
-from edge_daemon.supervisor import RestartPolicy
 
 LOOK_S = 30.0
 """A camera is asked for a frame so often at least, so that its loss is noticed however rarely it is captioned."""

@@ -1,7 +1,7 @@
 """The outbox: results that the broker has not confirmed yet, and files that were dealt with.
 
 A result and the mark "this file was dealt with" are written together, so a file is neither captioned twice nor
-left out; a mark stays as long as its file (marks.py). Everything that changes is first a `Change` in memory, which is
+left out; a mark stays as long as its file (rounds.py). Everything that changes is first a `Change` in memory, which is
 written at once. When the disk is full, read-only or gone, it stays there, bounded, and is published from there, until
 the disk can be written again: a board whose card dies goes on captioning, and says so. A damaged file is kept aside
 and a fresh one gets what can still be read of it (renewal.py).
@@ -27,8 +27,8 @@ from edge_daemon import renewal
 from edge_daemon.book import Book, Change, Entry, is_damage, is_locked, name_bytes, packed, reason, version_of
 from edge_daemon.clock import Clock, Stamp, age_s
 from edge_daemon.errors import UnavailableError
-from edge_daemon.marks import Rounds
 from edge_daemon.messages import FileKey
+from edge_daemon.rounds import Rounds
 from edge_daemon.salvage import damaged_files
 from edge_daemon.units import DAY_S, MIB
 

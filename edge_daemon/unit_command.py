@@ -17,7 +17,7 @@ from edge_daemon.errors import ConfigError, UnavailableError
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
-    from edge_daemon.unit_files import Reach
+    from edge_daemon.drop_in import Reach
 
 DEFAULT_CONFIG = Path("/etc/edge-daemon/config.yaml")
 UNITS = Path("/etc/systemd/system")
@@ -56,21 +56,21 @@ def add(commands: Commands) -> None:
 
 def render(arguments: argparse.Namespace) -> int:
     """`edge-daemon systemd render`."""
-    from edge_daemon import config, unit_files, yaml_file
+    from edge_daemon import config, drop_in, yaml_file
 
     path = arguments.config.absolute()
     settings = config.load(path)
     if arguments.allow and not arguments.strict:
         raise ConfigError("--allow needs --strict: it says what stays open when --strict closes the network")
-    folders = (place for _, place in unit_files.paths(settings))
+    folders = (place for _, place in drop_in.paths(settings))
     groups = {place: group for place in folders if (group := reading_group(place))}
-    found = unit_files.Found(
+    found = drop_in.Found(
         credentials=yaml_file.credentials(path),
         credentials_dir=path.parent / yaml_file.CREDENTIALS,
         groups=groups,
-        reaches=tuple(reaches(unit_files.hosts(settings), arguments.allow, addresses)) if arguments.strict else None,
+        reaches=tuple(reaches(drop_in.hosts(settings), arguments.allow, addresses)) if arguments.strict else None,
     )
-    text = unit_files.drop_in(settings, found, made_by(path, arguments.allow, arguments.strict))
+    text = drop_in.text_of(settings, found, made_by(path, arguments.allow, arguments.strict))
     if arguments.write:
         install(text, unit_of(path))
     else:
@@ -127,7 +127,7 @@ def reading_group(path: Path) -> str:
 
 def reaches(wanted: Iterator[tuple[str, str]], allow: Sequence[str], resolve: Resolve) -> Iterator[Reach]:
     """Whom the service may talk to. Raises ConfigError for a network that is none, UnavailableError for a lost name."""
-    from edge_daemon.unit_files import Reach
+    from edge_daemon.drop_in import Reach
 
     named = False
     for key, host in wanted:

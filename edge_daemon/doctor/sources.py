@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edge_daemon import attached, grabber_settings, shown_address, unit_files
+from edge_daemon import attached, drop_in, grabber_settings, shown_address
 from edge_daemon.cgroup import text_of
 from edge_daemon.config import Config
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
@@ -75,7 +75,7 @@ def one(id: str, source: SourceConfig, subject: Subject) -> Finding:
 def hidden(name: str, config: Config, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
     id, source = f"source.{name}", config.sources[name]
-    own = (path for key, path in unit_files.paths(config) if key.startswith(f"sources.{name}."))
+    own = (path for key, path in drop_in.paths(config) if key.startswith(f"sources.{name}."))
     found = next((concealed(id, str(path), setting, unit) for path in own if (setting := hiding(unit, path))), None)
     if found is None and isinstance(source, V4l2Config | PicameraConfig) and unit.values.get("PrivateDevices") in HIDES:
         return concealed(id, source.place, "PrivateDevices", unit)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import capture, child, cli, config, daemon, grabber, subcommand, supervisor, visit, worker
+from edge_daemon import capture, child, cli, config, daemon, grabber, restart_policy, subcommand, visit, worker
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
@@ -91,8 +91,8 @@ def test_a_stop_has_time_for_all_graces(unit: dict[str, list[str]]) -> None:
 
 
 def test_a_start_has_time_for_the_daemon_to_give_up_by_itself(unit: dict[str, list[str]]) -> None:
-    tries = supervisor.HOPELESS_DEATHS
-    longest_s = tries * (MODEL.start_timeout_s + child.REAP_S + supervisor.FIRST_DELAY_S) + daemon.DRAIN_S
+    tries = restart_policy.HOPELESS_DEATHS
+    longest_s = tries * (MODEL.start_timeout_s + child.REAP_S + restart_policy.FIRST_DELAY_S) + daemon.DRAIN_S
     assert seconds(unit["TimeoutStartSec"]) > longest_s
 
 
