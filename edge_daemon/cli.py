@@ -21,13 +21,11 @@ from edge_daemon import __version__, environment, model_commands, source_command
 from edge_daemon.bench import command as bench_command
 from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
+from edge_daemon.exit_codes import CONFIG, OK, UNAVAILABLE, UNEXPECTED
 from edge_daemon.subcommand import Commands, at_least
 
 if TYPE_CHECKING:
     from edge_daemon.config import Config
-
-OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
-"""Exit codes; 69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h. The unit never restarts on 78."""
 
 LENGTHS = ("short", "normal", "long")
 """Of captions. A model may lack one; it says so."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.model_files import WEIGHTS
 from edge_daemon.models.store import Progress, Store, silent
 from edge_daemon.subcommand import Commands
@@ -151,7 +152,7 @@ def list_models(arguments: argparse.Namespace, catalogue: Sequence[Artefact] | N
 
     document = inventory(_store(), tuple(catalogue or CATALOGUE), memory.budget(memory.read_limits(None)))
     print(json.dumps(document, indent=2) if arguments.json else _in_words(document))
-    return 0
+    return OK
 
 
 def _in_words(document: dict[str, Any]) -> str:
@@ -221,12 +222,12 @@ def _done(directory: Path, name: str, place: str, as_json: bool) -> int:
     proof = model.provenance.get("proof")
     if as_json:
         print(json.dumps({"name": name, "directory": str(directory), "engine": model.engine, "proof": proof}))
-        return 0
+        return OK
     print(f"{name}: {model.size_bytes / MIB:.0f} MiB in {directory}, engine {model.engine}")
     if proof:
         print(_proof_in_words(proof))
     print(f"try it: edge-daemon caption PICTURE --model {place}")
-    return 0
+    return OK
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -240,13 +241,13 @@ def verify(arguments: argparse.Namespace) -> int:
         report = importing.verify(directory, arguments.source, progress)
     if arguments.json:
         print(json.dumps(report))
-        return 0
+        return OK
     print(f"{arguments.name}: {len(report['files'])} files are unchanged since the import")
     if report["proof"]:
         print(_proof_in_words(report["proof"]))
     if report.get("note"):
         print(report["note"])
-    return 0
+    return OK
 
 
 def _proof_in_words(proof: dict[str, Any]) -> str:
@@ -265,7 +266,7 @@ def remove(arguments: argparse.Namespace) -> int:
     """`edge-daemon model remove`."""
     size_bytes = _store().remove(arguments.name)
     print(f"{arguments.name}: removed, {size_bytes / MIB:.0f} MiB freed")
-    return 0
+    return OK
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -278,7 +279,7 @@ def export(arguments: argparse.Namespace) -> int:
 
         write(directory, arguments.out, arguments.format, arguments.precision, progress)
     print(f"{arguments.out}: {arguments.name} as {arguments.format}")
-    return 0
+    return OK
 
 
 def _state_dir() -> Path:

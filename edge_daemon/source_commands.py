@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edge_daemon import subcommand
 from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import EdgeDaemonError, UnavailableError
+from edge_daemon.exit_codes import OK, USAGE
 from edge_daemon.messages import Frame, Idle, Next, Problem
 from edge_daemon.subcommand import Commands
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from edge_daemon.child import Child
     from edge_daemon.source_config import LiveSource, SourceConfig
 
-OK, USAGE = 0, 2
-"""Exit codes, as in cli.py."""
 LIBCAMERA_S = 30.0
 """A Raspberry Pi Zero takes several seconds to load picamera2."""
 FOLDER_S = 60.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_daemon import subcommand
 from edge_daemon.errors import ConfigError, UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def render(arguments: argparse.Namespace) -> int:
         install(text, unit_of(path))
     else:
         print(text, end="")
-    return 0
+    return OK
 
 
 def made_by(path: Path, allow: Sequence[str], strict: bool) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from edge_daemon import subcommand
 from edge_daemon.errors import UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.scratch import scratch
 from edge_daemon.subcommand import Commands, at_least
 
@@ -68,7 +69,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(table(said), end="\n\n")
     print(json.dumps(said, separators=(",", ":"), ensure_ascii=False))
-    return 0
+    return OK
 
 
 def say(text: str) -> None:

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import capture, child, cli, config, daemon, grabber, restart_policy, subcommand, visit, worker
+from edge_daemon import (
+    capture,
+    child,
+    cli,
+    config,
+    daemon,
+    exit_codes,
+    grabber,
+    restart_policy,
+    subcommand,
+    visit,
+    worker,
+)
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
@@ -103,7 +115,7 @@ def test_the_watchdog_is_fed_several_times_before_it_bites(unit: dict[str, list[
 def test_it_starts_again_after_everything_but_a_wrong_configuration(unit: dict[str, list[str]]) -> None:
     assert unit["Restart"] == ["always"]
     assert unit["StartLimitIntervalSec"] == ["0"]
-    assert unit["RestartPreventExitStatus"] == [str(cli.CONFIG)]
+    assert unit["RestartPreventExitStatus"] == [str(exit_codes.CONFIG)]
 
 
 def test_its_children_die_before_it_and_it_lives_on(unit: dict[str, list[str]]) -> None:

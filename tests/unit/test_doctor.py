@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from edge_daemon import cli, subcommand
+from edge_daemon import cli, exit_codes, subcommand
 from edge_daemon.clock import Clock
 from edge_daemon.config import Config
 from edge_daemon.doctor import board, capacity, command, disk, packages, processor, screen, unit, warmth
@@ -94,7 +94,7 @@ def test_a_configuration_that_cannot_be_read_in_time(
     """Opening a pipe that nobody writes to waits for ever, as a network mount without its server does."""
     os.mkfifo(tmp_path / "config.yaml")
     monkeypatch.setattr(command, "READ_S", 0.2)
-    assert cli.main(["doctor", "-c", str(tmp_path / "config.yaml")]) == cli.UNAVAILABLE
+    assert cli.main(["doctor", "-c", str(tmp_path / "config.yaml")]) == exit_codes.UNAVAILABLE
     assert "config.yaml could not be read within 0.2 s" in capsys.readouterr().err
     writer = os.open(tmp_path / "config.yaml", os.O_WRONLY)  # let the thread go
     os.close(writer)

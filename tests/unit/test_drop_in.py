@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import cli, config, drop_in, unit_command
+from edge_daemon import cli, config, drop_in, exit_codes, unit_command
 from edge_daemon.errors import ConfigError, UnavailableError
 from tests.conftest import missing
 
@@ -188,5 +188,5 @@ def test_the_command_prints_and_writes_the_same(
 def test_allow_without_strict_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources:\n  inbox: {type: folder, path: /srv/pictures}\n")
-    assert cli.main(["systemd", "render", "-c", str(file), "--allow", "10.0.0.0/8"]) == cli.CONFIG
+    assert cli.main(["systemd", "render", "-c", str(file), "--allow", "10.0.0.0/8"]) == exit_codes.CONFIG
     assert "--allow needs --strict" in capsys.readouterr().err

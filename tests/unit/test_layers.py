@@ -23,6 +23,7 @@ LEAVES: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "model_files": set(),
+    "exit_codes": set(),
     "units": set(),
     "wire": {"errors"},
     "messages": {"errors", "wire"},
@@ -97,7 +98,7 @@ LEAVES: dict[str, set[str]] = {
     "growth": {"memory", "units"},
     "deaths": {"child", "memory", "readings", "units"},
     "moondream.cpu": set(),
-    "doctor.finding": set(),
+    "doctor.finding": {"exit_codes"},
     "doctor.screen": {"doctor.finding"},
 }
 """Modules that import the standard library and these of ours (`` is the package itself)."""
