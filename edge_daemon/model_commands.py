@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edge_daemon import subcommand
+from edge_daemon.choices import Engine, ExportFormat, ExportPrecision
 from edge_daemon.errors import UnavailableError
 from edge_daemon.exit_codes import OK
 from edge_daemon.model_files import WEIGHTS
@@ -61,7 +62,7 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--engine",
-        choices=["torch", "onnx"],
+        choices=get_args(Engine),
         default="torch",
         help="torch: convert to float32 and prove it equal (default); onnx: run the file's own graphs in ONNX Runtime",
     )
@@ -137,9 +138,9 @@ def _add_export(kinds: Commands) -> None:
     command.add_argument("name", metavar="NAME_OR_DIR")
     out = "for moonfile a file (compressed if it ends in .gz), else a directory"
     command.add_argument("out", metavar="OUT", type=Path, help=out)
-    command.add_argument("--format", choices=["moonfile", "onnx", "safetensors"], required=True)
+    command.add_argument("--format", choices=get_args(ExportFormat), required=True)
     command.add_argument(
-        "--precision", choices=["float32", "float16", "int8"], help="precision of the weights (default: float32)"
+        "--precision", choices=get_args(ExportPrecision), help="precision of the weights (default: float32)"
     )
     command.set_defaults(command=export)
 

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, mode
 
 from edge_daemon import device_classes, shown_address
 from edge_daemon.answers import AnswerType, choices_problem
+from edge_daemon.choices import CameraFormat, CaptionLength, Decode, Transport
 from edge_daemon.gate_config import GateConfig
 from edge_daemon.repeats import Repetition
 from edge_daemon.sections import Name, Section, absolute
@@ -89,7 +90,7 @@ class AnySource(Section):
     """Whether it is captioned at all; can be changed over MQTT."""
     priority: Annotated[int, Field(ge=1, le=10)] = 1
     """A source of priority 2 gets twice as many turns as one of priority 1 while both have pictures waiting."""
-    caption: Literal["short", "normal", "long", "none"] = "short"
+    caption: Literal[CaptionLength, "none"] = "short"
     questions: tuple[Question, ...] = ()
     detect: tuple[Detection, ...] = ()
     image: ImageConfig = ImageConfig()
@@ -171,9 +172,9 @@ class StreamConfig(LiveSource):
     """With or without a login in it; never shown whole."""
     username: str | None = None
     password: SecretStr | None = None
-    transport: Literal["tcp", "udp"] = "tcp"
+    transport: Transport = "tcp"
     """Of RTSP."""
-    decode: Literal["auto", "keyframes", "all"] = "auto"
+    decode: Decode = "auto"
     """Which frames are decoded; auto: key frames, and all up to the newest one when somebody asks for a picture or
     when key frames are rare."""
 
@@ -218,7 +219,7 @@ class V4l2Config(LiveSource):
     height_px: Annotated[int, Field(ge=16, le=16384)] = 480
     fps: Annotated[float, Field(gt=0, le=240)] | None = None
     """None: what the camera likes."""
-    format: Literal["auto", "mjpeg", "yuyv422", "h264"] = "auto"
+    format: CameraFormat = "auto"
 
     @property
     def place(self) -> str:

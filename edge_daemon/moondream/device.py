@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edge_daemon.choices import WantedDevice, WantedPrecision
 from edge_daemon.errors import UnavailableError
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.cpu import cpuinfo_here, flags
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["cpu", "cuda", "mps"]
-WantedDevice = Literal["auto", "cpu", "cuda", "mps"]
-WantedPrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 NATIVE = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},

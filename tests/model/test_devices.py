@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edge_daemon.choices import KvPrecision, WantedDevice, WantedPrecision
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
@@ -22,8 +23,6 @@ from edge_daemon.moondream.device import (
     Choice,
     Machine,
     Room,
-    WantedDevice,
-    WantedPrecision,
     choose,
     decide,
     dtype_of,
@@ -33,7 +32,7 @@ from edge_daemon.moondream.device import (
 )
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.opening import KvPrecision, open_chosen
+from edge_daemon.moondream.opening import open_chosen
 from edge_daemon.units import MIB
 from tests.model.checkpoints import modules_of
 
