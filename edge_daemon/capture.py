@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar
 from edge_daemon import grabber_settings
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildDied, ChildError
-from edge_daemon.grabber_settings import MAX_SIDE_PX
 from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
+from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import SourceConfig
 

@@ -13,8 +13,8 @@ from edge_daemon import grabber_settings
 from edge_daemon.capture import SILENCE_S, check, grabber, stranger
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildError, PictureError
-from edge_daemon.grabber_settings import MAX_SIDE_PX
 from edge_daemon.messages import Frame, Idle, Next, Problem
+from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.source_config import FolderConfig
 
 

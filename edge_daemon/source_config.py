@@ -13,6 +13,7 @@ from edge_daemon import device_classes, shown_address
 from edge_daemon.answers import AnswerType, choices_problem
 from edge_daemon.choices import CameraFormat, CaptionLength, Decode, Transport
 from edge_daemon.gate_config import GateConfig
+from edge_daemon.picture_limits import DECODE_MEMORY_MIB, DECODE_TIMEOUT_S, MAX_FILE_MIB, MAX_PIXELS
 from edge_daemon.repeats import Repetition
 from edge_daemon.sections import Name, Section, absolute
 from edge_daemon.units import DAY_S
@@ -123,11 +124,11 @@ class FolderConfig(AnySource):
     settle_s: Annotated[float, Field(ge=0, le=600)] = 2.0
     """A file is taken when it has not changed for so long."""
     rescan_s: Annotated[float, Field(ge=1)] = 60.0
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    max_file_mib: Annotated[int, Field(ge=1)] = 100
-    decode_memory_mib: Annotated[int, Field(ge=128)] = 512
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+    max_file_mib: Annotated[int, Field(ge=1)] = MAX_FILE_MIB
+    decode_memory_mib: Annotated[int, Field(ge=128)] = DECODE_MEMORY_MIB
     """The most that the process that decodes pictures may allocate."""
-    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = DECODE_TIMEOUT_S
     """Processor time for one picture; longer is stuck."""
 
     @model_validator(mode="after")

@@ -29,13 +29,13 @@ class StreamOptions:
     """Where the stream is, and how it is read."""
 
     url: str = field(repr=False)
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    transport: Transport = "tcp"
-    decode: Decode = "auto"
-    open_timeout_s: float = 15.0
-    read_timeout_s: float = 10.0
-    max_side_px: int = 512
+    username: str | None
+    password: str | None = field(repr=False)
+    transport: Transport
+    decode: Decode
+    open_timeout_s: float
+    read_timeout_s: float
+    max_side_px: int
 
 
 class Stream:
