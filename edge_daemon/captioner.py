@@ -36,6 +36,7 @@ from edge_daemon.errors import (
     ModelError,
 )
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
+from edge_daemon.progress import patiently
 from edge_daemon.readings import Reading
 from edge_daemon.restart_policy import Pace, RestartPolicy
 from edge_daemon.units import MIB
@@ -379,10 +380,7 @@ class Captioner:
             raise ChildBootError(f"the model cannot run here: {self.state.last_death}") from error
         log.error("%s; next start in %.0f s", self.state.last_death, delay_s)
         self._change("restarting")
-        end_s = now_s + delay_s
-        while (left_s := end_s - time.monotonic()) > 0:
-            self._beat()
-            await asyncio.sleep(min(left_s, 1.0))
+        await patiently(asyncio.sleep(delay_s), self._beat)
 
     def _change(self, state: str) -> None:
         self.state.state = state

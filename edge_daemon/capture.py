@@ -22,6 +22,7 @@ from edge_daemon.child import Child
 from edge_daemon.errors import ChildDied, ChildError
 from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
 from edge_daemon.picture_limits import MAX_SIDE_PX
+from edge_daemon.progress import patiently
 from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import SourceConfig
 
@@ -125,10 +126,7 @@ class Capture(ABC, Generic[Config]):
 
     async def pause(self, duration_s: float) -> None:
         """Wait, and show that this is on purpose."""
-        end_s = time.monotonic() + duration_s
-        while (left_s := end_s - time.monotonic()) > 0:
-            self.beat()
-            await asyncio.sleep(min(left_s, 1.0))
+        await patiently(asyncio.sleep(duration_s), self.beat)
 
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
