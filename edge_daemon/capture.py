@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from edge_daemon import grabber_settings
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildDied, ChildError
-from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
+from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Idle, Next, Open, Problem
 from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.progress import patiently
 from edge_daemon.restart_policy import RestartPolicy
@@ -182,6 +182,24 @@ async def grabber(
         await child.stop(STOP_GRACE_S)
         if child.returncode is None:
             left.append(child)
+
+
+async def next_picture(
+    child: Child, waiting: Callable[[Idle], None], *, fresh: bool = False, patience_s: float = SILENCE_S
+) -> Frame | Problem:
+    """Ask a grabber for a picture, and wait as long as it says that it has none yet. Raises ChildError."""
+    await child.send(Next(fresh), SILENCE_S)
+    while True:
+        match await child.receive(patience_s):
+            case Idle() as idle:
+                waiting(idle)
+            case Frame() as frame:
+                check(frame)
+                return frame
+            case Problem() as problem:
+                return problem
+            case other:
+                raise stranger(child, other)
 
 
 def stranger(child: Child, message: object) -> ChildDied:
