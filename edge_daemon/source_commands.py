@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edge_daemon.child import Child
     from edge_daemon.source_config import LiveSource, SourceConfig
 
-LIBCAMERA_S = 30.0
-"""A Raspberry Pi Zero takes several seconds to load picamera2."""
 FOLDER_S = 60.0
 QUALITY = 90
 NOTHING = """\
@@ -76,7 +74,7 @@ def list_cameras(arguments: argparse.Namespace) -> int:
     from edge_daemon.source_config import PicameraConfig
 
     argv = [*grabber_settings.argv(PicameraConfig(type="picamera")), "--list"]
-    at_connector, trouble = attached.connector_cameras(argv, LIBCAMERA_S)
+    at_connector, trouble = attached.connector_cameras(argv)
     by_usb, problems = attached.video_devices()
     cameras = attached.named([*at_connector, *by_usb])
     problems += [f"cameras on the connector: {trouble}"] if trouble else []

@@ -20,7 +20,6 @@ from edge_daemon.subcommand import Commands
 if TYPE_CHECKING:
     from edge_daemon.drop_in import Reach
 
-DEFAULT_CONFIG = Path("/etc/edge-daemon/config.yaml")
 UNITS = Path("/etc/systemd/system")
 DROP_IN = "50-configuration.conf"
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -87,7 +86,7 @@ def made_by(path: Path, allow: Sequence[str], strict: bool) -> str:
 
 def unit_of(path: Path) -> str:
     """The unit that runs a configuration: the instance of its name, if it is not the one."""
-    return "edge-daemon.service" if path == DEFAULT_CONFIG else f"edge-daemon@{path.stem}.service"
+    return "edge-daemon.service" if path == subcommand.DEFAULT_CONFIG else f"edge-daemon@{path.stem}.service"
 
 
 def install(text: str, unit: str) -> None:

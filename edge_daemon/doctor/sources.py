@@ -29,7 +29,6 @@ from edge_daemon.source_config import (
 MANY = 1000
 DEVICES = Path("/dev")
 CONNECT_S = 5.0
-LIBCAMERA_S = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
 
 
@@ -149,7 +148,7 @@ def users_of(path: Path, proc: Path) -> list[int]:
 
 def picamera(id: str, source: PicameraConfig) -> Finding:
     """Whether libcamera, asked on the system's Python, has this camera."""
-    cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"], LIBCAMERA_S)
+    cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"])
     if trouble:
         meaning = "Cameras on the board's connector are opened by picamera2, on the system's own Python."
         return problem(id, trouble, meaning, "sudo apt install -y python3-picamera2 --no-install-recommends")

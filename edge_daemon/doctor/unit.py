@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_daemon import drop_in, unit_command
+from edge_daemon import drop_in, exit_codes, subcommand, unit_command
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject, Unit
 
@@ -18,14 +18,13 @@ PROPERTIES = (
 )
 DEADLINE_S = 10.0
 LINES = 5
-CONFIG_STATUS = "78"
 HIDES = ("yes", "tmpfs")
 """Values of PrivateTmp=, ProtectHome= and PrivateDevices=."""
 
 
 def name_of(config: Path) -> str:
     """The unit that runs a configuration; the main one for a file that no instance would find."""
-    path, default = config.absolute(), unit_command.DEFAULT_CONFIG
+    path, default = config.absolute(), subcommand.DEFAULT_CONFIG
     return unit_command.unit_of(path if path.parent == default.parent else default).removesuffix(".service")
 
 
@@ -85,7 +84,7 @@ def state(unit: Unit) -> Finding:
         )
     active, restarts = values.get("ActiveState", ""), values.get("NRestarts", "0")
     what = f"{active} ({values.get('SubState', '')}), {restarts} restarts"
-    if values.get("ExecMainStatus") == CONFIG_STATUS and active != "active":
+    if values.get("ExecMainStatus") == str(exit_codes.CONFIG) and active != "active":
         meaning = (
             "It ended with exit status 78: the configuration is wrong, or the model cannot run here. "
             "It is not started again."

@@ -85,7 +85,7 @@ def test_its_command_is_one_that_the_program_knows(unit: dict[str, list[str]]) -
     program, *arguments = unit["ExecStart"][0].split()
     assert program == PROGRAM
     parsed = cli.parser().parse_args(arguments)
-    assert (parsed.command, str(parsed.config)) == (cli.run, subcommand.DEFAULT_CONFIG)
+    assert (parsed.command, parsed.config) == (cli.run, subcommand.DEFAULT_CONFIG)
 
 
 def test_its_state_directory_is_the_daemons(unit: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

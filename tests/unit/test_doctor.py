@@ -83,7 +83,7 @@ def test_a_check_that_fails_in_itself_is_told_of(subject: Subject) -> None:
 
 
 def test_a_configuration_that_nobody_named_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", tmp_path / "config.yaml")
     assert command.configuration(tmp_path / "config.yaml")[0].state == "warning"
     assert command.configuration(tmp_path / "other.yaml")[0].state == "problem"
 
