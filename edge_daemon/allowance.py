@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_daemon.memory import MIB, Budget, Needs, budget, limits_of, most_bytes
+from edge_daemon.memory import Budget, Needs, budget, limits_of, most_bytes
 from edge_daemon.readings import Reading
-from edge_daemon.supervisor import GOOD_TIME_S
+from edge_daemon.restart_policy import GOOD_TIME_S
+from edge_daemon.units import MIB
 
 OOM_LESS = 0.9
 """The share of a killed worker's memory that the next one may have, when the kernel killed it for lack of memory."""

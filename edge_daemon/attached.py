@@ -22,6 +22,8 @@ QUERYCAP, ENUM_FMT, ENUM_FRAMESIZES = 0x80685600, 0xC0405602, 0xC02C564A
 CAPABILITY, FORMAT, FRAME_SIZE = "16s32s32sIII12x", "III32s4s16x", "I4sI6I8x"
 VIDEO_CAPTURE, DEVICE_CAPS = 0x1, 0x80000000
 DISCRETE = 1
+LIBCAMERA_S = 30.0
+"""A Raspberry Pi Zero takes several seconds to load picamera2."""
 BOARD_DRIVERS = frozenset({"unicam", "rp1-cfe", "bcm2835-isp", "bcm2835-codec", "pispbe", "rpi-hevc-dec", "rpivid"})
 """Parts of a Raspberry Pi's camera connector and codecs: libcamera's, and of no use without it."""
 MAX_ENTRIES = 256
@@ -110,7 +112,7 @@ def video_devices(folder: Path = Path("/dev")) -> tuple[list[VideoDevice], list[
     return found, problems
 
 
-def connector_cameras(argv: Sequence[str], deadline_s: float) -> tuple[list[ConnectorCamera], str]:
+def connector_cameras(argv: Sequence[str], deadline_s: float = LIBCAMERA_S) -> tuple[list[ConnectorCamera], str]:
     """The cameras that libcamera finds, and why it cannot be asked. `argv`: what asks it, see sources/picamera.py."""
     try:
         done = subprocess.run(argv, capture_output=True, timeout=deadline_s, check=True, stdin=subprocess.DEVNULL)

@@ -14,11 +14,12 @@ from typing import Any
 from PIL import Image
 
 from edge_daemon import memory
+from edge_daemon.choices import WantedDevice, WantedPrecision
 from edge_daemon.decoders import open_decoder
 from edge_daemon.errors import CaptionError, PictureError
 from edge_daemon.moondream import device
 from edge_daemon.moondream.config import load_config
-from edge_daemon.moondream.device import Choice, WantedDevice, WantedPrecision
+from edge_daemon.moondream.device import Choice
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Answer, Moondream, clipped
 from edge_daemon.moondream.opening import open_chosen

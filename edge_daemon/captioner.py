@@ -23,7 +23,7 @@ from typing import NoReturn
 from edge_daemon import environment, memory
 from edge_daemon.allowance import Allowance
 from edge_daemon.child import Child
-from edge_daemon.config import MIB, ModelConfig
+from edge_daemon.config import ModelConfig
 from edge_daemon.deaths import COMES_AGAIN, Witness
 from edge_daemon.errors import (
     BudgetError,
@@ -37,8 +37,10 @@ from edge_daemon.errors import (
 )
 from edge_daemon.growth import Growth
 from edge_daemon.messages import Cap, Failed, Progress, Request, Results, WorkerReady, WorkerRefused
+from edge_daemon.progress import patiently
 from edge_daemon.readings import Reading
-from edge_daemon.supervisor import Pace, RestartPolicy
+from edge_daemon.restart_policy import Pace, RestartPolicy
+from edge_daemon.units import MIB
 from edge_daemon.worker_state import WorkerPhase, WorkerState
 
 SEND_S = 30.0
@@ -388,10 +390,7 @@ class Captioner:
             raise ChildBootError(f"the model cannot run here: {self.state.last_death}") from error
         log.error("%s; next start in %.0f s", self.state.last_death, delay_s)
         self._change("restarting")
-        end_s = now_s + delay_s
-        while (left_s := end_s - time.monotonic()) > 0:
-            self._beat()
-            await asyncio.sleep(min(left_s, 1.0))
+        await patiently(asyncio.sleep(delay_s), self._beat)
 
     def _change(self, phase: WorkerPhase) -> None:
         self.state.phase = phase

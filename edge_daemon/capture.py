@@ -20,10 +20,11 @@ from typing import Any, Generic, Literal, TypeVar
 from edge_daemon import grabber_settings
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildDied, ChildError
-from edge_daemon.grabber_settings import MAX_SIDE_PX
-from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Open
+from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.picture_limits import MAX_SIDE_PX
+from edge_daemon.progress import patiently
+from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import SourceConfig
-from edge_daemon.supervisor import RestartPolicy
 
 SILENCE_S = 60.0
 """A grabber that says nothing for so long is stuck; at rest it says Idle every few seconds."""
@@ -135,10 +136,7 @@ class Capture(ABC, Generic[Config]):
 
     async def pause(self, duration_s: float) -> None:
         """Wait, and show that this is on purpose."""
-        end_s = time.monotonic() + duration_s
-        while (left_s := end_s - time.monotonic()) > 0:
-            self.beat()
-            await asyncio.sleep(min(left_s, 1.0))
+        await patiently(asyncio.sleep(duration_s), self.beat)
 
     async def _one_grabber(self, policy: RestartPolicy) -> None:
         """The life of one grabber."""
@@ -194,6 +192,24 @@ async def grabber(
         await child.stop(STOP_GRACE_S)
         if child.returncode is None:
             left.append(child)
+
+
+async def next_picture(
+    child: Child, waiting: Callable[[Idle], None], *, fresh: bool = False, patience_s: float = SILENCE_S
+) -> Frame | Problem:
+    """Ask a grabber for a picture, and wait as long as it says that it has none yet. Raises ChildError."""
+    await child.send(Next(fresh), SILENCE_S)
+    while True:
+        match await child.receive(patience_s):
+            case Idle() as idle:
+                waiting(idle)
+            case Frame() as frame:
+                check(frame)
+                return frame
+            case Problem() as problem:
+                return problem
+            case other:
+                raise stranger(child, other)
 
 
 def stranger(child: Child, message: object) -> ChildDied:

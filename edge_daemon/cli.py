@@ -15,22 +15,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from edge_daemon import __version__, environment, model_commands, source_commands, subcommand, unit_command
 from edge_daemon.bench import command as bench_command
+from edge_daemon.choices import CaptionLength, WantedDevice, WantedPrecision
 from edge_daemon.doctor import command as doctor_command
 from edge_daemon.errors import ChildBootError, ConfigError, EdgeDaemonError, ModelError, UnavailableError
+from edge_daemon.exit_codes import CONFIG, OK, UNAVAILABLE, UNEXPECTED
 from edge_daemon.subcommand import Commands, at_least
 
 if TYPE_CHECKING:
     from edge_daemon.config import Config
 
-OK, UNEXPECTED, USAGE, UNAVAILABLE, CONFIG = 0, 1, 2, 69, 78
-"""Exit codes; 69 and 78 are EX_UNAVAILABLE and EX_CONFIG of sysexits.h. The unit never restarts on 78."""
-
-LENGTHS = ("short", "normal", "long")
-"""Of captions. A model may lack one; it says so."""
 EPILOG = """\
 exit codes: 0 done, 1 unexpected error (a bug; please report it), 2 wrong command line,
             69 something needed is not available, 78 the configuration is wrong
@@ -103,8 +100,9 @@ def _add_device_options(command: argparse.ArgumentParser, default: str | None) -
     """`default` None leaves it to the configuration."""
     where = command.add_mutually_exclusive_group()
     told = "default: the configuration's" if default is None else f"default: {default}"
-    devices = ["auto", "cpu", "cuda", "mps"]
-    where.add_argument("--device", choices=devices, default=default, help=f"where the model runs ({told})")
+    where.add_argument(
+        "--device", choices=get_args(WantedDevice), default=default, help=f"where the model runs ({told})"
+    )
     where.add_argument("--cpu", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
 
 
@@ -148,7 +146,7 @@ def _add_caption(commands: Commands) -> None:
     found = "find these objects and print their boxes (repeatable)"
     command.add_argument("--detect", action="append", default=[], metavar="OBJ", help=found)
     length = "short, normal, or long if the model has it (default: short)"
-    command.add_argument("--length", choices=LENGTHS, default="short", metavar="L", help=length)
+    command.add_argument("--length", choices=get_args(CaptionLength), default="short", metavar="L", help=length)
     most = "most tokens per answer (default: 64)"
     command.add_argument("--max-tokens", type=at_least(1), default=64, metavar="N", help=most)
     model = "an installed model or a model directory (default: demo-shapes)"
@@ -156,7 +154,7 @@ def _add_caption(commands: Commands) -> None:
     _add_device_options(command, "auto")
     command.add_argument(
         "--precision",
-        choices=["auto", "float32", "int8", "bfloat16", "float16"],
+        choices=get_args(WantedPrecision),
         default="auto",
         help="what to compute in (default: auto, which on a CPU is float32 if it fits in memory, else int8)",
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from edge_daemon import config
+from edge_daemon.choices import CaptionLength, LogLevel
 from edge_daemon.errors import CommandError, ConfigError
 from edge_daemon.nearest import hint
 from edge_daemon.source_config import Question
@@ -24,8 +25,7 @@ LONGEST_TEXT = 1000
 LONGEST_PAUSE_MINUTES = 7 * 24 * 60
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """How the files begin that can be sent: JPEG, PNG."""
-LENGTHS = ("short", "normal", "long")
-LOG_LEVELS = ("debug", "info", "warning", "error")
+LENGTHS, LOG_LEVELS = get_args(CaptionLength), get_args(LogLevel)
 
 
 @dataclass(frozen=True)

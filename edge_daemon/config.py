@@ -22,16 +22,17 @@ from pydantic import (
 )
 
 from edge_daemon import yaml_file
+from edge_daemon.choices import KvPrecision, LogLevel, WantedDevice, WantedPrecision, WantedVariant
 from edge_daemon.config_words import Wording
 from edge_daemon.errors import ConfigError
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.sections import PATTERNS_IN_WORDS, TOPIC_PATTERN, Name, Section
 from edge_daemon.source_config import AnySource, Question, TaggedSource
 from edge_daemon.thermal import LIMIT_AT_C, SLOW_DOWN_AT_C
+from edge_daemon.units import MIB
 
 RESERVED_SOURCE_NAMES = frozenset({"availability", "health", "info", "log", "request", "response"})
 """Second topic levels of a node that are not sources (the topics of the README)."""
-MIB = 1 << 20
 Source = TypeVar("Source", bound=AnySource)
 
 
@@ -67,13 +68,13 @@ class ModelConfig(Section):
 
     name: str = "demo-shapes"
     """A model of the store, a path to a model directory, or `moondream`, which leaves the choice to `variant`."""
-    variant: Literal["auto", "0.5b", "2b"] = "auto"
+    variant: WantedVariant = "auto"
     """Which moondream; `auto` takes the 2B where the memory holds it."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "float32", "int8", "bfloat16", "float16"] = "auto"
+    device: WantedDevice = "auto"
+    precision: WantedPrecision = "auto"
     """`auto`: on the CPU float32 where the memory holds it, else int8; bfloat16 or float16 on an accelerator; what the
     graphs hold for `engine: onnx`."""
-    kv_precision: Literal["auto", "float32", "float16"] = "auto"
+    kv_precision: KvPrecision = "auto"
     """Of the KV cache; float16 halves it. `auto`: float16 beside int8, else what is computed in."""
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
@@ -134,7 +135,7 @@ class Config(Section):
 
     node: Name = Field(default_factory=default_node)
     state_dir: Path = Field(default_factory=default_state_dir)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
     mqtt: MqttConfig = MqttConfig()
     outbox: OutboxConfig = OutboxConfig()
     model: ModelConfig = ModelConfig()

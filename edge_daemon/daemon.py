@@ -24,7 +24,7 @@ from typing import Any
 from edge_daemon import notify, rehearsal, wishes
 from edge_daemon.captioner import Captioner
 from edge_daemon.capture import SILENCE_S, AnyCapture
-from edge_daemon.config import MIB, Config, OutboxConfig
+from edge_daemon.config import Config, OutboxConfig
 from edge_daemon.cooling import Cooling
 from edge_daemon.errors import CaptionError, ChildBootError, ChildEnded, ChildError
 from edge_daemon.folder_capture import FolderCapture
@@ -48,12 +48,12 @@ from edge_daemon.slots import Slots
 from edge_daemon.source_config import FolderConfig, LiveSource, SourceConfig
 from edge_daemon.thermal import DutyCycle
 from edge_daemon.topics import Topics
+from edge_daemon.units import DAY_S, MIB
 from edge_daemon.values import Values
 
 WORKER_TRIES = 2
 """A picture that two workers died of is reported and left alone."""
 STUCK_MARGIN_S = 60.0
-DAY_S = 86400.0
 DRAIN_S, WATCH_S = 3.0, 5.0
 HEALTH_EVERY_S, HEALTH_PAUSE_S = 30.0, 1.0
 log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ import signal
 from dataclasses import dataclass, field
 
 from edge_daemon.child import exit_in_words
-from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES
 from edge_daemon.readings import Files, Kills, Reading, board
+from edge_daemon.units import MIB
 
 COMES_AGAIN = (-signal.SIGILL,)
 """Exit statuses. A processor that lacks an instruction lacks it the next time as well."""

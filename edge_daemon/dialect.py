@@ -8,12 +8,13 @@ MQTT 5 again.
 from __future__ import annotations
 
 import math
-from typing import Literal
+
+from edge_daemon.choices import Protocol
 
 V5, V311 = 5, 4
+NAMES = {V5: "5", V311: "3.1.1"}
 PATIENCE_S = 5.0
 """A broker that has not answered within so long perhaps does not understand us."""
-Protocol = Literal["auto", "5", "3.1.1"]
 
 
 class Dialect:

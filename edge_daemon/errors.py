@@ -85,7 +85,7 @@ class WireError(EdgeDaemonError):
 
 
 class ChildError(EdgeDaemonError):
-    """Raised when a child process failed; the supervisor decides what follows."""
+    """Raised when a child process failed; whoever started it decides what follows."""
 
 
 class ChildBootError(ChildError):

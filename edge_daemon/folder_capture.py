@@ -17,8 +17,8 @@ from edge_daemon.child import Child
 from edge_daemon.errors import ChildError, PictureError
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Opening, Problem, Wanted
 from edge_daemon.outbox import Outbox
+from edge_daemon.restart_policy import LONGEST_DELAY_S, RestartPolicy
 from edge_daemon.source_config import FolderConfig
-from edge_daemon.supervisor import LONGEST_DELAY_S, RestartPolicy
 
 log = logging.getLogger(__name__)
 

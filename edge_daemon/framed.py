@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from edge_daemon.messages import ImageWish, TaskResult
+from edge_daemon.units import KIB
 
 POOREST_QUALITY = 20
 """Below it a picture is blocks."""
@@ -35,8 +36,8 @@ def jpeg(picture: Image.Image, wish: ImageWish, found: Sequence[tuple[str, TaskR
         return data, ""
     size_px = f"{picture.width}×{picture.height}"
     return b"", (
-        f"the image of {size_px} takes {len(data) / 1024:.0f} KiB at quality {quality}; "
-        f"image.max_kib allows {wish.max_bytes // 1024}: it is not published"
+        f"the image of {size_px} takes {len(data) / KIB:.0f} KiB at quality {quality}; "
+        f"image.max_kib allows {wish.max_bytes // KIB}: it is not published"
     )
 
 

@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from edge_daemon import areas
 from edge_daemon.schedule import DAYS, Span, days_of, minute_of
 from edge_daemon.sections import Section
+from edge_daemon.units import DAY_S
 
-LONGEST_HEARTBEAT_S = 7 * 86_400.0
+LONGEST_HEARTBEAT_S = 7 * DAY_S
 _AREA = "an area must be [x1, y1, x2, y2], or at least three corners [[x, y], [x, y], [x, y]]"
 
 
@@ -102,7 +103,7 @@ class GateConfig(Section):
     The steps: CONTRAST and AREA_CELLS in scene_change.py."""
     heartbeat_s: Annotated[float, Field(ge=0, le=LONGEST_HEARTBEAT_S)] = 3600.0
     """A scene that does not change is captioned so often nevertheless; 0: never."""
-    cooldown_s: Annotated[float, Field(ge=0, le=86_400)] = 10.0
+    cooldown_s: Annotated[float, Field(ge=0, le=DAY_S)] = 10.0
     """At least so long between two captions, from the last published result on; whoever asks need not wait. What
     has changed and is still there afterwards is captioned then; what came and went meanwhile is not."""
     regions: Areas = ()

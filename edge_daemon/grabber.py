@@ -23,20 +23,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edge_daemon.errors import WireError
 from edge_daemon.messages import FileKey, GrabberReady, Idle, Next, Offer, Open, Opening, Wanted
 from edge_daemon.picture import Decoder, Limits, Picture
+from edge_daemon.picture_limits import DECODE_MEMORY_MIB, DECODE_TIMEOUT_S
 from edge_daemon.pipe import Pipe, die_with_parent, volunteer_for_oom
 from edge_daemon.rlimits import confine
 from edge_daemon.sources import Source
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     from edge_daemon.sources.command import Program
 
 HEARTBEAT_S = 5.0
 """Longest time without a message while there is nothing to deliver."""
-DECODE_MEMORY_BYTES = 512 << 20
-"""What this process may allocate in all; enough for a 100-megapixel JPEG or PNG, and a 30-megapixel AVIF."""
-DECODE_TIMEOUT_S = 30.0
-"""Processor time for one picture. The slowest right one that fits into the memory, a 25-megapixel AVIF, takes 1.1 s on
-the machine where this was written; a Raspberry Pi 3 is ten times slower."""
 MAX_OPEN_FILES = 256
 """Ten inotify watches and the pipe; a leak ends in an error of its own."""
 OOM_SCORE = 500
@@ -157,7 +154,7 @@ def main() -> None:
     daemon = DaemonLink(pipe)
     settings = daemon.wait_for_settings()
     program = start_program(settings)  # before the limits, which are for us and would break it
-    limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_BYTES))
+    limit_itself(settings.pop("decode_memory_bytes", DECODE_MEMORY_MIB * MIB))
     source = open_source(settings, program)
     daemon.send(GrabberReady(source.decoder))
     while True:

@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.source_config import FolderConfig, LiveConfig, LiveSource, PicameraConfig, SourceConfig, StreamConfig
+from edge_daemon.units import MIB
 
-MAX_SIDE_PX = 512
-"""Longer side of a frame; in the template scheme that costs one vision pass instead of up to five."""
-MIB = 1 << 20
 ON_THE_SYSTEM_PYTHON = Path(__file__).parent / "sources" / "picamera.py"
 """libcamera's bindings exist for the system's Python only, and what our own environment has stays out of it (-I)."""
 

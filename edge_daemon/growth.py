@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-from edge_daemon.memory import MIB
+from edge_daemon.units import MIB
 
 SETTLING = 5
 """Pictures in which a heap finds its size: of the 0.5B's shape the second holds as much as the fifth (measured)."""

@@ -11,7 +11,6 @@ what Home Assistant was told on another topic, or what we tell it next would be 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -102,11 +101,9 @@ class Leftovers:
     def _read(self) -> dict[str, Marks]:
         """What was written, of this node. A file that is damaged is as good as none: less is taken off."""
         try:
-            found = json.loads(self._path.read_bytes())
+            found = state_file.read(self._path)
             return {broker: {t: m for t, m in _marks(kept) if self._is_ours(t, m)} for broker, kept in found.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             log.warning("what the broker keeps for us is unknown: %s cannot be read: %s", self._path, error)
             return {}
 

@@ -26,6 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_daemon import tls
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import LARGEST_INCOMING_BYTES, Incoming, Publication
+from edge_daemon.units import KIB
 
 INCOMING_AT_ONCE = 4
 """Messages that wait for the event loop; each may be as long as a picture."""
@@ -61,7 +62,7 @@ class Terms:
         if self.max_packet_bytes is not None and size_bytes > self.max_packet_bytes:
             words = f"the broker accepts at most {self.max_packet_bytes} bytes; raise max_packet_size in its settings"
             raise ValueError(words)
-        if size_bytes > own_max_kib * 1024:
+        if size_bytes > own_max_kib * KIB:
             raise ValueError(f"mqtt.max_packet_kib allows {own_max_kib} KiB")
 
 

@@ -13,16 +13,16 @@ import zlib
 from collections.abc import Callable
 from typing import Literal
 
-from edge_daemon.capture import SILENCE_S, Capture, check, stranger
+from edge_daemon.capture import Capture, next_picture, stranger
 from edge_daemon.child import Child
 from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import ChildError, PictureError, SourceLost
 from edge_daemon.gate import Gate, Passed, Skipped
 from edge_daemon.hygiene import Hygiene
-from edge_daemon.messages import Frame, Idle, Next, Problem
+from edge_daemon.messages import Frame
 from edge_daemon.progress import patiently
+from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import LiveConfig
-from edge_daemon.supervisor import RestartPolicy
 
 LOOK_S = 30.0
 """A camera is asked for a frame so often at least, so that its loss is noticed however rarely it is captioned."""
@@ -85,8 +85,7 @@ class LiveCapture(Capture[LiveConfig]):
         while self.config.enabled:
             asked, self._asked = self._asked, []
             try:
-                await child.send(Next(fresh=bool(asked)), SILENCE_S)
-                frame = await self._frame(child)
+                frame = await self._frame(child, fresh=bool(asked))
             except ChildError as error:
                 _refuse(asked, error)
                 raise
@@ -97,20 +96,12 @@ class LiveCapture(Capture[LiveConfig]):
             self._look(frame)
             await self._until_due()
 
-    async def _frame(self, child: Child) -> Frame:
-        while True:
-            message = await child.receive(SILENCE_S)
-            self.beat()
-            match message:
-                case Frame():
-                    check(message)
-                    return message
-                case Problem(reason, None):
-                    raise SourceLost(reason)
-                case Idle():
-                    pass
-                case _:
-                    raise stranger(child, message)
+    async def _frame(self, child: Child, *, fresh: bool) -> Frame:
+        answer = await next_picture(child, lambda _: self.beat(), fresh=fresh)
+        self.beat()
+        if isinstance(answer, Frame):
+            return answer
+        raise SourceLost(answer.reason) if answer.file is None else stranger(child, answer)
 
     async def _until_due(self) -> None:
         """Wait for the time of the next look, or until somebody asks."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from edge_daemon.cgroup import Level
 from edge_daemon.errors import BudgetError
 from edge_daemon.readings import Files, Reading
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 RESERVE_BYTES = 128 * MIB
 """Left to the rest of the system: page cache, sshd, the grabbers' short peaks."""
 CGROUP_RESERVE_BYTES = 64 * MIB

@@ -11,13 +11,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edge_daemon import subcommand
+from edge_daemon.choices import Engine, ExportFormat, ExportPrecision
 from edge_daemon.errors import UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.model_files import WEIGHTS
-from edge_daemon.models.store import MIB, Progress, Store, silent
+from edge_daemon.models.store import Progress, Store, silent
 from edge_daemon.subcommand import Commands
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     from edge_daemon.models.catalogue import Artefact
@@ -59,7 +62,7 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--engine",
-        choices=["torch", "onnx"],
+        choices=get_args(Engine),
         default="torch",
         help="torch: convert to float32 and prove it equal (default); onnx: run the file's own graphs in ONNX Runtime",
     )
@@ -145,9 +148,9 @@ def _add_export(kinds: Commands) -> None:
     command.add_argument("name", metavar="NAME_OR_DIR")
     out = "for moonfile a file (compressed if it ends in .gz), else a directory"
     command.add_argument("out", metavar="OUT", type=Path, help=out)
-    command.add_argument("--format", choices=["moonfile", "onnx", "safetensors"], required=True)
+    command.add_argument("--format", choices=get_args(ExportFormat), required=True)
     command.add_argument(
-        "--precision", choices=["float32", "float16", "int8"], help="precision of the weights (default: float32)"
+        "--precision", choices=get_args(ExportPrecision), help="precision of the weights (default: float32)"
     )
     command.set_defaults(command=export)
 
@@ -160,7 +163,7 @@ def list_models(arguments: argparse.Namespace, catalogue: Sequence[Artefact] | N
 
     document = inventory(_store(), tuple(catalogue or CATALOGUE), memory.budget(memory.read_limits(None)))
     print(json.dumps(document, indent=2) if arguments.json else _in_words(document))
-    return 0
+    return OK
 
 
 def _in_words(document: dict[str, Any]) -> str:
@@ -230,12 +233,12 @@ def _done(directory: Path, name: str, place: str, as_json: bool) -> int:
     proof = model.provenance.get("proof")
     if as_json:
         print(json.dumps({"name": name, "directory": str(directory), "engine": model.engine, "proof": proof}))
-        return 0
+        return OK
     print(f"{name}: {model.size_bytes / MIB:.0f} MiB in {directory}, engine {model.engine}")
     if proof:
         print(_proof_in_words(proof))
     print(f"try it: edge-daemon caption PICTURE --model {place}")
-    return 0
+    return OK
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -249,13 +252,13 @@ def verify(arguments: argparse.Namespace) -> int:
         report = importing.verify(directory, arguments.source, progress)
     if arguments.json:
         print(json.dumps(report))
-        return 0
+        return OK
     print(f"{arguments.name}: {len(report['files'])} files are unchanged since the import")
     if report["proof"]:
         print(_proof_in_words(report["proof"]))
     if report.get("note"):
         print(report["note"])
-    return 0
+    return OK
 
 
 def _proof_in_words(proof: dict[str, Any]) -> str:
@@ -274,7 +277,7 @@ def remove(arguments: argparse.Namespace) -> int:
     """`edge-daemon model remove`."""
     size_bytes = _store().remove(arguments.name)
     print(f"{arguments.name}: removed, {size_bytes / MIB:.0f} MiB freed")
-    return 0
+    return OK
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -287,7 +290,7 @@ def export(arguments: argparse.Namespace) -> int:
 
         write(directory, arguments.out, arguments.format, arguments.precision, progress)
     print(f"{arguments.out}: {arguments.name} as {arguments.format}")
-    return 0
+    return OK
 
 
 def _state_dir() -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from edge_daemon import machine, reasons
 from edge_daemon.complaints import Complaints
-from edge_daemon.dialect import Dialect
+from edge_daemon.dialect import NAMES, Dialect
 from edge_daemon.errors import ConfigError, NotPublished, PublishDenied, PublishRefused
 from edge_daemon.link import Link, Reason, Terms
 from edge_daemon.mqtt_config import MqttConfig
@@ -30,8 +30,6 @@ REFUSED_S = 3600.0
 """After so long a topic whose message ended connections is tried again: its owner may have changed its settings."""
 DENIED_S = 60.0
 """The same for one that the broker has refused in words, which costs it nothing."""
-VERSION, MALFORMED, KEEPALIVE, TAKEN_OVER = 132, 130, 141, 142
-"""Reason codes; MALFORMED and KEEPALIVE are made up by paho where the broker has not said them."""
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +79,7 @@ class Connection:
     def protocol(self) -> str:
         """Which MQTT the broker and we speak now; nothing while there is no connection."""
         spoken = self._visit.link.version if self._visit and self.connected.is_set() else 0
-        return {5: "5", 4: "3.1.1"}.get(spoken, "")
+        return NAMES.get(spoken, "")
 
     @property
     def warning(self) -> str:
@@ -220,7 +218,7 @@ class Connection:
         if visit.is_parting:  # it was just connecting
             return
         if reason.is_failure:
-            if reason.code == VERSION and self._dialect.refused():
+            if reason.code == reasons.VERSION and self._dialect.refused():
                 self._at_once = True
                 log.debug("the broker %s does not speak MQTT 5; using 3.1.1", self.address)
                 return
@@ -282,14 +280,14 @@ class Connection:
         self._reset()
         if visit.is_parting:
             self.outgoing.broke(hung_up=False, refusal="")
-        elif was_connected and not silence and (said or reason.code not in (KEEPALIVE, MALFORMED)):
+        elif was_connected and not silence and (said or reason.code not in (reasons.KEEPALIVE, reasons.MALFORMED)):
             self._closed(reason if said and reason.is_failure else None)
         elif not answered and alert is None and self._dialect.unanswered():
             self._at_once = True
         elif was_connected or silence:
             self.outgoing.broke(hung_up=False, refusal="")
             silence = silence or f"sent nothing for {self.config.keepalive_s} s (mqtt.keepalive_s)"
-            what = "sent something that is not MQTT" if reason.code == MALFORMED else silence
+            what = "sent something that is not MQTT" if reason.code == reasons.MALFORMED else silence
             self.complaints.say(f"the broker {self.address} is gone: it {what}")
         elif alert is not None:
             self.complaints.say(f"the broker {self.address} cannot be reached: {reasons.unreachable(alert)}")
@@ -303,7 +301,7 @@ class Connection:
         """The broker has closed a connection that worked: it restarts, or does not take a message, or us."""
         refusal = f"each time it came, the broker closed the connection; {reasons.UNTAKEN}"
         broker = f"the broker {self.address}"
-        self._taken_over = reason is not None and reason.code == TAKEN_OVER
+        self._taken_over = reason is not None and reason.code == reasons.TAKEN_OVER
         guilty = self.outgoing.broke(hung_up=True, refusal=refusal)
         if guilty is not None:
             self._leave_out(guilty, refusal)
@@ -322,7 +320,7 @@ class Connection:
         """The link is over, or there was none: begin again, unless it was the end."""
         if isinstance(error, OSError | ConfigError) or error is None:
             if self._here.is_open:
-                self.disconnected(Reason(KEEPALIVE, ""), said=False)
+                self.disconnected(Reason(reasons.KEEPALIVE, ""), said=False)
         else:
             self._failed(error)
         if self._stopping:

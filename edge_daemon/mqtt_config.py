@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from edge_daemon.choices import Protocol
 from edge_daemon.sections import HOST_PATTERN, PATH_PATTERN, TOPIC_PATTERN, Name, Section, absolute
 
 PORT, TLS_PORT = 1883, 8883
@@ -55,7 +56,7 @@ class MqttConfig(Section):
     client_id: Name | None = None
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
     tls: TlsConfig = TlsConfig()
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    protocol: Protocol = "auto"
     """Of MQTT; `auto`: 5, and 3.1.1 where the broker does not take 5."""
     transport: Literal["tcp", "websockets"] = "tcp"
     websocket_path: Annotated[str, Field(pattern=PATH_PATTERN, max_length=200)] = "/mqtt"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_daemon.memory import MIB, Budget, Needs
+from edge_daemon.memory import Budget, Needs
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     from edge_daemon.moondream.config import ModelConfig

@@ -1,7 +1,7 @@
 """The outbox: results that the broker has not confirmed yet, and files that were dealt with.
 
 A result and the mark "this file was dealt with" are written together, so a file is neither captioned twice nor
-left out; a mark stays as long as its file (marks.py). Everything that changes is first a `Change` in memory, which is
+left out; a mark stays as long as its file (rounds.py). Everything that changes is first a `Change` in memory, which is
 written at once. When the disk is full, read-only or gone, it stays there, bounded, and is published from there, until
 the disk can be written again: a board whose card dies goes on captioning, and says so. A damaged file is kept aside
 and a fresh one gets what can still be read of it (renewal.py).
@@ -27,11 +27,11 @@ from edge_daemon import renewal
 from edge_daemon.book import Book, Change, Entry, is_damage, is_locked, name_bytes, packed, reason, version_of
 from edge_daemon.clock import Clock, Stamp, age_s
 from edge_daemon.errors import UnavailableError
-from edge_daemon.marks import Rounds
 from edge_daemon.messages import FileKey
+from edge_daemon.rounds import Rounds
 from edge_daemon.salvage import damaged_files
+from edge_daemon.units import DAY_S, MIB
 
-MIB = 1 << 20
 MEMORY_BYTES = 8 * MIB
 """Results that are kept in memory while the disk cannot be written: some 8000."""
 MEMORY_FILES = 50_000
@@ -53,7 +53,7 @@ class Limits:
     """What may wait."""
 
     max_bytes: int = 64 * MIB
-    max_age_s: float = 7 * 86400.0
+    max_age_s: float = 7 * DAY_S
 
 
 class Outbox:
@@ -260,7 +260,7 @@ class Outbox:
             old += len(entries)
             self._write()
         if old:
-            log.warning("%d results older than %.1f days were dropped", old, max_age_s / 86400)
+            log.warning("%d results older than %.1f days were dropped", old, max_age_s / DAY_S)
 
     def _drop(self, row: int, size_bytes: int, why: str) -> None:
         self._forget(row, size_bytes)

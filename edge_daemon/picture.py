@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge_daemon.errors import PictureError
+from edge_daemon.picture_limits import MAX_FILE_MIB, MAX_PIXELS, MAX_SIDE_PX
 from edge_daemon.rlimits import data_limit_bytes
+from edge_daemon.units import MIB
 
 KINDS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"} | {
     "avif": "AVIF",
@@ -56,11 +58,11 @@ _STRANGERS = (
 class Limits:
     """How large a picture may be, and how large it comes out."""
 
-    max_side_px: int = 512
+    max_side_px: int = MAX_SIDE_PX
     """Longer side of the result; smaller pictures keep their size."""
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS
     """Width times height that the header may claim."""
-    max_file_bytes: int = 100 << 20
+    max_file_bytes: int = MAX_FILE_MIB * MIB
 
 
 @dataclass(frozen=True)

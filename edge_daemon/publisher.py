@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from edge_daemon.book import Entry
 from edge_daemon.errors import PublishDenied
-from edge_daemon.mqtt import Connection
+from edge_daemon.mqtt import DENIED_S, Connection
 from edge_daemon.outbox import Outbox
 from edge_daemon.results import published
 from edge_daemon.topics import Publication, publications
@@ -29,9 +29,7 @@ from edge_daemon.topics import Publication, publications
 BATCH = 20
 """Results on their way at once, live ones and as many of the backlog."""
 DENIED = 50
-"""Results that are passed over for now."""
-DENIED_S = 60.0
-"""After so long they are sent again."""
+"""Results that are passed over for now: until DENIED_S later."""
 REPLAY_PER_S = 50.0
 """Results of the backlog: a day of one every ten seconds takes three minutes."""
 

@@ -16,8 +16,7 @@ import psutil
 
 from edge_daemon import cgroup
 from edge_daemon.cgroup import Level, text_of
-
-KIB = 1024
+from edge_daemon.units import KIB
 
 
 @dataclass(frozen=True)

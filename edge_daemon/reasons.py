@@ -10,6 +10,8 @@ import errno
 import socket
 import ssl
 
+MALFORMED, VERSION, KEEPALIVE, TAKEN_OVER = 130, 132, 141, 142
+"""Reason codes; MALFORMED and KEEPALIVE are made up by paho where the broker has not said them."""
 LOGIN = "check mqtt.username and mqtt.password"
 ANOTHER_CLIENT = (
     "probably another client has our name, and the two throw each other out; "
@@ -19,9 +21,9 @@ TOO_LARGE = "the message is larger than the broker accepts; raise max_packet_siz
 REASONS = {
     128: "it gives no reason; its log may say more",
     129: "it cannot read what we sent; its log may say why",
-    130: "it says that we broke the protocol; its log may say how",
+    MALFORMED: "it says that we broke the protocol; its log may say how",
     131: "it gives a reason of its own; its log may say which",
-    132: "it does not speak our version of MQTT; a broker such as Mosquitto does, or set mqtt.protocol to auto",
+    VERSION: "it does not speak our version of MQTT; a broker such as Mosquitto does, or set mqtt.protocol to auto",
     133: "it does not accept our name; set mqtt.client_id, to at most 23 letters and digits if the broker is old",
     134: f"it does not know this login; {LOGIN}",
     135: f"it does not allow this to our login; {LOGIN}, and the broker's access list",
@@ -30,8 +32,8 @@ REASONS = {
     138: "it has banned us; its administrator must lift that",
     139: "it is shutting down",
     140: f"it wants a different kind of login than a name and a password; {LOGIN}",
-    141: "it heard nothing from us for too long; check the network, or lower mqtt.keepalive_s",
-    142: ANOTHER_CLIENT,
+    KEEPALIVE: "it heard nothing from us for too long; check the network, or lower mqtt.keepalive_s",
+    TAKEN_OVER: ANOTHER_CLIENT,
     144: "it does not allow these topics; check mqtt.base_topic",
     147: "we sent more at once than it accepts",
     149: TOO_LARGE,

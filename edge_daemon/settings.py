@@ -6,7 +6,6 @@ configuration.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,15 +56,13 @@ class Settings:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            found = json.loads(self._path.read_bytes())
+            found = state_file.read(self._path)
             return {
                 name: {key: value for key, value in changes.items() if key in KEYS} for name, changes in found.items()
             }
-        except FileNotFoundError:
-            return {}
         except OSError as error:
             log.warning("what was set over MQTT is lost: %s cannot be read: %s", self._path, error.strerror)
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             log.warning("what was set over MQTT is lost: %s is damaged; the configuration applies", self._path)
         return {}
 

@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 
 from edge_daemon import grabber_settings
-from edge_daemon.capture import SILENCE_S, check, grabber, stranger
+from edge_daemon.capture import SILENCE_S, grabber, next_picture
 from edge_daemon.child import Child
 from edge_daemon.errors import ChildError, PictureError
-from edge_daemon.grabber_settings import MAX_SIDE_PX
-from edge_daemon.messages import Frame, Idle, Next, Problem
+from edge_daemon.messages import Frame, Problem
+from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.source_config import FolderConfig
 
 
@@ -39,21 +39,9 @@ async def _take(
 ) -> Frame:
     try:
         async with grabber("grabber of one picture", grabber_settings.argv(), told, left, descriptors) as (child, _):
-            await child.send(Next(), SILENCE_S)
-            return await _frame(child, SILENCE_S + decode_timeout_s)
+            answer = await next_picture(child, lambda _: None, patience_s=SILENCE_S + decode_timeout_s)
     except ChildError as error:
         raise PictureError(f"reading the picture: {error}") from error
-
-
-async def _frame(child: Child, patience_s: float) -> Frame:
-    while True:
-        match await child.receive(patience_s):
-            case Idle():
-                pass
-            case Frame() as frame:
-                check(frame)
-                return frame
-            case Problem(reason, file):
-                raise PictureError(f"{file.name}: {reason}" if file else reason)
-            case other:
-                raise stranger(child, other)
+    if isinstance(answer, Problem):
+        raise PictureError(f"{answer.file.name}: {answer.reason}" if answer.file else answer.reason)
+    return answer

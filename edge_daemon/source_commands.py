@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from edge_daemon import subcommand
 from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import EdgeDaemonError, UnavailableError
-from edge_daemon.messages import Frame, Idle, Next, Problem
+from edge_daemon.exit_codes import OK, USAGE
+from edge_daemon.messages import Frame, Problem
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from edge_daemon.child import Child
     from edge_daemon.source_config import LiveSource, SourceConfig
 
-OK, USAGE = 0, 2
-"""Exit codes, as in cli.py."""
-LIBCAMERA_S = 30.0
-"""A Raspberry Pi Zero takes several seconds to load picamera2."""
 FOLDER_S = 60.0
 QUALITY = 90
 NOTHING = """\
@@ -81,7 +78,7 @@ def list_cameras(arguments: argparse.Namespace) -> int:
     from edge_daemon.source_config import PicameraConfig
 
     argv = [*grabber_settings.argv(PicameraConfig(type="picamera")), "--list"]
-    at_connector, trouble = attached.connector_cameras(argv, LIBCAMERA_S)
+    at_connector, trouble = attached.connector_cameras(argv)
     by_usb, problems = attached.video_devices()
     cameras = attached.named([*at_connector, *by_usb])
     problems += [f"cameras on the connector: {trouble}"] if trouble else []
@@ -167,23 +164,17 @@ async def _try(name: str, source: SourceConfig) -> tuple[Frame, dict[str, Any]]:
 
 async def _picture(child: Child, name: str, limit_s: float) -> Frame:
     """The next picture. Raises UnavailableError with the reason why there is none, or ChildError."""
-    from edge_daemon.capture import SILENCE_S, check, stranger
+    from edge_daemon.capture import next_picture
 
     try:
         async with asyncio.timeout(limit_s):
-            await child.send(Next(fresh=True), SILENCE_S)
-            while isinstance(message := await child.receive(SILENCE_S), Idle):
-                _progress(message.problem or "still waiting")
+            answer = await next_picture(child, lambda idle: _progress(idle.problem or "still waiting"), fresh=True)
     except TimeoutError:
         raise UnavailableError(f"source {name}: no picture came within {limit_s:.0f} s") from None
-    match message:
-        case Frame():
-            check(message)
-            return message
-        case Problem(reason, file):
-            where = f"{file.name}: " if file else ""
-            raise UnavailableError(f"source {name}: {where}{reason}")
-    raise stranger(child, message)
+    if isinstance(answer, Problem):
+        where = f"{answer.file.name}: " if answer.file else ""
+        raise UnavailableError(f"source {name}: {where}{answer.reason}")
+    return answer
 
 
 async def _gate(child: Child, name: str, source: LiveSource, frame: Frame, limit_s: float) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, mode
 
 from edge_daemon import device_classes, shown_address
 from edge_daemon.answers import AnswerType, choices_problem
+from edge_daemon.choices import CameraFormat, CaptionLength, Decode, Transport
 from edge_daemon.gate_config import GateConfig
+from edge_daemon.picture_limits import DECODE_MEMORY_MIB, DECODE_TIMEOUT_S, MAX_FILE_MIB, MAX_PIXELS
 from edge_daemon.repeats import Repetition
 from edge_daemon.sections import Name, Section, absolute
+from edge_daemon.units import DAY_S
 
-SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, 86_400.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.1, DAY_S
 
 
 class Question(Section):
@@ -88,7 +91,7 @@ class AnySource(Section):
     """Whether it is captioned at all; can be changed over MQTT."""
     priority: Annotated[int, Field(ge=1, le=10)] = 1
     """A source of priority 2 gets twice as many turns as one of priority 1 while both have pictures waiting."""
-    caption: Literal["short", "normal", "long", "none"] = "short"
+    caption: Literal[CaptionLength, "none"] = "short"
     questions: tuple[Question, ...] = ()
     detect: tuple[Detection, ...] = ()
     image: ImageConfig = ImageConfig()
@@ -121,11 +124,11 @@ class FolderConfig(AnySource):
     settle_s: Annotated[float, Field(ge=0, le=600)] = 2.0
     """A file is taken when it has not changed for so long."""
     rescan_s: Annotated[float, Field(ge=1)] = 60.0
-    max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    max_file_mib: Annotated[int, Field(ge=1)] = 100
-    decode_memory_mib: Annotated[int, Field(ge=128)] = 512
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+    max_file_mib: Annotated[int, Field(ge=1)] = MAX_FILE_MIB
+    decode_memory_mib: Annotated[int, Field(ge=128)] = DECODE_MEMORY_MIB
     """The most that the process that decodes pictures may allocate."""
-    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    decode_timeout_s: Annotated[float, Field(ge=1, le=600)] = DECODE_TIMEOUT_S
     """Processor time for one picture; longer is stuck."""
 
     @model_validator(mode="after")
@@ -170,9 +173,9 @@ class StreamConfig(LiveSource):
     """With or without a login in it; never shown whole."""
     username: str | None = None
     password: SecretStr | None = None
-    transport: Literal["tcp", "udp"] = "tcp"
+    transport: Transport = "tcp"
     """Of RTSP."""
-    decode: Literal["auto", "keyframes", "all"] = "auto"
+    decode: Decode = "auto"
     """Which frames are decoded; auto: key frames, and all up to the newest one when somebody asks for a picture or
     when key frames are rare."""
 
@@ -217,7 +220,7 @@ class V4l2Config(LiveSource):
     height_px: Annotated[int, Field(ge=16, le=16384)] = 480
     fps: Annotated[float, Field(gt=0, le=240)] | None = None
     """None: what the camera likes."""
-    format: Literal["auto", "mjpeg", "yuyv422", "h264"] = "auto"
+    format: CameraFormat = "auto"
 
     @property
     def place(self) -> str:

@@ -12,8 +12,9 @@ from typing import Literal
 
 from edge_daemon import memory
 from edge_daemon.errors import BudgetError
-from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES, Budget, Fit, Needs
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Budget, Fit, Needs
 from edge_daemon.readings import Reading
+from edge_daemon.units import MIB
 
 STEP_S = 1.0
 """Between two steps down: long enough to see what the last one gave."""

@@ -8,6 +8,19 @@ from pathlib import Path
 from typing import Any
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What it says; nothing when there is none. Raises OSError, and ValueError for one that is damaged."""
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")
+    return document
+
+
 def replace(path: Path, document: Any) -> None:
     """Write it, and have it on the disk. Raises OSError."""
     fresh = path.with_name(f"{path.name}.new")

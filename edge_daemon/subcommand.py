@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DEFAULT_CONFIG = "/etc/edge-daemon/config.yaml"
+DEFAULT_CONFIG = Path("/etc/edge-daemon/config.yaml")
 
 
 def add(commands: Commands, name: str, summary: str, examples: str) -> argparse.ArgumentParser:

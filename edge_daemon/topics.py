@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from edge_daemon.units import DAY_S
+
 ONLINE, OFFLINE = b"online", b"offline"
 """Home Assistant's default payloads for availability."""
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
-EVENT_EXPIRY_S = 7 * 86400
+EVENT_EXPIRY_S = int(7 * DAY_S)
 """A broker that keeps events for a subscriber who is away need not keep them for ever; the outbox does not either.
 
 What is retained does not expire: availability says whether it is still the truth."""

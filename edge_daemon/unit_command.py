@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from edge_daemon import subcommand
 from edge_daemon.errors import ConfigError, UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
-    from edge_daemon.unit_files import Reach
+    from edge_daemon.drop_in import Reach
 
-DEFAULT_CONFIG = Path("/etc/edge-daemon/config.yaml")
 UNITS = Path("/etc/systemd/system")
 DROP_IN = "50-configuration.conf"
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -60,26 +60,26 @@ def add(commands: Commands) -> None:
 
 def render(arguments: argparse.Namespace) -> int:
     """`edge-daemon systemd render`."""
-    from edge_daemon import config, unit_files, yaml_file
+    from edge_daemon import config, drop_in, yaml_file
 
     path = arguments.config.absolute()
     settings = config.load(path)
     if arguments.allow and not arguments.strict:
         raise ConfigError("--allow needs --strict: it says what stays open when --strict closes the network")
-    folders = (place for _, place in unit_files.paths(settings))
+    folders = (place for _, place in drop_in.paths(settings))
     groups = {place: group for place in folders if (group := reading_group(place))}
-    found = unit_files.Found(
+    found = drop_in.Found(
         credentials=yaml_file.credentials(path),
         credentials_dir=path.parent / yaml_file.CREDENTIALS,
         groups=groups,
-        reaches=tuple(reaches(unit_files.hosts(settings), arguments.allow, addresses)) if arguments.strict else None,
+        reaches=tuple(reaches(drop_in.hosts(settings), arguments.allow, addresses)) if arguments.strict else None,
     )
-    text = unit_files.drop_in(settings, found, made_by(path, arguments.allow, arguments.strict))
+    text = drop_in.text_of(settings, found, made_by(path, arguments.allow, arguments.strict))
     if arguments.write:
         install(text, unit_of(path))
     else:
         print(text, end="")
-    return 0
+    return OK
 
 
 def made_by(path: Path, allow: Sequence[str], strict: bool) -> str:
@@ -90,7 +90,7 @@ def made_by(path: Path, allow: Sequence[str], strict: bool) -> str:
 
 def unit_of(path: Path) -> str:
     """The unit that runs a configuration: the instance of its name, if it is not the one."""
-    return "edge-daemon.service" if path == DEFAULT_CONFIG else f"edge-daemon@{path.stem}.service"
+    return "edge-daemon.service" if path == subcommand.DEFAULT_CONFIG else f"edge-daemon@{path.stem}.service"
 
 
 def install(text: str, unit: str) -> None:
@@ -131,7 +131,7 @@ def reading_group(path: Path) -> str:
 
 def reaches(wanted: Iterator[tuple[str, str]], allow: Sequence[str], resolve: Resolve) -> Iterator[Reach]:
     """Whom the service may talk to. Raises ConfigError for a network that is none, UnavailableError for a lost name."""
-    from edge_daemon.unit_files import Reach
+    from edge_daemon.drop_in import Reach
 
     named = False
     for key, host in wanted:

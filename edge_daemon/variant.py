@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from edge_daemon import models, needs
+from edge_daemon.choices import WantedVariant
 from edge_daemon.errors import ConfigError
-from edge_daemon.memory import MIB, Budget, Needs
+from edge_daemon.memory import Budget, Needs
 from edge_daemon.models.store import FAMILY as FAMILY
+from edge_daemon.units import MIB
 
 STORED = {"2b": "moondream-2b", "0.5b": "moondream-0.5b"}
 """Names in the store, the better model first."""
-Wanted = Literal["auto", "2b", "0.5b"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Variant:
     reason: str
 
 
-def resolve(name: str, wanted: Wanted, precision: str, state_dir: Path, budget: Budget) -> tuple[Path, str]:
+def resolve(name: str, wanted: WantedVariant, precision: str, state_dir: Path, budget: Budget) -> tuple[Path, str]:
     """The directory of the model `name`, and why this one, where the name leaves the choice to us.
 
     Of the service and of every command that says what the service does. Raises ConfigError and ModelError.
@@ -44,7 +44,7 @@ def resolve(name: str, wanted: Wanted, precision: str, state_dir: Path, budget: 
     return directories[chosen.name], f"{chosen.name}: {chosen.reason}"
 
 
-def choose(wanted: Wanted, needs: Mapping[str, Needs], budget: Budget) -> Variant:
+def choose(wanted: WantedVariant, needs: Mapping[str, Needs], budget: Budget) -> Variant:
     """The variant to run; pure. `needs` has those that are installed, by their names in the store.
 
     Raises ConfigError when the wanted one, or any, is not installed.

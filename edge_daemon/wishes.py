@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_daemon.config import ModelConfig
 from edge_daemon.messages import Frame, ImageWish, Request, Task
 from edge_daemon.source_config import AnySource
+from edge_daemon.units import KIB
 
 
 def tasks_of(source: AnySource) -> list[Task]:
@@ -17,7 +18,7 @@ def tasks_of(source: AnySource) -> list[Task]:
 def image_of(source: AnySource) -> ImageWish | None:
     """How it wants its pictures published, if it does."""
     image = source.image
-    return ImageWish(image.quality, image.max_kib * 1024, image.boxes) if image.enabled else None
+    return ImageWish(image.quality, image.max_kib * KIB, image.boxes) if image.enabled else None
 
 
 def request(frame: Frame, tasks: list[Task], image: ImageWish | None, model: ModelConfig) -> Request:

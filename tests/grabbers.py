@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from PIL import Image, ImageChops, ImageStat
+from pydantic import TypeAdapter
 
-from edge_daemon import messages, wire
+from edge_daemon import grabber_settings, messages, wire
 from edge_daemon.messages import THUMBNAIL_PX, Frame, GrabberReady, Idle, Next, Open, Problem
+from edge_daemon.source_config import TaggedSource
 
 DEADLINE_S = 60.0
 """For every wait; nothing takes a tenth of it."""
@@ -24,6 +26,20 @@ DEADLINE_S = 60.0
 COMMAND = (sys.executable, "-m", "edge_daemon.grabber")
 ALIKE = 6.0
 """What encoding and shrinking change in a scene, in grey levels; another scene differs by far more."""
+
+NEEDED: dict[object, dict[str, object]] = {
+    "folder": {"path": "/srv"},
+    "stream": {"url": "/srv/film"},
+    "v4l2": {},
+    "command": {"command": ["true"]},
+}
+"""Keys that have no default."""
+
+
+def settings_of(**keys: object) -> dict[str, Any]:
+    """What the daemon tells the grabber of such a source, but for these."""
+    config = TypeAdapter(TaggedSource).validate_python({"type": keys["type"], **NEEDED[keys["type"]]})
+    return grabber_settings.settings(config) | keys
 
 
 class Grabber:
@@ -111,7 +127,7 @@ class CameraGrabber(Grabber):
     """One of a camera; a context manager that ends it."""
 
     def __init__(self, **settings: object) -> None:
-        super().__init__(settings)
+        super().__init__(settings_of(**settings))
         assert self.decoder
 
     def __enter__(self) -> CameraGrabber:

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from edge_daemon import subcommand
+from edge_daemon.choices import WantedPrecision
 from edge_daemon.errors import UnavailableError
+from edge_daemon.exit_codes import OK
 from edge_daemon.scratch import scratch
 from edge_daemon.subcommand import Commands, at_least
 
@@ -44,7 +47,7 @@ def add(commands: Commands) -> None:
     what.add_argument("--shape", choices=["0.5b"], help=shape)
     command.add_argument(
         "--precision",
-        choices=["auto", "float32", "bfloat16", "float16", "int8"],
+        choices=get_args(WantedPrecision),
         default="auto",
         help="what to compute in (default: auto)",
     )
@@ -70,7 +73,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(table(said), end="\n\n")
     print(json.dumps(said, separators=(",", ":"), ensure_ascii=False))
-    return 0
+    return OK
 
 
 def say(text: str) -> None:

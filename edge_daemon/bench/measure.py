@@ -14,11 +14,11 @@ from edge_daemon import memory
 from edge_daemon.bench import limits, machine
 from edge_daemon.bench.limits import Limit
 from edge_daemon.bench.stages import Run, camera_picture, run
+from edge_daemon.choices import WantedPrecision
 from edge_daemon.decoders import open_decoder
 from edge_daemon.errors import ConfigError
 from edge_daemon.moondream import device
 from edge_daemon.moondream.config import ModelConfig, load_config
-from edge_daemon.moondream.device import WantedPrecision
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.opening import open_chosen
 from edge_daemon.moondream.threads import automatic, cores_here

@@ -12,9 +12,9 @@ from edge_daemon.bench import arithmetic, machine
 from edge_daemon.bench.arithmetic import WEIGHT_BYTES, Work
 from edge_daemon.bench.measure import Bounds, Measured
 from edge_daemon.bench.stages import Run
+from edge_daemon.units import MIB
 
 SCHEMA = 1
-MIB = 1 << 20
 NAMES = {
     "decode": "decode, shrink",
     "vision": "vision",

@@ -23,10 +23,10 @@ from edge_daemon.demo.questions import random_question, random_target
 from edge_daemon.demo.scenes import Thing, draw, random_scene
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Box, Moondream
+from edge_daemon.picture_limits import MAX_SIDE_PX
 
 HELD_OUT = "held out"
 """The random stream of the scenes that no training run draws from."""
-LONGER_SIDE_PX = 512
 JPEG_QUALITY = 75
 SAMPLING = Sampling(max_tokens=64)
 
@@ -108,7 +108,7 @@ class Tally:
 def shrunk(picture: Image.Image) -> Image.Image:
     """The picture as the service hands it to the model: at most 512 px on the longer side."""
     small = picture.copy()
-    small.thumbnail((LONGER_SIDE_PX, LONGER_SIDE_PX), Image.Resampling.LANCZOS)
+    small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
     return small
 
 

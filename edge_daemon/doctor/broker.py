@@ -16,26 +16,25 @@ from datetime import UTC, datetime
 
 from edge_daemon import machine, reasons, tls
 from edge_daemon.config import Config
-from edge_daemon.dialect import V5, V311
+from edge_daemon.dialect import NAMES, V5, V311
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
 from edge_daemon.errors import ConfigError
 from edge_daemon.link import Link, Reason, Terms
 from edge_daemon.mqtt_config import MqttConfig
 from edge_daemon.topics import Incoming, Publication, Topics, home_assistant_status
+from edge_daemon.units import KIB
 
 STEP_S = 8.0
 """For each answer; a broker in the house takes milliseconds."""
 ANSWER_S = 5.0
-VERSION, TAKEN_OVER = 132, 142
 SOON_DAYS = 14
-RESULT_BYTES = 16 * 1024
+RESULT_BYTES = 16 * KIB
 """More than a result ever has."""
 ANSWER = b'{"status": "ok", "data": {}}'
 """What is sent to try it: an answer like others, to nobody's question (configs/response.schema.json)."""
 ACCESS = "compare the broker's access list with configs/mosquitto/acl"
 OWN_NAMES = "give each machine a node and mqtt.client_id of its own; after copying a card also a new /etc/machine-id"
-NAMES = {V5: "5", V311: "3.1.1"}
 
 
 def look(subject: Subject) -> Iterator[Finding]:
@@ -121,7 +120,7 @@ async def talk(config: Config, service_pid: int | None, alone_s: float) -> list[
         if await visitor.is_answered(ANSWER_S):
             break
         await _leave(link)
-        if visitor.answer is not None and visitor.answer.code != VERSION:
+        if visitor.answer is not None and visitor.answer.code != reasons.VERSION:
             return [refused(config.mqtt, visitor)]
     else:
         return [refused(config.mqtt, visitor)]
@@ -202,8 +201,8 @@ async def writing(config: Config, topics: Topics, link: Link, visitor: Visitor) 
     blind = "; MQTT 3.1.1 does not say whether that is allowed" if link.version == V311 else ""
     written = f"may write to {topics.response('doctor')}; whether it may write elsewhere shows with the first result"
     found = [ok("broker.write", written + blind)]
-    size_bytes = max([RESULT_BYTES, *(s.image.max_kib * 1024 for s in config.sources.values() if s.image.enabled)])
-    what = f"a message of {size_bytes // 1024} KiB"
+    size_bytes = max([RESULT_BYTES, *(s.image.max_kib * KIB for s in config.sources.values() if s.image.enabled)])
+    what = f"a message of {size_bytes // KIB} KiB"
     meaning = "Larger results or images never arrive; they are set aside."
     try:
         visitor.terms.check(size_bytes, config.mqtt.max_packet_kib)
@@ -226,7 +225,7 @@ async def _sent(topics: Topics, link: Link, visitor: Visitor, size_bytes: int) -
 
 
 def _hung_up(id: str, when: str, visitor: Visitor) -> Finding:
-    if visitor.said is not None and visitor.said.code == TAKEN_OVER:
+    if visitor.said is not None and visitor.said.code == reasons.TAKEN_OVER:
         return problem("broker.alone", reasons.ANOTHER_CLIENT, "Each throws the other out, for ever.", OWN_NAMES)
     did = "closes the connection" if visitor.over else f"sends nothing for {STEP_S:.0f} s"
     meaning = "Perhaps its access list makes it close connections, or another client has our name."

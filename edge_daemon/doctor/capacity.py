@@ -11,7 +11,7 @@ from edge_daemon.cgroup import text_of
 from edge_daemon.doctor.disk import mount_of, unescaped
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
-from edge_daemon.memory import MIB
+from edge_daemon.units import MIB
 
 LEAST_BOARD_MIB = 900
 """A board of 1 GB; the smallest that int8 of the 0.5B could fit on, with hardly anything beside it."""

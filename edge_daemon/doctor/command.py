@@ -116,7 +116,7 @@ def configuration(path: Path) -> tuple[Finding, Config | None]:
     """The configuration, and what is wrong with it. One that nobody asked for need not be there."""
     from edge_daemon import config
 
-    if path == Path(subcommand.DEFAULT_CONFIG) and _is_absent(path):
+    if path == subcommand.DEFAULT_CONFIG and _is_absent(path):
         meaning = "Sources, broker and model are checked once there is one."
         return warning(CONFIG_ID, f"{path}: {NOT_YET}", meaning, f"sudo install -D configs/folder.yaml {path}"), None
     try:

@@ -12,8 +12,8 @@ from edge_daemon.cgroup import text_of
 from edge_daemon.config import OutboxConfig
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject
-from edge_daemon.memory import MIB
 from edge_daemon.models.store import free_on_disk
+from edge_daemon.units import MIB
 
 LEAST_MIB = 64
 """Less is a problem: the outbox could not take its share, and the rest of the system suffers, too."""

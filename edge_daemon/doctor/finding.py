@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edge_daemon.exit_codes import CONFIG, OK, UNAVAILABLE
+
 State = Literal["ok", "warning", "problem", "skipped"]
-OK, UNAVAILABLE, CONFIG = 0, 69, 78
-"""Exit codes, as those of all commands (cli.py)."""
 CONFIG_ID = "config"
 
 

@@ -18,12 +18,12 @@ from edge_daemon.config import default_state_dir
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped
 from edge_daemon.doctor.subject import Subject
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError
-from edge_daemon.memory import MIB
 from edge_daemon.models.catalogue import Artefact, RemoteFile
 from edge_daemon.models.inventory import memory_of
 from edge_daemon.models.pull import PART
 from edge_daemon.models.store import BUILT_IN, Store, sha256_of
 from edge_daemon.models.store import look as look_at
+from edge_daemon.units import MIB
 
 CAPTION_S = 540.0
 """Loading 2 GB from an SD card takes a Raspberry Pi 4 about a minute, a caption some seconds."""

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edge_daemon import attached, grabber_settings, shown_address, unit_files
+from edge_daemon import attached, drop_in, grabber_settings, shown_address
 from edge_daemon.cgroup import text_of
 from edge_daemon.config import Config
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped
@@ -29,7 +29,6 @@ from edge_daemon.source_config import (
 MANY = 1000
 DEVICES = Path("/dev")
 CONNECT_S = 5.0
-LIBCAMERA_S = 30.0
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935}
 
 
@@ -75,7 +74,7 @@ def one(id: str, source: SourceConfig, subject: Subject) -> Finding:
 def hidden(name: str, config: Config, unit: Unit) -> Finding | None:
     """What the unit's hardening keeps from the service, although it is there."""
     id, source = f"source.{name}", config.sources[name]
-    own = (path for key, path in unit_files.paths(config) if key.startswith(f"sources.{name}."))
+    own = (path for key, path in drop_in.paths(config) if key.startswith(f"sources.{name}."))
     found = next((concealed(id, str(path), setting, unit) for path in own if (setting := hiding(unit, path))), None)
     if found is None and isinstance(source, V4l2Config | PicameraConfig) and unit.values.get("PrivateDevices") in HIDES:
         return concealed(id, source.place, "PrivateDevices", unit)
@@ -149,7 +148,7 @@ def users_of(path: Path, proc: Path) -> list[int]:
 
 def picamera(id: str, source: PicameraConfig) -> Finding:
     """Whether libcamera, asked on the system's Python, has this camera."""
-    cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"], LIBCAMERA_S)
+    cameras, trouble = attached.connector_cameras([*grabber_settings.argv(source), "--list"])
     if trouble:
         meaning = "Cameras on the board's connector are opened by picamera2, on the system's own Python."
         return problem(id, trouble, meaning, "sudo apt install -y python3-picamera2 --no-install-recommends")

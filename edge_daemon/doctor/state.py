@@ -16,9 +16,9 @@ from edge_daemon.book import Book, is_damage
 from edge_daemon.doctor.finding import Finding, Fix, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Account, Subject, is_root, lock_holder, user_name
 from edge_daemon.errors import UnavailableError
-from edge_daemon.memory import MIB
 from edge_daemon.models.store import Store
 from edge_daemon.salvage import COMPANIONS, damaged_files
+from edge_daemon.units import MIB
 
 MANY = 2000
 """Files that are looked at."""

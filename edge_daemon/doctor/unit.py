@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_daemon import unit_command, unit_files
+from edge_daemon import drop_in, exit_codes, subcommand, unit_command
 from edge_daemon.doctor.finding import Finding, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Subject, Unit
 
@@ -18,14 +18,13 @@ PROPERTIES = (
 )
 DEADLINE_S = 10.0
 LINES = 5
-CONFIG_STATUS = "78"
 HIDES = ("yes", "tmpfs")
 """Values of PrivateTmp=, ProtectHome= and PrivateDevices=."""
 
 
 def name_of(config: Path) -> str:
     """The unit that runs a configuration; the main one for a file that no instance would find."""
-    path, default = config.absolute(), unit_command.DEFAULT_CONFIG
+    path, default = config.absolute(), subcommand.DEFAULT_CONFIG
     return unit_command.unit_of(path if path.parent == default.parent else default).removesuffix(".service")
 
 
@@ -47,7 +46,7 @@ def look(subject: Subject) -> Iterator[Finding]:
         yield skipped("unit", "no systemd runs here")
         return
     yield state(subject.unit)
-    for key, path in unit_files.paths(subject.config) if subject.config else ():
+    for key, path in drop_in.paths(subject.config) if subject.config else ():
         if not key.startswith("sources.") and (setting := hiding(subject.unit, path)):
             yield concealed(f"unit.{key}", f"{key}, {path},", setting, subject.unit)
     if subject.unit.is_installed and shutil.which("journalctl"):
@@ -60,8 +59,8 @@ def hiding(unit: Unit, path: Path) -> str:
     """The unit's setting that keeps a path from the service; empty when it sees it."""
     if unit.shows(path):
         return ""
-    for setting, places in (("PrivateTmp", unit_files.TEMPORARY), ("ProtectHome", unit_files.HOMES)):
-        if unit.values.get(setting) in HIDES and unit_files.below(path, places):
+    for setting, places in (("PrivateTmp", drop_in.TEMPORARY), ("ProtectHome", drop_in.HOMES)):
+        if unit.values.get(setting) in HIDES and drop_in.below(path, places):
             return setting
     return ""
 
@@ -85,7 +84,7 @@ def state(unit: Unit) -> Finding:
         )
     active, restarts = values.get("ActiveState", ""), values.get("NRestarts", "0")
     what = f"{active} ({values.get('SubState', '')}), {restarts} restarts"
-    if values.get("ExecMainStatus") == CONFIG_STATUS and active != "active":
+    if values.get("ExecMainStatus") == str(exit_codes.CONFIG) and active != "active":
         meaning = (
             "It ended with exit status 78: the configuration is wrong, or the model cannot run here. "
             "It is not started again."

@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_daemon.choices import ExportFormat, ExportPrecision
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
 from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER, WEIGHTS
 from edge_daemon.models.container import CHUNK_BYTES, GRAPH_NAMES, Record, write_records
-from edge_daemon.models.graphs import Graphs, Precision
+from edge_daemon.models.graphs import Graphs
 from edge_daemon.models.store import Progress, silent
 from edge_daemon.models.tensor_file import TensorFile
 from edge_daemon.moondream.config import ModelConfig, load_config
@@ -34,7 +34,6 @@ from edge_daemon.moondream.footprint import BOS_KV
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
 from edge_daemon.moondream.weights import Weights
 
-Format = Literal["moonfile", "onnx", "safetensors"]
 MOST_GRAPH_BYTES = (2 << 30) - 1
 """Protobuf reads no longer message."""
 UPSTREAM_PREFIX = "model."
@@ -44,8 +43,8 @@ UPSTREAM_PREFIX = "model."
 def export(
     directory: Path,
     out: Path,
-    format: Format,
-    precision: Precision | None = None,
+    format: ExportFormat,
+    precision: ExportPrecision | None = None,
     progress: Progress = silent,
 ) -> None:
     """Write the model in `directory` to `out`: a file for `moonfile` (packed if it ends in .gz), else a directory.
@@ -67,7 +66,7 @@ def export(
         raise UnavailableError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
-def _write(records: list[Record], out: Path, format: Format, progress: Progress) -> None:
+def _write(records: list[Record], out: Path, format: ExportFormat, progress: Progress) -> None:
     counted = _counted(records, progress)
     if format == "moonfile":
         write_records(out, counted)
@@ -78,7 +77,7 @@ def _write(records: list[Record], out: Path, format: Format, progress: Progress)
 
 
 @contextmanager
-def _records(directory: Path, config: ModelConfig, precision: Precision | None) -> Iterator[list[Record]]:
+def _records(directory: Path, config: ModelConfig, precision: ExportPrecision | None) -> Iterator[list[Record]]:
     """Everything that a moonfile holds, nothing of it read yet."""
     told = json.dumps(_client_config(config), indent=2).encode()
     tokenizer = directory / TOKENIZER
@@ -123,7 +122,7 @@ def _refuse_unknown_to_the_client(config: ModelConfig) -> None:
         raise ModelError(f"{config.name} cannot be a moonfile: {'; '.join(problems)}. --format safetensors holds it")
 
 
-def _graph_records(config: ModelConfig, weights: Weights, precision: Precision) -> list[Record]:
+def _graph_records(config: ModelConfig, weights: Weights, precision: ExportPrecision) -> list[Record]:
     """The graphs, refused before work begins when one is too large for the format."""
     graphs = Graphs(config, weights, precision).all()
     largest = max(graphs, key=lambda graph: graph.size)
@@ -136,7 +135,7 @@ def _graph_records(config: ModelConfig, weights: Weights, precision: Precision) 
     return [Record(f"{graph.name}.onnx", graph.size, graph.chunks()) for graph in graphs]
 
 
-def _largest(config: ModelConfig, weights: Weights, precision: Precision) -> int:
+def _largest(config: ModelConfig, weights: Weights, precision: ExportPrecision) -> int:
     return max(graph.size for graph in Graphs(config, weights, precision).all())
 
 
@@ -211,7 +210,9 @@ def _directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _to_safetensors(directory: Path, config: ModelConfig, out: Path, precision: Precision, progress: Progress) -> None:
+def _to_safetensors(
+    directory: Path, config: ModelConfig, out: Path, precision: ExportPrecision, progress: Progress
+) -> None:
     """Tensors under upstream's names, our config.json and the tokenizer."""
     if config.engine == "onnx":
         raise ModelError(f"{config.name} is made of graphs and has no tensors: --format moonfile or onnx holds it")

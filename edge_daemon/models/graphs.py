@@ -12,11 +12,11 @@ It knows no files but the weights, which are read when a graph is written.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.errors import ModelError
 from edge_daemon.models.graph_file import FLOAT, HALF, INT64, UINT8, Array, GraphFile, Slot, Source
 from edge_daemon.moondream.config import ModelConfig, RegionConfig
@@ -24,7 +24,6 @@ from edge_daemon.moondream.text import ROTARY_THETA
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
 from edge_daemon.moondream.weights import Weights
 
-Precision = Literal["float32", "float16", "int8"]
 """What matrices are stored in; vectors (biases, norms) are float32 always, embeddings float16 at the least."""
 Floats = NDArray[np.float32]
 
@@ -32,11 +31,11 @@ Floats = NDArray[np.float32]
 class Graphs:
     """All graphs of one model at one precision."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, precision: Precision) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, precision: ExportPrecision) -> None:
         """Of an open model directory whose region head is there."""
         self.config = config
         self.weights = weights
-        self.precision: Precision = precision
+        self.precision: ExportPrecision = precision
 
     def all(self) -> list[GraphFile]:
         """The eight graphs; no weight has been read yet."""
@@ -186,7 +185,7 @@ class Graphs:
 class Drawing(GraphFile):
     """A graph with the vocabulary of our modules: values are named by the node that makes them."""
 
-    def __init__(self, name: str, weights: Weights, precision: Precision) -> None:
+    def __init__(self, name: str, weights: Weights, precision: ExportPrecision) -> None:
         """Begin an empty graph that takes its weights from a model directory."""
         super().__init__(name)
         self._stored = weights

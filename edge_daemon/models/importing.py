@@ -11,6 +11,7 @@ from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
+from edge_daemon.choices import Engine
 from edge_daemon.errors import ConfigError, ModelError
 from edge_daemon.model_files import CONFIG, TOKENIZER
 from edge_daemon.models.checkpoint import import_checkpoint
@@ -21,7 +22,7 @@ from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import Proof, prove, refuse_unproven
 from edge_daemon.models.store import Progress, Store, between, disk_errors_in_words, sha256_of, silent
 from edge_daemon.models.unpacked import unpack
-from edge_daemon.moondream.config import Engine, ModelConfig, load_config
+from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.tokenizer import Tokenizer
 from edge_daemon.scratch import scratch
 

@@ -11,10 +11,11 @@ from typing import Any
 from edge_daemon import memory
 from edge_daemon.errors import BudgetError, ModelError
 from edge_daemon.models.catalogue import FLOAT32_BYTES, Artefact
-from edge_daemon.models.store import BUILT_IN, MIB, Installed, Store, free_on_disk, look
+from edge_daemon.models.store import BUILT_IN, Installed, Store, free_on_disk, look
 from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.footprint import Footprint, footprint, footprint_of, precision_of, tensors_of
 from edge_daemon.needs import needs_of
+from edge_daemon.units import MIB
 
 BY_TORCH = ("float32", "int8")
 """What `precision: auto` takes on a CPU, the first that fits."""

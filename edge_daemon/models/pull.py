@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
+from edge_daemon.choices import Engine
 from edge_daemon.errors import ModelError, UnavailableError
 from edge_daemon.models.catalogue import Artefact, RemoteFile
-from edge_daemon.models.store import MIB, Progress, Store, free_on_disk, sha256_of, silent
+from edge_daemon.models.store import Progress, Store, free_on_disk, sha256_of, silent
+from edge_daemon.units import MIB
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -39,7 +41,7 @@ def pull(
     artefact: Artefact,
     store: Store,
     *,
-    engine: Literal["torch", "onnx"] = "torch",
+    engine: Engine = "torch",
     replace: bool = False,
     progress: Progress = silent,
 ) -> Path:

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeAlias
 from edge_daemon import demo
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
 from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER, WEIGHTS
+from edge_daemon.units import MIB
 
 Progress: TypeAlias = Callable[[str, float], None]
 """Called with what is being done ("text_decoder.onnx") and the share of it that is done, 0…1."""
@@ -34,7 +35,6 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """Names of models: no slash, and none that hides or climbs."""
 STAGING, RETIRED, LOCK = ".{}.edge-daemon-staging", ".{}.edge-daemon-retired", ".edge-daemon-import.lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-MIB = 1 << 20
 
 
 def silent(what: str, share: float) -> None:

@@ -13,21 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from edge_daemon.choices import Engine
 from edge_daemon.errors import ModelError
 from edge_daemon.model_files import CONFIG, GRAPHS, INITIAL_KV, TOKENIZER
 from edge_daemon.models.container import GRAPH_NAMES, Digest, Moonfile
 from edge_daemon.models.folding import Array
 from edge_daemon.models.store import Progress, silent
-from edge_daemon.moondream.config import (
-    Engine,
-    Mask,
-    ModelConfig,
-    RegionConfig,
-    Templates,
-    TextConfig,
-    Tokens,
-    VisionConfig,
-)
+from edge_daemon.moondream.config import Mask, ModelConfig, RegionConfig, Templates, TextConfig, Tokens, VisionConfig
 
 CLIENT_CROP_PX, CLIENT_POSITIONS = 378, 2048
 """Side of a crop and length of the KV cache, for graphs that leave them open: what the only client there is always uses

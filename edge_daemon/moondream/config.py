@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from edge_daemon.choices import Engine
 from edge_daemon.errors import ModelError
 from edge_daemon.model_files import CONFIG
 
@@ -21,7 +22,6 @@ Cropping = Literal["template", "overlap"]
 Mask = Literal["causal", "prefix"]
 SizeScale = Literal["linear", "log2"]
 BosState = Literal["stored", "computed"]
-Engine = Literal["torch", "onnx"]
 
 MOST_CROPS = {"template": 4, "overlap": 13}
 """Crops of the largest pictures, the whole picture included."""

@@ -15,19 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from edge_daemon.choices import WantedDevice, WantedPrecision
 from edge_daemon.errors import UnavailableError
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.cpu import cpuinfo_here, flags
 from edge_daemon.moondream.footprint import precision_of
+from edge_daemon.units import MIB
 
 if TYPE_CHECKING:
     import torch
 
 Device = Literal["cpu", "cuda", "mps"]
-WantedDevice = Literal["auto", "cpu", "cuda", "mps"]
-WantedPrecision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
-MIB = 1 << 20
 NATIVE = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from edge_daemon.choices import KvPrecision
 from edge_daemon.moondream.config import ModelConfig
 from edge_daemon.moondream.device import Choice, dtype_of
 from edge_daemon.moondream.model import Moondream
-
-KvPrecision = Literal["auto", "float32", "float16"]
 
 
 def open_chosen(

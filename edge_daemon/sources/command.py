@@ -38,8 +38,8 @@ _LOGIN = re.compile(r"(?<=://)\S+@")
 class CommandOptions:
     """How long it may take."""
 
-    open_timeout_s: float = 15.0
-    read_timeout_s: float = 10.0
+    open_timeout_s: float
+    read_timeout_s: float
 
 
 class Program:

@@ -39,14 +39,14 @@ class FolderOptions:
     """Which folder, which files in it, and when they are complete."""
 
     path: str
-    pattern: str | None = None
+    pattern: str | None
     """Shell pattern for file names, or for paths below the folder when it has a slash in it; None takes all."""
-    recursive: bool = True
-    poll: bool = False
+    recursive: bool
+    poll: bool
     """Do without inotify, for network mounts, where the kernel learns nothing of what others write."""
-    settle_s: float = 2.0
+    settle_s: float
     """A file is complete when its size and time have stood still for so long."""
-    rescan_s: float = 60.0
+    rescan_s: float
     """How often everything is looked through, for what inotify missed."""
 
 

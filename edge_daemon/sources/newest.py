@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Decode = Literal["auto", "keyframes", "all"]
+from edge_daemon.choices import Decode
 
 RARE_S = 4.0
 """Key frames that come less often do not show what happens; cameras send one every second or two by default."""

@@ -11,14 +11,13 @@ import socket
 import stat
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import av
 from av.container import InputContainer
 
 from edge_daemon import shown_address
-from edge_daemon.sources.newest import Decode
+from edge_daemon.choices import Decode, Transport
 from edge_daemon.sources.opening import QUICKLY, in_words, number_of
 
 _SWITCHED_ON = "the camera's stream is switched on"
@@ -30,13 +29,13 @@ class StreamOptions:
     """Where the stream is, and how it is read."""
 
     url: str = field(repr=False)
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    transport: Literal["tcp", "udp"] = "tcp"
-    decode: Decode = "auto"
-    open_timeout_s: float = 15.0
-    read_timeout_s: float = 10.0
-    max_side_px: int = 512
+    username: str | None
+    password: str | None = field(repr=False)
+    transport: Transport
+    decode: Decode
+    open_timeout_s: float
+    read_timeout_s: float
+    max_side_px: int
 
 
 class Stream:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import av
 from av.container import InputContainer
 
+from edge_daemon.choices import CameraFormat
 from edge_daemon.sources.opening import in_words, number_of
 
 _DEMUXER = "v4l2"
@@ -20,13 +20,13 @@ class V4l2Options:
     """Which device, and what is asked of it."""
 
     device: str
-    width_px: int = 640
-    height_px: int = 480
-    fps: float | None = None
-    format: Literal["auto", "mjpeg", "yuyv422", "h264"] = "auto"
-    open_timeout_s: float = 15.0
-    read_timeout_s: float = 10.0
-    max_side_px: int = 512
+    width_px: int
+    height_px: int
+    fps: float | None
+    format: CameraFormat
+    open_timeout_s: float
+    read_timeout_s: float
+    max_side_px: int
 
 
 class Device:

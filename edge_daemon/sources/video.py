@@ -15,11 +15,12 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from edge_daemon.choices import Decode
 from edge_daemon.messages import Frame, Problem
 from edge_daemon.sources import Daemon
 from edge_daemon.sources.developing import Developed, Developer
 from edge_daemon.sources.frames import frame_of
-from edge_daemon.sources.newest import Arrived, Decode, Group
+from edge_daemon.sources.newest import Arrived, Group
 from edge_daemon.sources.scaling import Scaler
 
 DECODER = f"FFmpeg {av.ffmpeg_version_info}, PyAV {av.__version__}"

@@ -19,7 +19,7 @@ LEFT_OUT = {
     "tests/unit/test_docs.py": SOURCE,
     "tests/unit/test_layers.py": SOURCE,
     "tests/unit/test_pins.py": SOURCE,
-    "tests/unit/test_unit_files.py": SOURCE,
+    "tests/unit/test_drop_in.py": SOURCE,
     "tests/unit/test_attached.py": HOST,
     "tests/unit/test_book.py": HOST,
     "tests/unit/test_readings.py": HOST,

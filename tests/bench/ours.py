@@ -10,8 +10,8 @@ from PIL import Image
 
 from edge_daemon.bench.measure import open_model
 from edge_daemon.bench.stages import caption as timed
+from edge_daemon.choices import WantedPrecision
 from edge_daemon.moondream.config import load_config
-from edge_daemon.moondream.device import WantedPrecision
 from tests.bench.turns import Turn, serve
 
 POSITIONS = 1024

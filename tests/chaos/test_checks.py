@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from edge_daemon.units import MIB
 from tests.chaos import checks
 from tests.chaos.checks import judge
 from tests.chaos.evidence import Done, Event, Evidence, Expected, Line, Sample
-
-MIB = 1 << 20
 
 
 def event(number: int, **changes: Any) -> Event:

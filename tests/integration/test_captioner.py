@@ -14,7 +14,7 @@ from typing import Literal
 
 import pytest
 
-from edge_daemon import rehearsal, supervisor
+from edge_daemon import rehearsal, restart_policy
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
 from edge_daemon.deaths import Witness
@@ -87,7 +87,7 @@ class Theatre:
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Theatre]:
     """Restarts come at once; whatever happens, no worker is left."""
-    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.01)
     made = Theatre(tmp_path)
     yield made
     assert made.alive() == []
@@ -147,14 +147,14 @@ async def test_a_rehearsal_tells_what_a_picture_takes(stage: Theatre) -> None:
     rehearsed_s = captioner.pace.interval_s
     assert rehearsed_s is not None
     assert rehearsed_s >= 8 * 0.4, "it takes this long to answer slowly"
-    assert captioner.pace.silence_s == supervisor.SHORTEST_SILENCE_S
+    assert captioner.pace.silence_s == restart_policy.SHORTEST_SILENCE_S
     await captioner.run(REQUEST)
     assert captioner.pace.interval_s < rehearsed_s, "a real picture counts more"
     await captioner.stop(60)
 
 
 async def test_the_longest_silence_sets_the_deadline(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 0.0)
+    monkeypatch.setattr(restart_policy, "SHORTEST_SILENCE_S", 0.0)
     captioner = stage.captioner(["ready", "answer slowly"], silence_s="auto")
     await captioner.run(REQUEST)
     interval_s = captioner.pace.interval_s
@@ -164,7 +164,7 @@ async def test_the_longest_silence_sets_the_deadline(stage: Theatre, monkeypatch
 
 
 async def test_a_worker_is_held_to_the_measured_deadline(stage: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SHORTEST_SILENCE_S", 1.0)
+    monkeypatch.setattr(restart_policy, "SHORTEST_SILENCE_S", 1.0)
     captioner = stage.captioner(["ready", "answer", "hang"], silence_s="auto")
     await captioner.run(REQUEST)
     with pytest.raises(ChildTimeout, match="sent nothing for 1 s and was killed"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge_daemon import capture, daemon, folder_capture, supervisor
+from edge_daemon import capture, daemon, folder_capture, restart_policy
 from edge_daemon.config import Config
 from edge_daemon.daemon import Daemon
 from edge_daemon.demo.broker import Broker
@@ -39,9 +39,9 @@ def config(tmp_path: Path, port: int, **model: object) -> Config:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children come again at once, and may be silent for a moment only."""
-    for module in (supervisor, folder_capture):
+    for module in (restart_policy, folder_capture):
         monkeypatch.setattr(module, "LONGEST_DELAY_S", 0.05)
-    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.02)
     for module in (capture, folder_capture):
         monkeypatch.setattr(module, "SILENCE_S", 1.0)
     monkeypatch.setattr(capture, "STOP_GRACE_S", 0.2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge_daemon import broken_files, capture, child, folder_capture, grabber_settings, marks
+from edge_daemon import broken_files, capture, child, folder_capture, grabber_settings, rounds
 from edge_daemon.child import Child
 from edge_daemon.errors import PictureError
 from edge_daemon.folder_capture import FolderCapture
@@ -81,7 +81,7 @@ async def test_of_many_broken_files_the_journal_has_a_sum_and_health_and_outbox_
 
 
 async def test_of_files_that_are_gone_nothing_is_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "KEPT", 10)
+    monkeypatch.setattr(rounds, "KEPT", 10)
     stays = watched.folder / "stays.jpg"
     stays.write_bytes(JPEG)
     for number in range(40):

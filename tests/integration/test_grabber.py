@@ -21,11 +21,11 @@ from PIL import Image
 
 from edge_daemon import messages, wire
 from edge_daemon.messages import FileKey, Frame, Idle, Next, Offer, Open, Opening, Problem, Wanted
+from edge_daemon.units import MIB
 from tests.bombs import jpeg_of_scans
-from tests.grabbers import COMMAND, DEADLINE_S, Grabber
+from tests.grabbers import COMMAND, DEADLINE_S, Grabber, settings_of
 from tests.hostile import SCENE, Hostile, encode, make, scene
 
-MIB = 1 << 20
 JPEG = encode(scene(), "JPEG", quality=95)
 
 
@@ -39,7 +39,8 @@ class FolderGrabber(Grabber):
         self.opened: list[FileKey] = []
         self.on_opening: Callable[[FileKey], None] = lambda file: None
         self.on_offer: Callable[[list[FileKey]], None] = lambda files: None
-        super().__init__({"type": "folder", "path": str(folder), "settle_s": 0.3, **options}, (*prefix, *COMMAND))
+        settings = settings_of(**{"type": "folder", "path": str(folder), "settle_s": 0.3, **options})
+        super().__init__(settings, (*prefix, *COMMAND))
         assert self.decoder
 
     def next(self, *, fresh: bool = False) -> Frame | Problem:
@@ -500,7 +501,7 @@ def test_it_dies_with_a_daemon_that_is_killed(folder: Path) -> None:
     ) as daemon:
         assert daemon.stdin is not None
         assert daemon.stdout is not None
-        daemon.stdin.write(opening({"type": "folder", "path": str(folder)}))
+        daemon.stdin.write(opening(settings_of(type="folder", path=str(folder))))
         daemon.stdin.flush()
         child = psutil.Process(int(daemon.stdout.readline()))
         daemon.kill()
@@ -522,7 +523,7 @@ def test_settings_that_nobody_knows_are_refused(folder: Path) -> None:
     pipe = subprocess.PIPE  # stdin stays open: the daemon is there
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=Path(__file__).parents[2]) as process:
         assert process.stdin is not None
-        process.stdin.write(opening({"type": "folder", "path": str(folder), "recursiv": True}))
+        process.stdin.write(opening(settings_of(type="folder", path=str(folder), recursiv=True)))
         process.stdin.flush()
         assert process.wait(DEADLINE_S) == 1
         assert process.stderr is not None

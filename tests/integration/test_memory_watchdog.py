@@ -17,12 +17,13 @@ from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.captioner import Captioner
 from edge_daemon.config import ModelConfig
 from edge_daemon.errors import ChildEnded
-from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, SMALLEST_ANSWER_POSITIONS, needs_from
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, SMALLEST_ANSWER_POSITIONS, needs_from
 from edge_daemon.memory_watchdog import MemoryWatchdog
 from edge_daemon.messages import Request, Task
 from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig
 from edge_daemon.readings import Files
 from edge_daemon.stages import MARGIN_BYTES, Stage
+from edge_daemon.units import MIB
 from tests.endless import never_end
 from tests.integration.paper_cgroup import PaperFiles
 from tests.integration.service import wait_for

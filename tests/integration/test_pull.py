@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from edge_daemon.demo import MODEL_DIR
+from edge_daemon.exit_codes import CONFIG, OK, UNAVAILABLE
 from edge_daemon.models.export import export
 from edge_daemon.models.store import Store
 from edge_daemon.moondream.config import load_config
@@ -28,7 +29,6 @@ from tests.integration.hub import COMMIT, REPOSITORY, Hub
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_this_is_a_secret"
 FILES = ("model.safetensors", "tokenizer.json", "config.json")
-OK, UNAVAILABLE, CONFIG = 0, 69, 78
 
 PROGRAM = """\
 import functools, json, sys

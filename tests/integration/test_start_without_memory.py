@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from edge_daemon.demo.broker import Broker
+from edge_daemon.units import MIB
 from tests.chaos.confinement import Memory, Missing
 from tests.chaos.deeds import HOG
 from tests.conftest import missing
 from tests.hostile import encode, scene
 from tests.integration.service import Service, running, subscribed, wait_for
-
-MIB = 1 << 20
 
 
 @pytest.fixture

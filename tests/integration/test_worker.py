@@ -23,9 +23,9 @@ from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.footprint import Footprint, footprint
 from edge_daemon.needs import needs_of
 from edge_daemon.pipe import Pipe
+from edge_daemon.units import MIB
 from edge_daemon.worker import Serving
 
-MIB = 1 << 20
 TASKS = [Task("caption", "caption", "short"), Task("count", "query", "How many shapes are there?")]
 Arguments = Callable[..., None]
 

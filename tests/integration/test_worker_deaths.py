@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import cli, supervisor
+from edge_daemon import exit_codes, restart_policy
 from edge_daemon.config import Config
 from edge_daemon.daemon import Daemon
 from edge_daemon.demo.scenes import sample_pictures
@@ -32,7 +32,7 @@ def test_the_service_ends_for_good_when_torch_cannot_be_imported(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     with running(Service(tmp_path, port=1)) as service:
         assert service.process is not None
-        assert service.process.wait(120) == cli.CONFIG, "the unit does not start it again after this"
+        assert service.process.wait(120) == exit_codes.CONFIG, "the unit does not start it again after this"
         log = service.log()
     assert "was ended by SIGILL" in log
     assert "the model cannot run here" in log
@@ -42,7 +42,7 @@ def test_the_service_ends_for_good_when_torch_cannot_be_imported(
 
 async def test_and_when_it_dies_of_every_first_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture is not blamed for it: the next torch will caption it."""
-    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(restart_policy, "FIRST_DELAY_S", 0.01)
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     sample_pictures(inbox, 1, 3)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.model_files import GRAPHS, INITIAL_KV
 from edge_daemon.models.export import export
 from edge_daemon.moondream.config import load_config
 
-Precision = Literal["float32", "float16", "int8"]
 
-
-def as_graphs(source: Path, target: Path, precision: Precision = "float32") -> Path:
+def as_graphs(source: Path, target: Path, precision: ExportPrecision = "float32") -> Path:
     """The model in `source`, as the eight graphs that a moonfile holds, in `target`."""
     exported = target.with_name(f"{target.name}.exported")
     export(source, exported, "onnx", precision)

@@ -23,9 +23,9 @@ from edge_daemon.bench import arithmetic, machine, report
 from edge_daemon.bench.limits import limit
 from edge_daemon.bench.random_model import SHAPES, write_random
 from edge_daemon.bench.stages import Run, caption
-from edge_daemon.cli import UNAVAILABLE, USAGE
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import draw, random_scene
+from edge_daemon.exit_codes import UNAVAILABLE, USAGE
 from edge_daemon.moondream import generate
 from edge_daemon.moondream.config import Mask, ModelConfig
 from edge_daemon.moondream.kv_cache import KVCache

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edge_daemon.choices import KvPrecision, WantedDevice, WantedPrecision
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, UnavailableError
@@ -22,8 +23,6 @@ from edge_daemon.moondream.device import (
     Choice,
     Machine,
     Room,
-    WantedDevice,
-    WantedPrecision,
     choose,
     decide,
     dtype_of,
@@ -33,7 +32,8 @@ from edge_daemon.moondream.device import (
 )
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
-from edge_daemon.moondream.opening import KvPrecision, open_chosen
+from edge_daemon.moondream.opening import open_chosen
+from edge_daemon.units import MIB
 from tests.model.checkpoints import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,7 +190,6 @@ def test_graphs_can_be_nothing_else(device: WantedDevice, precision: WantedPreci
 
 # -- float32 or int8, by the memory
 
-MIB = 1 << 20
 PI = "the board's free memory, less a reserve"
 
 

@@ -20,12 +20,13 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import ConfigError, ModelError, UnavailableError
 from edge_daemon.model_files import CONFIG, INITIAL_KV, TOKENIZER
 from edge_daemon.models.container import GRAPH_NAMES, REQUIRED
 from edge_daemon.models.export import export
-from edge_daemon.models.graphs import Precision, quantized
+from edge_daemon.models.graphs import quantized
 from edge_daemon.moondream.config import BosState, Mask, ModelConfig, load_config
 from edge_daemon.moondream.region import Region
 from edge_daemon.moondream.text import Text, masked
@@ -37,7 +38,7 @@ from tests.model.moonfiles import read_records
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = NDArray[np.generic]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+PRECISIONS: tuple[ExportPrecision, ...] = ("float32", "float16", "int8")
 KINDS: tuple[tuple[Mask, BosState], ...] = (("causal", "computed"), ("causal", "stored"), ("prefix", "stored"))
 TOLERANCE = {"float32": 4e-3, "float16": 1e-2, "int8": 0.15}
 """Largest difference, of the largest value. Inputs and outputs are float16 (5e-4); the tiny decoder's steep attention
@@ -85,12 +86,12 @@ class Exported:
         return torch.from_numpy(np.load(io.BytesIO(self.records[INITIAL_KV]))).float()
 
 
-def moonfile(directory: Path, out: Path, precision: Precision) -> dict[str, bytes]:
+def moonfile(directory: Path, out: Path, precision: ExportPrecision) -> dict[str, bytes]:
     export(directory, out, "moonfile", precision)
     return {record.name: record.read() for record in read_records(out)}
 
 
-def exported(directory: Path, out: Path, precision: Precision) -> Exported:
+def exported(directory: Path, out: Path, precision: ExportPrecision) -> Exported:
     config = load_config(directory)
     return Exported(config, moonfile(directory, out, precision), load_file(directory / "model.safetensors"))
 
@@ -262,7 +263,7 @@ def test_onnx_is_a_moonfile_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_safetensors_are_upstreams(tmp_path: Path, tiny: TinyFactory, precision: Precision) -> None:
+def test_safetensors_are_upstreams(tmp_path: Path, tiny: TinyFactory, precision: ExportPrecision) -> None:
     directory = tiny("overlap", "prefix", "computed", "log2")  # what no moonfile holds
     export(directory, tmp_path / "out", "safetensors", precision)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {CONFIG, TOKENIZER, "model.safetensors"}

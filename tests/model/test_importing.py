@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from edge_daemon import demo
+from edge_daemon.choices import Engine
 from edge_daemon.demo.evaluate import shrunk
 from edge_daemon.demo.language import short_caption
 from edge_daemon.demo.scenes import draw, random_scene
@@ -23,7 +24,7 @@ from edge_daemon.models.importing import import_source, verify
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.store import Progress, Store, sha256_of
 from edge_daemon.models.unpacked import Unpacked
-from edge_daemon.moondream.config import Engine, load_config
+from edge_daemon.moondream.config import load_config
 from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.model import Moondream
 from tests.model.conftest import PictureFactory

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.demo.scenes import sample_pictures
 from edge_daemon.errors import CaptionError, ModelError, UnavailableError
@@ -27,7 +28,7 @@ from edge_daemon.moondream.model import Answer, Moondream, open_parts
 from edge_daemon.moondream.onnx_parts import OnnxText
 from edge_daemon.moondream.parts import ManyTextsPart
 from tests.model.checkpoints import HALF_BILLION, write_model
-from tests.model.onnx_models import Precision, as_graphs
+from tests.model.onnx_models import as_graphs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -420,7 +421,7 @@ def full_width(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
-def test_the_footprint_is_an_upper_bound(full_width: Path, tmp_path: Path, precision: Precision) -> None:
+def test_the_footprint_is_an_upper_bound(full_width: Path, tmp_path: Path, precision: ExportPrecision) -> None:
     directory = as_graphs(full_width, tmp_path / "graphs", precision)
     positions = 1024
     command = [sys.executable, "-c", MEASURE, str(directory), str(positions)]

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edge_daemon import demo
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.errors import ModelError
 from edge_daemon.models.container import GRAPH_NAMES
 from edge_daemon.models.export import export
-from edge_daemon.models.graphs import Precision
 from edge_daemon.models.moonfile import import_moonfile
 from edge_daemon.models.proof import PICTURES, STEPS, Proof, prove, refuse_unproven
 from edge_daemon.models.store import silent
@@ -25,7 +25,7 @@ from edge_daemon.models.unpacked import unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+PRECISIONS: tuple[ExportPrecision, ...] = ("float32", "float16", "int8")
 HEADS, HEAD_DIM = 4, 32
 Tensors = dict[str, Tensor]
 """demo-shapes."""

@@ -19,10 +19,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import load_file
 
 from edge_daemon import demo
+from edge_daemon.choices import ExportPrecision
 from edge_daemon.errors import ModelError
 from edge_daemon.model_files import INITIAL_KV
 from edge_daemon.models.export import export
-from edge_daemon.models.graphs import Precision
 from edge_daemon.models.matrices import unpacked
 from edge_daemon.models.store import silent
 from edge_daemon.models.survey import survey
@@ -59,11 +59,11 @@ def model(request: pytest.FixtureRequest, tiny: TinyFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Precision], Path]:
+def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[ExportPrecision], Path]:
     """Our own graphs of the model, made once at each precision."""
     root = tmp_path_factory.mktemp("exported")
 
-    def directory(precision: Precision) -> Path:
+    def directory(precision: ExportPrecision) -> Path:
         if not (root / precision).exists():
             export(model, root / precision, "onnx", precision)
         return root / precision
@@ -72,7 +72,7 @@ def exported(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.fixture
-def graphs(exported: Callable[[Precision], Path], tmp_path: Path) -> Callable[[Precision], Path]:
+def graphs(exported: Callable[[ExportPrecision], Path], tmp_path: Path) -> Callable[[ExportPrecision], Path]:
     """A copy of the graphs to be rewritten."""
     return lambda precision: Path(shutil.copytree(exported(precision), tmp_path / "graphs"))
 
@@ -151,7 +151,7 @@ EXACT: dict[str, Rewrite] = {
 }
 
 
-def test_the_variants_are_what_they_say(graphs: Callable[[Precision], Path]) -> None:
+def test_the_variants_are_what_they_say(graphs: Callable[[ExportPrecision], Path]) -> None:
     """What recovery must cope with is there: a rewrite that changes nothing would test nothing."""
     directory = graphs("int8")
     optimized("extended", directory)
@@ -172,7 +172,7 @@ def operators(directory: Path) -> set[str]:
 
 @pytest.mark.parametrize("variant", EXACT)
 def test_float32_graphs_give_the_original_numbers(
-    model: Path, graphs: Callable[[Precision], Path], variant: str
+    model: Path, graphs: Callable[[ExportPrecision], Path], variant: str
 ) -> None:
     directory = graphs("float32")
     EXACT[variant](directory)
@@ -189,7 +189,7 @@ def test_every_opset(tiny: TinyFactory, tmp_path: Path, version: int) -> None:
 
 @pytest.mark.parametrize("variant", ["as exported", "optimized all"])
 def test_float16_weights_give_the_rounded_numbers(
-    model: Path, graphs: Callable[[Precision], Path], variant: str
+    model: Path, graphs: Callable[[ExportPrecision], Path], variant: str
 ) -> None:
     directory = graphs("float16")
     EXACT[variant](directory)
@@ -202,7 +202,7 @@ def test_float16_weights_give_the_rounded_numbers(
 
 @pytest.mark.parametrize("level", [None, "all"])
 def test_graphs_that_compute_in_float16_give_the_rounded_numbers(
-    model: Path, graphs: Callable[[Precision], Path], level: str | None
+    model: Path, graphs: Callable[[ExportPrecision], Path], level: str | None
 ) -> None:
     directory = graphs("float32")
     variants.rewrite(directory, variants.in_float16)
@@ -246,7 +246,7 @@ def check_quantized(model: Path, directory: Path, rewrite: Rewrite) -> None:
 
 @pytest.mark.parametrize("variant", ["as exported", "renamed", "optimized extended", "optimized all"])
 def test_our_int8_graphs_give_the_dequantized_numbers(
-    model: Path, graphs: Callable[[Precision], Path], variant: str
+    model: Path, graphs: Callable[[ExportPrecision], Path], variant: str
 ) -> None:
     directory = graphs("int8")
     wanted = original(model) | dequantized(directory)
@@ -267,7 +267,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("level", [None, "all"])
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_dynamic_quantization_by_onnx_runtime(
-    model: Path, graphs: Callable[[Precision], Path], kind: str, level: str | None
+    model: Path, graphs: Callable[[ExportPrecision], Path], kind: str, level: str | None
 ) -> None:
     directory = graphs("float32")
     for path in variants.graphs_in(directory):
@@ -276,7 +276,9 @@ def test_dynamic_quantization_by_onnx_runtime(
 
 
 @pytest.mark.parametrize("level", [None, "extended"])
-def test_float16_around_integer_products(model: Path, graphs: Callable[[Precision], Path], level: str | None) -> None:
+def test_float16_around_integer_products(
+    model: Path, graphs: Callable[[ExportPrecision], Path], level: str | None
+) -> None:
     """As the published file is said to be: 8-bit weights, everything else in float16."""
     directory = graphs("float32")
     for path in variants.graphs_in(directory):
@@ -297,7 +299,7 @@ def test_gelu_by_erf_is_left_to_the_proof(tiny: TinyFactory, tmp_path: Path) -> 
     assert_equal(recovered(tmp_path / "graphs"), original(model))
 
 
-def test_gemm_is_quantized_too(model: Path, graphs: Callable[[Precision], Path]) -> None:
+def test_gemm_is_quantized_too(model: Path, graphs: Callable[[ExportPrecision], Path]) -> None:
     """The quantizer takes Gemm apart again, with reshapes between the product and its bias."""
     directory = graphs("float32")
     variants.rewrite(directory, variants.gemm)
@@ -314,7 +316,7 @@ def test_gemm_is_quantized_too(model: Path, graphs: Callable[[Precision], Path])
 
 @pytest.mark.parametrize(("bits", "block", "zeros"), BLOCKS)
 def test_blocks_of_few_bits(
-    model: Path, graphs: Callable[[Precision], Path], bits: int, block: int, zeros: str
+    model: Path, graphs: Callable[[ExportPrecision], Path], bits: int, block: int, zeros: str
 ) -> None:
     directory = graphs("float32")
     variants.rewrite(directory, variants.nbits(bits, block, zeros=zeros))
@@ -358,7 +360,7 @@ def test_blocks_are_unpacked_as_onnx_runtime_unpacks_them(bits: int, block: int,
 # ---- the shape of the model -----------------------------------------------------------------------------
 
 
-def test_the_shape_of_the_model_is_read_off_the_graphs(model: Path, graphs: Callable[[Precision], Path]) -> None:
+def test_the_shape_of_the_model_is_read_off_the_graphs(model: Path, graphs: Callable[[ExportPrecision], Path]) -> None:
     directory = graphs("int8")
     found, config = survey(directory, np.load(directory / INITIAL_KV), silent), load_config(model)
     assert found.vision == config.vision

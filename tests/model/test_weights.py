@@ -23,6 +23,7 @@ from edge_daemon.moondream.generate import Sampling
 from edge_daemon.moondream.linear import PackedLinear
 from edge_daemon.moondream.model import Moondream
 from edge_daemon.moondream.weights import Weights
+from edge_daemon.units import MIB
 from tests.model.checkpoints import (
     HALF_BILLION,
     modules_of,
@@ -38,8 +39,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TinyFactory = Callable[..., Path]
 PictureFactory = Callable[..., Image.Image]
-
-MIB = 1 << 20
 
 
 # -- one copy of everything large

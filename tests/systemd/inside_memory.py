@@ -22,11 +22,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from edge_daemon.bench.random_model import SHAPES, write_random
-from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, Needs
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, Needs
 from edge_daemon.moondream.config import Templates, TextConfig, Tokens, VisionConfig, load_config
 from edge_daemon.moondream.footprint import footprint
 from edge_daemon.needs import needs_of
 from edge_daemon.stages import IN_WORDS
+from edge_daemon.units import MIB
 from tests.endless import never_end
 from tests.integration.service import subscribed, wait_for
 from tests.systemd import inside_service

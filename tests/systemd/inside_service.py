@@ -19,7 +19,7 @@ from typing import Any
 import jsonschema
 import psutil
 
-from edge_daemon import cli
+from edge_daemon import exit_codes
 from edge_daemon.clock import kernel_says
 from edge_daemon.demo import scenes
 from tests.integration.service import BASE, NODE, PATIENCE_S, Heard, Subscriber, subscribed, wait_for
@@ -272,7 +272,7 @@ def broken_configuration(machine: Machine) -> None:
     CONFIG.write_text("\n".join(lines).replace("settle_s", "setle_s"))
     run("systemctl", "start", UNIT, check=False)
     outcome = [show(name) for name in ("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts")]
-    assert outcome == ["failed", "failed", "exit-code", str(cli.CONFIG), "0"], outcome
+    assert outcome == ["failed", "failed", "exit-code", str(exit_codes.CONFIG), "0"], outcome
     assert f"{CONFIG}:{line}:5: sources.inbox.setle_s" in journal(), "the journal does not name the place"
 
 

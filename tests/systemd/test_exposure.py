@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import config, unit_files
+from edge_daemon import config, drop_in
 from tests.systemd.test_unit import MOST_EXPOSED, UNIT, analyze, verify
 
 CAMERAS = {
@@ -16,24 +16,24 @@ CAMERAS = {
     "csi": {"type": "picamera"},
     "inbox": {"type": "folder", "path": "/home/pi/pictures"},
 }
-STRICT = unit_files.Found(
+STRICT = drop_in.Found(
     credentials=("mqtt-password",),
     groups={Path("/home/pi/pictures"): "pi"},
-    reaches=[unit_files.Reach("mqtt.host", ("192.168.1.5",))],
+    reaches=[drop_in.Reach("mqtt.host", ("192.168.1.5",))],
 )
 
 
-def drop_in(sources: dict[str, dict[str, str]], found: unit_files.Found) -> str:
+def rendered(sources: dict[str, dict[str, str]], found: drop_in.Found) -> str:
     settings = config.Config.model_validate({"sources": sources, "state_dir": "/mnt/ssd"})
-    return unit_files.drop_in(settings, found, "the test")
+    return drop_in.text_of(settings, found, "the test")
 
 
 FOLDER = {"inbox": {"type": "folder", "path": "/srv/pictures"}}
 UNITS = {
     "as it is": "",
-    "strict, a folder": drop_in(FOLDER, STRICT),
-    "open, all kinds of cameras": drop_in(CAMERAS, unit_files.Found()),
-    "strict, all kinds of cameras": drop_in(CAMERAS, STRICT),
+    "strict, a folder": rendered(FOLDER, STRICT),
+    "open, all kinds of cameras": rendered(CAMERAS, drop_in.Found()),
+    "strict, all kinds of cameras": rendered(CAMERAS, STRICT),
 }
 
 

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import capture, child, cli, config, daemon, grabber, subcommand, supervisor, visit, worker
+from edge_daemon import (
+    capture,
+    child,
+    cli,
+    config,
+    daemon,
+    exit_codes,
+    grabber,
+    restart_policy,
+    subcommand,
+    visit,
+    worker,
+)
 from tests.conftest import missing
 
 UNIT = Path(__file__).parents[2] / "systemd/edge-daemon.service"
@@ -73,7 +85,7 @@ def test_its_command_is_one_that_the_program_knows(unit: dict[str, list[str]]) -
     program, *arguments = unit["ExecStart"][0].split()
     assert program == PROGRAM
     parsed = cli.parser().parse_args(arguments)
-    assert (parsed.command, str(parsed.config)) == (cli.run, subcommand.DEFAULT_CONFIG)
+    assert (parsed.command, parsed.config) == (cli.run, subcommand.DEFAULT_CONFIG)
 
 
 def test_its_state_directory_is_the_daemons(unit: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +103,8 @@ def test_a_stop_has_time_for_all_graces(unit: dict[str, list[str]]) -> None:
 
 
 def test_a_start_has_time_for_the_daemon_to_give_up_by_itself(unit: dict[str, list[str]]) -> None:
-    tries = supervisor.HOPELESS_DEATHS
-    longest_s = tries * (MODEL.start_timeout_s + child.REAP_S + supervisor.FIRST_DELAY_S) + daemon.DRAIN_S
+    tries = restart_policy.HOPELESS_DEATHS
+    longest_s = tries * (MODEL.start_timeout_s + child.REAP_S + restart_policy.FIRST_DELAY_S) + daemon.DRAIN_S
     assert seconds(unit["TimeoutStartSec"]) > longest_s
 
 
@@ -103,7 +115,7 @@ def test_the_watchdog_is_fed_several_times_before_it_bites(unit: dict[str, list[
 def test_it_starts_again_after_everything_but_a_wrong_configuration(unit: dict[str, list[str]]) -> None:
     assert unit["Restart"] == ["always"]
     assert unit["StartLimitIntervalSec"] == ["0"]
-    assert unit["RestartPreventExitStatus"] == [str(cli.CONFIG)]
+    assert unit["RestartPreventExitStatus"] == [str(exit_codes.CONFIG)]
 
 
 def test_its_children_die_before_it_and_it_lives_on(unit: dict[str, list[str]]) -> None:

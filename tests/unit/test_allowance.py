@@ -7,9 +7,10 @@ from dataclasses import replace
 from edge_daemon import memory
 from edge_daemon.allowance import OOM_LESS, Allowance
 from edge_daemon.cgroup import Level
-from edge_daemon.memory import CGROUP_RESERVE_BYTES, MIB, RESERVE_BYTES, Needs
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, Needs
 from edge_daemon.readings import Reading
-from edge_daemon.supervisor import GOOD_TIME_S
+from edge_daemon.restart_policy import GOOD_TIME_S
+from edge_daemon.units import MIB
 
 NEEDS = Needs(100 * MIB, 0, 300 * MIB, 0, 0, MIB, 10, 100)
 """458 MiB with the shortest cache."""

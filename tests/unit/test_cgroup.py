@@ -8,8 +8,8 @@ import pytest
 
 from edge_daemon import cgroup
 from edge_daemon.cgroup import Level
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 MOST = 64 << 30
 SERVICE = "system.slice/edge-daemon.service"
 IN_SERVICE = f"0::/{SERVICE}"

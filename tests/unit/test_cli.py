@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import __version__, cli
+from edge_daemon import __version__, cli, exit_codes
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import (
     BudgetError,
@@ -46,7 +46,7 @@ def edge_daemon(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def test_check_config_says_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check-config", "-c", str(file)]) == cli.OK
+    assert cli.main(["check-config", "-c", str(file)]) == exit_codes.OK
     output = capsys.readouterr().out
     assert output.startswith(f"{file}: good\n")
     assert "broker.local:1883" in output
@@ -54,7 +54,7 @@ def test_check_config_says_what_would_run(file: Path, capsys: pytest.CaptureFixt
 
 
 def test_check_config_prints_everything_but_secrets(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["check-config", "--json", "-c", str(file)]) == cli.OK
+    assert cli.main(["check-config", "--json", "-c", str(file)]) == exit_codes.OK
     output = capsys.readouterr().out
     document = json.loads(output)
     assert document["sources"]["porch"]["settle_s"] == 2.0
@@ -65,7 +65,7 @@ def test_check_config_prints_everything_but_secrets(file: Path, capsys: pytest.C
 @pytest.mark.parametrize("command", ["check-config", "run"])
 def test_a_wrong_configuration_is_78(file: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     file.write_text(CONFIG.replace("node", "nod"))
-    assert cli.main([command, "-c", str(file)]) == cli.CONFIG == 78
+    assert cli.main([command, "-c", str(file)]) == exit_codes.CONFIG == 78
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (f"edge-daemon: {file}:1:1: nod: value 'shed': unknown key; did you mean 'node'?\n")
@@ -73,7 +73,7 @@ def test_a_wrong_configuration_is_78(file: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("command", ["check-config", "run"])
 def test_a_missing_configuration_is_78(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert cli.main([command, "-c", str(tmp_path / "none.yaml")]) == cli.CONFIG
+    assert cli.main([command, "-c", str(tmp_path / "none.yaml")]) == exit_codes.CONFIG
     assert capsys.readouterr().err == f"edge-daemon: {tmp_path}/none.yaml: cannot be read: No such file or directory\n"
 
 
@@ -81,7 +81,7 @@ def test_an_unknown_model_is_told_with_those_there_are(file: Path) -> None:
     """In a process of its own: `run` sets up the log of the whole process."""
     file.write_text(f"model: {{name: moondream-9b}}\nstate_dir: {file.parent}\n{CONFIG}")
     done = edge_daemon("run", "-c", str(file))
-    assert done.returncode == cli.CONFIG
+    assert done.returncode == exit_codes.CONFIG
     assert done.stderr.startswith(f"edge-daemon: {file}: model.name: model 'moondream-9b': ")
     assert "models here: demo-shapes" in done.stderr
     assert "Traceback" not in done.stderr
@@ -89,7 +89,7 @@ def test_an_unknown_model_is_told_with_those_there_are(file: Path) -> None:
 
 def test_the_configuration_may_be_named_by_the_environment(file: Path) -> None:
     done = edge_daemon("check-config", EDGE_DAEMON_CONFIG=str(file))
-    assert done.returncode == cli.OK
+    assert done.returncode == exit_codes.OK
     assert done.stdout.startswith(f"{file}: good\n")
     assert f"default: {file}" in edge_daemon("run", "--help", EDGE_DAEMON_CONFIG=str(file), COLUMNS="200").stdout
 
@@ -101,14 +101,14 @@ def test_a_reader_who_leaves_is_no_error(file: Path) -> None:
     argv = [sys.executable, "-u", "-m", "edge_daemon", "check-config", "--json", "-c", str(file)]
     done = subprocess.run(argv, stdout=childs, stderr=subprocess.PIPE, check=False)
     os.close(childs)
-    assert (done.returncode, done.stderr) == (cli.OK, b"")
+    assert (done.returncode, done.stderr) == (exit_codes.OK, b"")
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--fast"], ["caption"], ["check-config", "-c"]])
 def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == cli.USAGE == 2
+    assert caught.value.code == exit_codes.USAGE == 2
     assert "usage: edge-daemon" in capsys.readouterr().err
 
 
@@ -127,12 +127,12 @@ def test_a_senseless_number_or_word_is_wrong_usage(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == cli.USAGE
+    assert caught.value.code == exit_codes.USAGE
     assert words in capsys.readouterr().err
 
 
 def test_a_length_that_the_model_does_not_have_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["caption", "a.jpg", "b.jpg", "--length", "long"]) == cli.UNAVAILABLE
+    assert cli.main(["caption", "a.jpg", "b.jpg", "--length", "long"]) == exit_codes.UNAVAILABLE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "edge-daemon: demo-shapes has no 'long' caption; it has: short, normal\n"
@@ -143,7 +143,7 @@ def test_help_teaches_every_command(command: str, capsys: pytest.CaptureFixture[
     for arguments in (["--help"], [command, "--help"]):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
-        assert caught.value.code == cli.OK
+        assert caught.value.code == exit_codes.OK
     output = capsys.readouterr().out
     assert re.search(rf"^    {command}\b", output, re.MULTILINE)
     assert f"usage: edge-daemon {command}" in output
@@ -154,13 +154,14 @@ def test_the_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     words = capsys.readouterr().out.split()
-    assert {str(code) for code in (cli.OK, cli.UNEXPECTED, cli.USAGE, cli.UNAVAILABLE, cli.CONFIG)} <= set(words)
+    codes = (value for name, value in vars(exit_codes).items() if name.isupper())
+    assert set(map(str, codes)) <= set(words)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
-    assert caught.value.code == cli.OK
+    assert caught.value.code == exit_codes.OK
     assert capsys.readouterr().out == f"edge-daemon {__version__}\n"
 
 
@@ -224,7 +225,7 @@ def check(file: Path, model: str) -> subprocess.CompletedProcess[str]:
 def test_check_config_refuses_a_length_that_the_model_has_not(file: Path) -> None:
     file.write_text(CONFIG.replace("type: folder", "type: folder, caption: long"))
     done = edge_daemon("check-config", "-c", str(file))
-    assert done.returncode == cli.CONFIG
+    assert done.returncode == exit_codes.CONFIG
     assert re.search(
         r":3:\d+: sources\.\w+\.caption: value 'long': demo-shapes has no such caption; it has: short, n", done.stderr
     )
@@ -233,7 +234,7 @@ def test_check_config_refuses_a_length_that_the_model_has_not(file: Path) -> Non
 def test_check_config_says_which_variant_would_run_and_why(file: Path) -> None:
     install(file.parent, "moondream-0.5b", 10_000_000)
     done = check(file, "name: moondream")
-    assert done.returncode == cli.OK, done.stderr
+    assert done.returncode == exit_codes.OK, done.stderr
     assert re.search(r"  model moondream-0\.5b: moondream-0\.5b needs \d+ MiB; .*moondream-2b is not inst", done.stdout)
     install(file.parent, "moondream-2b", 1 << 50)
     done = check(file, "name: moondream, memory_limit_mib: 2000")
@@ -246,7 +247,7 @@ def test_check_config_says_which_variant_would_run_and_why(file: Path) -> None:
 def test_no_variant_at_all_is_78(file: Path, command: str) -> None:
     file.write_text(f"model: {{name: moondream}}\nstate_dir: {file.parent}\n{CONFIG}")
     done = edge_daemon(command, "-c", str(file))
-    assert done.returncode == cli.CONFIG
+    assert done.returncode == exit_codes.CONFIG
     assert done.stderr == (
         f"edge-daemon: {file}: model.name: no variant of moondream is installed: "
         f"edge-daemon model pull moondream-0.5b\n"
@@ -257,7 +258,7 @@ def test_no_variant_at_all_is_78(file: Path, command: str) -> None:
 def test_cpu_and_another_device_contradict_each_other(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--cpu", "--device", "cuda"])
-    assert caught.value.code == cli.USAGE
+    assert caught.value.code == exit_codes.USAGE
     assert "not allowed with argument --cpu" in capsys.readouterr().err
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 
 from edge_daemon.errors import PictureError
 from edge_daemon.sources.jpeg_stream import BETWEEN_BYTES, JpegSplitter
+from edge_daemon.units import MIB
 from tests.cameras import jpeg, program, scenes
 from tests.grabbers import ALIKE, DEADLINE_S, CameraGrabber, difference
 
 SCENES = scenes(3)
-MIB = 1 << 20
 
 
 def runner(command: Sequence[str], **settings: object) -> CameraGrabber:

@@ -11,8 +11,8 @@ from edge_daemon.cgroup import Level
 from edge_daemon.child import exit_in_words
 from edge_daemon.deaths import Witness
 from edge_daemon.readings import Files, Reading
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 LAST = Reading(1950 * MIB, 40 * MIB, Level(2000 * MIB, 1990 * MIB), None)
 ROOMY = Reading(1950 * MIB, 900 * MIB, None, None)
 

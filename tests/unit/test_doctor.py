@@ -13,15 +13,15 @@ from typing import NoReturn
 
 import pytest
 
-from edge_daemon import cli, subcommand
+from edge_daemon import cli, exit_codes, subcommand
 from edge_daemon.clock import Clock
 from edge_daemon.config import Config
 from edge_daemon.doctor import board, capacity, command, disk, packages, processor, screen, unit, warmth
 from edge_daemon.doctor.checkup import Check, examine
 from edge_daemon.doctor.finding import Finding, exit_code, ok, problem, skipped, warning
 from edge_daemon.doctor.subject import Account, Places, Subject, Unit, account_of
-from edge_daemon.memory import MIB
 from edge_daemon.thermal import Reading
+from edge_daemon.units import MIB
 from tests.boards import Board
 
 PI_4 = (
@@ -83,7 +83,7 @@ def test_a_check_that_fails_in_itself_is_told_of(subject: Subject) -> None:
 
 
 def test_a_configuration_that_nobody_named_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setattr(subcommand, "DEFAULT_CONFIG", tmp_path / "config.yaml")
     assert command.configuration(tmp_path / "config.yaml")[0].state == "warning"
     assert command.configuration(tmp_path / "other.yaml")[0].state == "problem"
 
@@ -94,7 +94,7 @@ def test_a_configuration_that_cannot_be_read_in_time(
     """Opening a pipe that nobody writes to waits for ever, as a network mount without its server does."""
     os.mkfifo(tmp_path / "config.yaml")
     monkeypatch.setattr(command, "READ_S", 0.2)
-    assert cli.main(["doctor", "-c", str(tmp_path / "config.yaml")]) == cli.UNAVAILABLE
+    assert cli.main(["doctor", "-c", str(tmp_path / "config.yaml")]) == exit_codes.UNAVAILABLE
     assert "config.yaml could not be read within 0.2 s" in capsys.readouterr().err
     writer = os.open(tmp_path / "config.yaml", os.O_WRONLY)  # let the thread go
     os.close(writer)

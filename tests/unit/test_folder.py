@@ -67,6 +67,9 @@ class Interrupter(Recorder):
             self.happens()
 
 
+OPTIONS = FolderOptions("", pattern=None, recursive=True, poll=False, settle_s=2.0, rescan_s=60.0)
+
+
 class NothingLeft(Exception):
     """Raised to leave a source that waits for files."""
 
@@ -81,7 +84,7 @@ def old(path: Path, data: bytes = JPEG, age_s: float = 3600.0) -> Path:
 
 
 def source_of(path: Path, **options: object) -> FolderSource:
-    chosen = replace(FolderOptions(str(path)), **options)  # type: ignore[arg-type]
+    chosen = replace(OPTIONS, path=str(path), **options)  # type: ignore[arg-type]
     return FolderSource(chosen, Limits(), PillowDecoder())
 
 
@@ -306,7 +309,7 @@ def test_a_file_that_is_replaced_before_it_is_read_waits_and_comes_as_what_it_is
 
 def test_a_file_that_is_deleted_while_it_is_decoded_is_delivered(tmp_path: Path) -> None:
     path = old(tmp_path / "a.jpg")
-    source = FolderSource(FolderOptions(str(tmp_path)), Limits(), Meddler(path.unlink))
+    source = FolderSource(replace(OPTIONS, path=str(tmp_path)), Limits(), Meddler(path.unlink))
     assert isinstance(source.next(Recorder()), Frame)
 
 

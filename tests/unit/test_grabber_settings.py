@@ -9,8 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from edge_daemon import grabber_settings
-from edge_daemon.grabber_settings import MIB
 from edge_daemon.source_config import SourceConfig, TaggedSource
+from edge_daemon.units import MIB
 
 SECRET = "hush-hush"
 TIMES = {"open_timeout_s": 20.0, "read_timeout_s": 4.0}

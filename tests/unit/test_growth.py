@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_daemon.growth import RECYCLE_EVERY_S, SETTLING, WINDOW, Growth
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 FIRST = SETTLING + WINDOW
 
 

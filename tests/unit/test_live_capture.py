@@ -9,8 +9,8 @@ import pytest
 
 from edge_daemon.errors import ChildDied, PictureError
 from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
+from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import CommandConfig
-from edge_daemon.supervisor import RestartPolicy
 
 
 def capture(**keys: Any) -> LiveCapture:

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from edge_daemon import memory
 from edge_daemon.cgroup import Level
 from edge_daemon.errors import BudgetError
-from edge_daemon.memory import (
-    CGROUP_RESERVE_BYTES,
-    MIB,
-    RESERVE_BYTES,
-    SMALLEST_ANSWER_POSITIONS,
-    Budget,
-    Limits,
-    Needs,
-)
+from edge_daemon.memory import CGROUP_RESERVE_BYTES, RESERVE_BYTES, SMALLEST_ANSWER_POSITIONS, Budget, Limits, Needs
+from edge_daemon.units import MIB
 
 SIZES = st.integers(0, 16 << 30)
 NEEDS = st.builds(

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from edge_daemon import cli, memory
+from edge_daemon import cli, exit_codes, memory
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.model_commands import Bar, name_of
 from edge_daemon.models.catalogue import CATALOGUE, RemoteFile, artefact
 from edge_daemon.models.inventory import inventory, memory_of
 from edge_daemon.models.store import Store
+from edge_daemon.units import MIB
 
 ROOT = Path(__file__).parents[2]
-MIB = 1 << 20
 COMMANDS = ["list", "pull", "import", "verify", "remove", "export"]
 
 
@@ -38,7 +38,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def weights(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """The built-in model as safetensors in upstream's layout."""
     out = tmp_path / "weights"
-    assert cli.main(["model", "export", "demo-shapes", str(out), "--format", "safetensors"]) == cli.OK
+    assert cli.main(["model", "export", "demo-shapes", str(out), "--format", "safetensors"]) == exit_codes.OK
     assert capsys.readouterr().out == f"{out}: demo-shapes as safetensors\n"
     return out
 
@@ -52,7 +52,7 @@ def board(mib: int) -> memory.Budget:
 
 
 def test_an_empty_store(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", "list"]) == cli.OK
+    assert cli.main(["model", "list"]) == exit_codes.OK
     output = capsys.readouterr().out
     assert output.startswith(f"in {state}/models:\n  nothing yet\nbuilt in:\n  demo-shapes: 9 MiB, engine torch\n")
     for known in CATALOGUE:
@@ -61,7 +61,7 @@ def test_an_empty_store(state: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_list_as_json(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", "list", "--json"]) == cli.OK
+    assert cli.main(["model", "list", "--json"]) == exit_codes.OK
     document = json.loads(capsys.readouterr().out)
     assert document["installed"] == []
     assert [model["name"] for model in document["built_in"]] == ["demo-shapes"]
@@ -146,7 +146,7 @@ def test_an_unknown_size_is_not_made_up(state: Path, capsys: pytest.CaptureFixtu
 def test_a_damaged_model_is_listed_with_the_reason(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (state / "models" / "broken").mkdir(parents=True)
     (state / "models" / "broken" / "config.json").write_text('{"name": "broken"}')
-    assert cli.main(["model", "list"]) == cli.OK
+    assert cli.main(["model", "list"]) == exit_codes.OK
     output = capsys.readouterr().out
     assert "  broken: 0 MiB, engine torch\n    memory: DOES NOT FIT: it cannot be used: " in output
     assert "missing key 'vision'" in output
@@ -157,53 +157,53 @@ def test_a_damaged_model_is_listed_with_the_reason(state: Path, capsys: pytest.C
 
 def test_from_import_to_removal(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = state / "models" / "mine"
-    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.OK
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == exit_codes.OK
     captured = capsys.readouterr()
     assert captured.out.startswith(f"mine: 9 MiB in {directory}, engine torch\n")
     assert captured.out.endswith("try it: edge-daemon caption PICTURE --model mine\n")
     assert captured.err == ""  # no bar where nobody looks
 
-    assert cli.main(["model", "list"]) == cli.OK
+    assert cli.main(["model", "list"]) == exit_codes.OK
     assert "  mine: 9 MiB, engine torch, from weights\n" in capsys.readouterr().out
 
-    assert cli.main(["model", "verify", "mine", "--json"]) == cli.OK
+    assert cli.main(["model", "verify", "mine", "--json"]) == exit_codes.OK
     assert json.loads(capsys.readouterr().out)["files"] == ["model.safetensors", "tokenizer.json"]
 
-    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.UNAVAILABLE
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == exit_codes.UNAVAILABLE
     assert "mine exists: choose another name (--name), or add --replace" in capsys.readouterr().err
-    assert cli.main(["model", "import", str(weights), "--name", "mine", "--replace", "--json"]) == cli.OK
+    assert cli.main(["model", "import", str(weights), "--name", "mine", "--replace", "--json"]) == exit_codes.OK
     assert json.loads(capsys.readouterr().out)["directory"] == str(directory)
 
-    assert cli.main(["model", "remove", "mine"]) == cli.OK
+    assert cli.main(["model", "remove", "mine"]) == exit_codes.OK
     assert capsys.readouterr().out == "mine: removed, 9 MiB freed\n"
-    assert cli.main(["model", "remove", "mine"]) == cli.UNAVAILABLE
+    assert cli.main(["model", "remove", "mine"]) == exit_codes.UNAVAILABLE
     assert "no model 'mine'" in capsys.readouterr().err
 
 
 def test_import_to_a_directory(state: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "there" / "my-model"
-    assert cli.main(["model", "import", str(weights / "model.safetensors"), "--to", str(target)]) == cli.OK
+    assert cli.main(["model", "import", str(weights / "model.safetensors"), "--to", str(target)]) == exit_codes.OK
     assert f"try it: edge-daemon caption PICTURE --model {target}\n" in capsys.readouterr().out
     assert sorted(path.name for path in target.parent.iterdir()) == ["my-model"]
     assert json.loads((target / "config.json").read_text())["name"] == "my-model"
     assert not state.exists()
-    assert cli.main(["model", "verify", str(target)]) == cli.OK
+    assert cli.main(["model", "verify", str(target)]) == exit_codes.OK
     assert capsys.readouterr().out.startswith(f"{target}: 2 files are unchanged since the import\n")
 
 
 def test_verify_finds_a_changed_file(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == cli.OK
+    assert cli.main(["model", "import", str(weights), "--name", "mine"]) == exit_codes.OK
     changed = state / "models" / "mine" / "model.safetensors"
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1
     changed.write_bytes(content)
     capsys.readouterr()
-    assert cli.main(["model", "verify", "mine"]) == cli.UNAVAILABLE
+    assert cli.main(["model", "verify", "mine"]) == exit_codes.UNAVAILABLE
     assert f"{changed}: sha256 " in capsys.readouterr().err
 
 
 def test_the_default_name_is_the_files(state: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", "import", str(weights)]) == cli.OK
+    assert cli.main(["model", "import", str(weights)]) == exit_codes.OK
     assert Store(state).names() == ["weights"]
 
 
@@ -223,14 +223,14 @@ def test_names_of_sources(source: str, name: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["verify", "nothing"], ["export", "nothing", "out", "--format", "onnx"]])
 def test_a_model_that_is_not_there(state: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", *arguments]) == cli.UNAVAILABLE
+    assert cli.main(["model", *arguments]) == exit_codes.UNAVAILABLE
     assert "model 'nothing': " in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["model", "import", str(tmp_path / "none.safetensors")]) == cli.UNAVAILABLE
+    assert cli.main(["model", "import", str(tmp_path / "none.safetensors")]) == exit_codes.UNAVAILABLE
     assert f"{tmp_path}/none.safetensors: no such file or directory" in capsys.readouterr().err
-    assert cli.main(["model", "import", str(tmp_path / "none.safetensors"), "--name", "a/b"]) == cli.CONFIG
+    assert cli.main(["model", "import", str(tmp_path / "none.safetensors"), "--name", "a/b"]) == exit_codes.CONFIG
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_source_that_is_not_there(state: Path, tmp_path: Path, capsys: pytest.
 def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["model", *arguments])
-    assert caught.value.code == cli.USAGE
+    assert caught.value.code == exit_codes.USAGE
     assert "usage: edge-daemon model" in capsys.readouterr().err
 
 
@@ -249,7 +249,7 @@ def test_help_teaches_every_command(command: str, capsys: pytest.CaptureFixture[
     for arguments in (["--help"], [command, "--help"]):
         with pytest.raises(SystemExit) as caught:
             cli.main(["model", *arguments])
-        assert caught.value.code == cli.OK
+        assert caught.value.code == exit_codes.OK
     output = capsys.readouterr().out
     assert re.search(rf"^    {command}\b", output, re.MULTILINE)
     assert f"usage: edge-daemon model {command}" in output
@@ -278,7 +278,7 @@ def test_a_missing_extra_says_the_pip_line(tmp_path: Path, library: str, argumen
     argv = [sys.executable, "-c", WITHOUT, library, *arguments]
     environment = os.environ | {"EDGE_DAEMON_STATE_DIR": str(tmp_path)}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
-    assert done.returncode == cli.UNAVAILABLE
+    assert done.returncode == exit_codes.UNAVAILABLE
     assert "pip install 'edge-daemon[models]'" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -293,7 +293,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
         shown = read_terminal(ours)
         assert started.stdout is not None
         assert started.stdout.read() == f"{tmp_path}/out: demo-shapes as safetensors\n"
-    assert started.returncode == cli.OK
+    assert started.returncode == exit_codes.OK
     assert re.search(r"\r\[#{30}\] 100 % model\.safetensors", shown)
     assert shown.endswith("\r")
 

@@ -14,7 +14,7 @@ import pytest
 
 from edge_daemon import needs
 from edge_daemon.demo import MODEL_DIR
-from edge_daemon.memory import MIB, SMALLEST_ANSWER_POSITIONS, Budget
+from edge_daemon.memory import SMALLEST_ANSWER_POSITIONS, Budget
 from edge_daemon.models.catalogue import HALF_BILLION, TWO_BILLION
 from edge_daemon.moondream.config import ModelConfig, load_config
 from edge_daemon.moondream.footprint import (
@@ -26,6 +26,7 @@ from edge_daemon.moondream.footprint import (
     tensors_in,
     tensors_of,
 )
+from edge_daemon.units import MIB
 
 DEMO = load_config(MODEL_DIR)
 SHAPES = pytest.mark.parametrize("config", [HALF_BILLION, TWO_BILLION, DEMO], ids=lambda config: config.name)

@@ -11,8 +11,9 @@ import av
 import pytest
 from PIL import Image
 
+from edge_daemon.choices import Decode
 from edge_daemon.sources.developing import Developer
-from edge_daemon.sources.newest import MANY_BYTES, MANY_PACKETS, RARE_S, Arrived, Decode, Group
+from edge_daemon.sources.newest import MANY_BYTES, MANY_PACKETS, RARE_S, Arrived, Group
 from edge_daemon.sources.scaling import Scaler, square_pixels
 from edge_daemon.sources.video import joined
 from tests.cameras import film, scenes

@@ -24,6 +24,7 @@ from edge_daemon.clock import Stamp
 from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
 from edge_daemon.outbox import CHUNK, EXPIRE_EVERY_S, RETRY_S, Limits, Outbox
+from edge_daemon.units import DAY_S
 from tests.clock import Clock
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -635,9 +636,6 @@ class Time:
     def pass_by(self, seconds: float) -> None:
         self.unix_s += seconds
         self.boot_s += seconds
-
-
-DAY_S = 86400.0
 
 
 def test_what_waits_too_long_is_dropped_and_counted(tmp_path: Path, clock: Clock) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from edge_daemon import readings
 from edge_daemon.readings import Files, Kills, Pressure
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 STATUS = "Name:\tpython\nVmHWM:\t  90 kB\nRssAnon:\t   1000 kB\nRssFile:\t  700 kB\nVmSwap:\t      24 kB\n"
 PSI = "some avg10=1.50 avg60=0.00 avg300=0.00 total=5\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=2\n"
 

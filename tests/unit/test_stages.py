@@ -24,8 +24,8 @@ from edge_daemon.stages import (
     Stages,
     View,
 )
+from edge_daemon.units import MIB
 
-MIB = 1 << 20
 NEEDS = Needs(100 * MIB, 200 * MIB, 300 * MIB, 50 * MIB, 250 * MIB, MIB // 10, 730, 2048)
 """The full context takes 1055 MiB, the shortest cache 928, and with the vision encoder given back 728."""
 WEIGHTS_MIB = 600

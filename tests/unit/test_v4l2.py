@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,6 +16,8 @@ from edge_daemon.sources.v4l2 import Device, V4l2Options, owner_of
 from edge_daemon.sources.video import VideoSource
 from tests.cameras import film, scenes
 from tests.grabbers import ALIKE, CameraGrabber, difference
+
+OPTIONS = V4l2Options("", 640, 480, None, "auto", open_timeout_s=15.0, read_timeout_s=10.0, max_side_px=512)
 
 
 def reason(device: str) -> str:
@@ -43,7 +46,7 @@ def test_no_device_and_what_is_none(tmp_path: Path) -> None:
 def test_what_the_kernel_says_is_said_in_words(tmp_path: Path, number: int, words: str) -> None:
     path = tmp_path / "device"
     path.touch()
-    device = Device(V4l2Options(str(path), 1920, 1080, 5.0, "h264"))
+    device = Device(replace(OPTIONS, device=str(path), width_px=1920, height_px=1080, fps=5.0, format="h264"))
     hold = "import sys; file = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
@@ -71,7 +74,7 @@ class Asking:
 def test_frames_are_read_as_from_a_device(tmp_path: Path) -> None:
     """The same class as for a device, but for what of FFmpeg reads it; a film of JPEGs, as USB cameras send them."""
     path = film(tmp_path / "film.avi", scenes(1) * 3, codec="mjpeg", options={"strict": "-1"})
-    source = VideoSource(Device(V4l2Options(str(path)), demuxer=None), "auto", 512)
+    source = VideoSource(Device(replace(OPTIONS, device=str(path)), demuxer=None), "auto", 512)
     frame = source.next(Asking())
     assert isinstance(frame, Frame)
     assert difference(frame, scenes(1)[0]) < ALIKE

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_daemon import memory, variant
+from edge_daemon.choices import WantedVariant
 from edge_daemon.errors import ConfigError
-from edge_daemon.memory import MIB, USEFUL_POSITIONS, Budget, Needs
+from edge_daemon.memory import USEFUL_POSITIONS, Budget, Needs
 from edge_daemon.models.catalogue import CATALOGUE
 from edge_daemon.needs import RUNTIME_BYTES
-from edge_daemon.variant import Variant, Wanted, choose
+from edge_daemon.units import MIB
+from edge_daemon.variant import Variant, choose
 
 SMALL = Needs(RUNTIME_BYTES, 700 * MIB, 1711 * MIB, 184 * MIB, 90 * MIB, 196_608, 730, 2048)
 LARGE = Needs(RUNTIME_BYTES, 1700 * MIB, 5665 * MIB, 900 * MIB, 90 * MIB, 393_216, 730, 2048)
@@ -70,7 +72,7 @@ def test_where_there_is_none_it_is_told_how_to_get_one() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "name"), [("2b", "moondream-2b"), ("0.5b", "moondream-0.5b")])
-def test_a_configured_variant_is_taken_whatever_the_memory(wanted: Wanted, name: str) -> None:
+def test_a_configured_variant_is_taken_whatever_the_memory(wanted: WantedVariant, name: str) -> None:
     assert choose(wanted, BOTH, budget(1)) == Variant(name, f"variant {wanted} is configured")
     with pytest.raises(ConfigError, match=f"variant {wanted} is not installed: edge-daemon model pull {name}"):
         choose(wanted, {}, budget(9000))

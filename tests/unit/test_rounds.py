@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import marks
+from edge_daemon import rounds
 from edge_daemon.messages import FileKey
 from edge_daemon.outbox import Outbox
 
@@ -59,7 +59,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    monkeypatch.setattr(marks, "KEPT", KEPT)
+    monkeypatch.setattr(rounds, "KEPT", KEPT)
     return Folder(tmp_path / "outbox.db", "porch")
 
 
@@ -98,17 +98,17 @@ def test_while_there_are_few_nothing_is_asked_and_nothing_forgotten(folder: Fold
     assert (folder.asked, folder.marks()) == ([], KEPT)
     folder.come("one.jpg")
     folder.come("two.jpg")
-    assert len(folder.asked) == marks.CHECKED
+    assert len(folder.asked) == rounds.CHECKED
 
 
 def test_many_new_files_at_once_make_many_short_questions(folder: Folder) -> None:
     folder.come(*(f"{number}.jpg" for number in range(500)))
     folder.files.clear()
     folder.come(*(f"again-{number}.jpg" for number in range(500)))
-    assert len(folder.asked) == marks.MOST
+    assert len(folder.asked) == rounds.MOST
     for _ in range(15):  # files that are known already cost nothing, and pay what is due
         folder.come("again-1.jpg")
-    assert len(folder.asked) == marks.CHECKED * 500
+    assert len(folder.asked) == rounds.CHECKED * 500
 
 
 def test_another_source_has_its_own_files(folder: Folder) -> None:

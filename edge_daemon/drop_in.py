@@ -87,7 +87,7 @@ def paths(settings: Config) -> Iterator[tuple[str, Path]]:
             yield f"mqtt.tls.{key}", file
 
 
-def drop_in(settings: Config, found: Found, made_by: str) -> str:
+def text_of(settings: Config, found: Found, made_by: str) -> str:
     """The text of the drop-in. `made_by` is the command that makes it again."""
     lines = [
         f"# Made by: {made_by}",

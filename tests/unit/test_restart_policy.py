@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_daemon.supervisor import (
+from edge_daemon.restart_policy import (
     FIRST_DELAY_S,
     GOOD_TIME_S,
     LONGEST_DELAY_S,

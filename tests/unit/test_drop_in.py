@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from edge_daemon import cli, config, unit_command, unit_files
+from edge_daemon import cli, config, drop_in, exit_codes, unit_command
 from edge_daemon.errors import ConfigError, UnavailableError
 from tests.conftest import missing
 
 FOLDER = {"type": "folder", "path": "/srv/pictures"}
 
 
-def rendered(found: unit_files.Found | None = None, **values: object) -> list[str]:
+def rendered(found: drop_in.Found | None = None, **values: object) -> list[str]:
     """The settings of a drop-in; its comments are for people."""
     settings = config.Config.model_validate(
         {"sources": {"inbox": FOLDER}, "state_dir": "/var/lib/edge-daemon", **values}
     )
-    text = unit_files.drop_in(settings, found or unit_files.Found(), "the test")
+    text = drop_in.text_of(settings, found or drop_in.Found(), "the test")
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
@@ -64,7 +64,7 @@ def test_a_camera_at_the_connector_opens_what_libcamera_needs(source: dict[str, 
 
 
 def test_credentials_are_loaded_from_beside_the_configuration() -> None:
-    found = unit_files.Found(credentials=("mqtt-password",), credentials_dir=Path("/etc/x/credentials"))
+    found = drop_in.Found(credentials=("mqtt-password",), credentials_dir=Path("/etc/x/credentials"))
     assert rendered(found)[1:] == ["LoadCredential=mqtt-password:/etc/x/credentials/mqtt-password"]
 
 
@@ -88,18 +88,18 @@ def test_mounts_are_named_as_systemd_names_them(path: str) -> None:
         missing("systemd")
     argv = [program, "--path", "--suffix=mount", path]
     told = subprocess.run(argv, check=True, capture_output=True, text=True)
-    assert unit_files.mount_unit(Path(path)) == told.stdout.strip()
+    assert drop_in.mount_unit(Path(path)) == told.stdout.strip()
 
 
 def test_the_strict_profile_closes_the_network_but_for_what_is_named() -> None:
-    found = unit_files.Found(reaches=[unit_files.Reach("mqtt.host: broker", ("192.168.1.5", "fd00::5"))])
+    found = drop_in.Found(reaches=[drop_in.Reach("mqtt.host: broker", ("192.168.1.5", "fd00::5"))])
     assert rendered(found)[1:] == ["IPAddressDeny=any", "IPAddressAllow=192.168.1.5 fd00::5"]
 
 
 def test_broker_and_cameras_are_the_hosts() -> None:
     camera = {"type": "rtsp", "url": "rtsp://pi:hush@cam.local:554/1"}
     values = {"mqtt": {"host": "broker.local"}, "sources": {"porch": camera, "inbox": FOLDER}}
-    found = dict(unit_files.hosts(config.Config.model_validate(values)))
+    found = dict(drop_in.hosts(config.Config.model_validate(values)))
     assert found == {"mqtt.host": "broker.local", "sources.porch.url": "cam.local"}
 
 
@@ -188,5 +188,5 @@ def test_the_command_prints_and_writes_the_same(
 def test_allow_without_strict_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources:\n  inbox: {type: folder, path: /srv/pictures}\n")
-    assert cli.main(["systemd", "render", "-c", str(file), "--allow", "10.0.0.0/8"]) == cli.CONFIG
+    assert cli.main(["systemd", "render", "-c", str(file), "--allow", "10.0.0.0/8"]) == exit_codes.CONFIG
     assert "--allow needs --strict" in capsys.readouterr().err
