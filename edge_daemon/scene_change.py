@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from copy import copy
 from itertools import accumulate, compress
 from operator import add, mul, sub
 from typing import Literal
@@ -123,6 +124,10 @@ class Scene:
             return "light"
         # A lamp in the dark: what is black on both tells no light, and is the same nevertheless.
         return self._compare(thumbnail, light or _AS_IT_IS, passed_s)
+
+    def look_back(self, thumbnail: bytes) -> Verdict:
+        """What a frame that was looked at before is beside the reference of now; nothing is learned of it."""
+        return copy(self).look(thumbnail, self._looked_s or 0.0)
 
     def _light(self, thumbnail: bytes) -> Light | None:
         """Told by the whole picture, as somebody may fill all that counts; else by what counts, if it is enough."""

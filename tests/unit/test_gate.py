@@ -140,6 +140,30 @@ def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     assert captions == [60, 120, 180]
 
 
+def test_what_passed_before_the_last_caption_is_compared_with_that() -> None:
+    gate = opened()
+    assert why(gate, wall(**SOMEBODY), 1.0) == why(gate, wall(**SOMEBODY), 2.0) == "change"
+    assert gate.overtaken(wall(**SOMEBODY), 2.0, 3.0) == "", "nothing was published since"
+    gate.published(wall(**SOMEBODY), 3.0)
+    assert gate.overtaken(wall(**SOMEBODY), 2.0, 4.0) == "unchanged"
+    assert gate.overtaken(wall(), 2.0, 4.0) == "", "another scene, which nobody has captioned"
+    assert why(gate, wall(**SOMEBODY), 4.0) == "not: unchanged"
+    assert why(gate, wall(), 5.0) == "change"
+    assert gate.overtaken(wall(), 5.0, 6.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("rules", "doubted", "expected"),
+    [({}, False, "unchanged"), ({}, True, ""), ({"change": False}, False, ""), ({"cooldown_s": 9}, True, "cooldown")],
+)
+def test_what_is_wanted_unchanged_is_so_after_another_caption_as_well(
+    rules: dict[str, Any], doubted: bool, expected: str
+) -> None:
+    gate = opened(**rules)
+    gate.published(wall(), 3.0, doubted)
+    assert gate.overtaken(wall(), 2.0, 4.0) == expected
+
+
 @pytest.mark.parametrize(
     ("rules", "hour", "expected"),
     [
