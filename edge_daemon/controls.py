@@ -89,14 +89,14 @@ class Controls:
         name = rest if is_request else SETTINGS.get(rest, ("set",))[0]
         transaction = None
         try:
-            if wait_s:
-                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             sources, retained = list(self._parts.captures), message.retain
             if is_request:
                 command = commands.parse(rest, message.payload, sources, retained=retained)
             else:
                 command = commands.parse_setting(first, rest, message.payload, sources, retained=retained)
             transaction = command.transaction
+            if wait_s:
+                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             log.info("command over MQTT: %s", message.topic)
             answer = commands.answered(transaction, await self._carry_out(command, rest))
         except CommandError as error:

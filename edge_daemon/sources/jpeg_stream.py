@@ -43,6 +43,7 @@ class JpegSplitter:
         """Whether a picture has begun; what stands before it is dropped."""
         if self._inside:
             return True
+        del self._data[: len(self._data) - len(self._data.lstrip(b"\0"))]  # what a picture's buffer was filled up with
         start = self._data.find(_SOI)
         if start > BETWEEN_BYTES or (start < 0 and len(self._data) > BETWEEN_BYTES):
             raise PictureError(f"no JPEG begins in {BETWEEN_BYTES} bytes, which start with {bytes(self._data[:16])!r}")

@@ -594,12 +594,13 @@ def end_mosquitto_sub(shell: subprocess.Popen[bytes]) -> None:
 def test_a_flood_is_answered_in_measure_and_hurts_nothing(line: Line) -> None:
     count, start_s = 5 * AT_ONCE, time.monotonic()
     before = len(line.heard.results("response/stats"))
-    flood = b"\n".join([b"{}"] * count)
+    flood = b"\n".join(b'{"transaction": %d}' % number for number in range(count))
     pub = ["mosquitto_pub", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-l"]
     subprocess.run(pub, input=flood, check=True)
     wait_for("it has heard all", lambda: len(line.heard.on("request/stats")) >= count)
     refused = line.answer("response/stats", lambda a: a["status"] == "error")
     assert "too many commands; the next one is accepted in" in refused["error"]
+    assert refused["transaction"] >= AT_ONCE, "whoever sent it knows that it is meant"
     captions = len(line.heard.results("response/caption"))
 
     def answered() -> dict[str, Any] | None:
