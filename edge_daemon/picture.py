@@ -16,6 +16,7 @@ from typing import Protocol
 
 from edge_daemon.errors import PictureError
 from edge_daemon.rlimits import data_limit_bytes
+from edge_daemon.sources.jpeg_stream import has_end
 
 KINDS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"} | {
     "avif": "AVIF",
@@ -98,6 +99,9 @@ def decode(data: bytes, decoder: Decoder, limits: Limits) -> Picture:
     """Decode the bytes of a picture file. Raises PictureError with the reason in plain words."""
     kind = kind_of(data)
     try:
+        # a decoder would take the zeros for pixels
+        if kind == "jpeg" and data.endswith(b"\0") and not has_end(data):
+            raise damaged(kind, "zeros stand in place of its end, as after a power cut or an unfinished copy")
         return decoder.decode(data, kind, limits)
     except MemoryError as error:
         raise PictureError(

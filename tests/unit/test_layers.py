@@ -77,7 +77,7 @@ LEAVES: dict[str, set[str]] = {
     "repeats": set(),
     "settings": {"config", "errors", "state_file"},
     "discovery": {"errors", "homeassistant", "mqtt", "topics"},
-    "picture": {"errors", "rlimits"},
+    "picture": {"errors", "rlimits", "sources.jpeg_stream"},
     "rlimits": set(),
     "sources.picamera_rules": set(),
     "attached": set(),
