@@ -133,7 +133,8 @@ class Scene:
         """Told by the whole picture, as somebody may fill all that counts; else by what counts, if it is enough."""
         light, error = _fit(self._reference, thumbnail, _FITTED)
         if error > _STRANGE and self._ignored:
-            return _fit(self._reference, thumbnail, self._counted)[0] or light
+            own, _ = _fit(self._reference, thumbnail, self._counted, _LEAST_KNOWN)
+            return own or (light and _AS_IT_IS)  # what lies around a keyhole says nothing of it
         return light
 
     def _without_structure(self, flat: bool) -> Verdict:
@@ -277,14 +278,16 @@ def _is_flat(thumbnail: bytes, least: int) -> bool:
     return levels[-11] - levels[10] < least
 
 
-def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Light | None, float]:
+def _fit(
+    reference: Cells, thumbnail: bytes, fitted: Sequence[int], least: int = _LEAST_FITTED
+) -> tuple[Light | None, float]:
     """Gain and offset from one to the other by least squares, thrice, each time without what does not follow.
 
-    And the median error that is left. None where too few cells tell anything.
+    And the median error that is left. None where fewer than `least` cells tell anything.
     """
     pairs = [(reference[cell], thumbnail[cell]) for cell in fitted if _DARK < thumbnail[cell] < _BRIGHT]
     pairs = [(cell, level) for cell, level in pairs if _DARK < cell < _BRIGHT]
-    if len(pairs) < _LEAST_FITTED:
+    if len(pairs) < least:
         return None, math.inf
     was, seen = [cell for cell, _ in pairs], [level for _, level in pairs]
     gain, offset = _line(was, seen)
@@ -292,7 +295,7 @@ def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Lig
         errors = [abs(level - gain * cell - offset) for cell, level in zip(was, seen, strict=True)]
         most = max(3.0, 2.5 * sorted(errors)[len(errors) // 2])
         follows = [error <= most for error in errors]
-        if all(follows) or 2 * sum(follows) < _LEAST_FITTED:
+        if all(follows) or 2 * sum(follows) < least:
             break
         was, seen = list(compress(was, follows)), list(compress(seen, follows))
         gain, offset = _line(was, seen)

@@ -337,15 +337,16 @@ def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: i
     assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
 
 
-@pytest.mark.parametrize("side", [8, 12, 16])
+@pytest.mark.parametrize("side", [5, 7, 8, 12, 16])
 @pytest.mark.parametrize("every_s", [1, 5, 30])
 def test_a_screen_that_fills_what_is_ignored_does_not_reach_into_the_region(side: int, every_s: int) -> None:
     dice, region = random.Random(5), (8, 8, 8 + side, 8 + side)
+    person = (8 + side // 3, 8 + side // 4, 8 + side // 3 + side // 2, 8 + side, 30)
 
     def scene(second: int) -> bytes:
         film = random.Random(second // every_s)
         blocks = [film.uniform(10, 245) for _ in range(64)]
-        somebody = SOMEBODY if second >= 180 else {}
+        somebody = {"person": person} if second >= 180 else {}
         levels = [
             float(level) if region[0] <= x < region[2] and region[1] <= y < region[3] else blocks[y // 4 * 8 + x // 4]
             for (y, x), level in zip(product(range(SIDE), range(SIDE)), wall(**somebody), strict=True)
