@@ -100,8 +100,8 @@ class Capture(ABC, Generic[Config]):
     async def wanted(self) -> None:
         """Wait until there is something to grab."""
 
-    def is_stale(self, waited_s: float) -> bool:
-        """Whether a frame has waited too long to be worth a caption."""
+    def is_stale(self, frame: Frame, taken_s: float) -> bool:
+        """Whether a frame that came at `taken_s` (monotonic) is no longer worth a caption."""
         return False
 
     def captioned(self, frame: Frame, doubted: bool) -> None:

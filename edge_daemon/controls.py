@@ -63,7 +63,8 @@ class Controls:
         self._taken = TokenBucket(AT_ONCE, PER_MINUTE)
         self._refused = TokenBucket(AT_ONCE, PER_MINUTE)
         self._tasks: set[asyncio.Task[None]] = set()
-        connection.subscribe(self._topics.incoming, self._on_message)
+        connection.subscribe(self._topics.requests, self._on_message)
+        connection.subscribe(self._topics.settings, self._on_setting)
 
     async def stop(self) -> None:
         """Give up what is not answered yet."""
@@ -71,6 +72,10 @@ class Controls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_setting(self, message: Incoming) -> None:
+        if message.topic != self._topics.request("trigger"):  # no source's, and heard as a request
+            self._on_message(message)
 
     def _on_message(self, message: Incoming) -> None:
         addressed = self._topics.addressed(message.topic)
@@ -89,14 +94,14 @@ class Controls:
         name = rest if is_request else SETTINGS.get(rest, ("set",))[0]
         transaction = None
         try:
-            if wait_s:
-                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             sources, retained = list(self._parts.captures), message.retain
             if is_request:
                 command = commands.parse(rest, message.payload, sources, retained=retained)
             else:
                 command = commands.parse_setting(first, rest, message.payload, sources, retained=retained)
             transaction = command.transaction
+            if wait_s:
+                raise CommandError(f"too many commands; the next one is accepted in {wait_s:.1f} s")
             log.info("command over MQTT: %s", message.topic)
             answer = commands.answered(transaction, await self._carry_out(command, rest))
         except CommandError as error:

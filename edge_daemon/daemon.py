@@ -226,8 +226,8 @@ class Daemon:
                 raise
 
     def _is_stale(self, job: Job) -> bool:
-        capture, waited_s = self.captures.get(job.origin.source), time.monotonic() - job.origin.taken_s
-        return job.answer is None and capture is not None and capture.is_stale(waited_s)
+        origin, capture = job.origin, self.captures.get(job.origin.source)
+        return job.answer is None and capture is not None and capture.is_stale(origin.frame, origin.taken_s)
 
     async def _rehearse(self) -> None:
         """See what a picture takes here, if none is waiting; nothing of it is published."""

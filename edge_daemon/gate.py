@@ -87,6 +87,19 @@ class Gate:
         """Whether the last caption is so fresh that there is no other; nor of a frame that passed before it was out."""
         return self._published_s is not None and now_s - self._published_s < self._rules.cooldown_s
 
+    def overtaken(self, thumbnail: bytes, passed_s: float, now_s: float) -> Skipped | None:
+        """Why a frame that passed is not worth a caption any more; None if it still is.
+
+        What it was compared with is not the last caption where another frame was published since.
+        """
+        if self.is_cooling(now_s):
+            return "cooldown"
+        is_fresh = self._published_s is None or passed_s > self._published_s
+        if is_fresh or self._doubted or not self._rules.change:
+            return None
+        seen = self._scene.look_back(thumbnail)
+        return None if seen == "change" else seen
+
     def published(self, thumbnail: bytes, now_s: float, doubted: bool = False) -> None:
         """A result of this frame went out, whoever asked for it: what comes is compared with it.
 

@@ -1,6 +1,7 @@
 """What a command asks about one picture: the picture is taken, waits in the line of requests, and is answered.
 
-Pictures are decoded one at a time, each in a process of its own, and a few may wait: what is beyond that is refused.
+Pictures are decoded one at a time, each in a process of its own, and a few may wait: what is beyond that is refused. A
+camera's are decoded where it is watched: whoever waits for one that is just being opened keeps nobody from the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edge_daemon.jobs import Job
 from edge_daemon.messages import Frame, Task
 from edge_daemon.results import Origin, Result
 from edge_daemon.slots import LONGEST_LINE, Slots
+from edge_daemon.source_config import LiveSource
 from edge_daemon.values import Values
 
 Inquiry = Caption | Ask | Detect
@@ -58,8 +60,7 @@ class Inquiries:
             raise CommandError(FULL.format(LONGEST_LINE, ""))
         self._pending.append(inquiry)
         try:
-            async with self._decoding:
-                frame = await self._frame(inquiry)
+            frame = await self._frame(inquiry)
             self._refuse(inquiry.source)
             origin = Origin(self._node, inquiry.source or "", frame, "request", time.monotonic())
             job = Job(origin, tasks, is_kept, asyncio.get_running_loop().create_future())
@@ -78,11 +79,15 @@ class Inquiries:
             raise CommandError("not enough free memory to make captions at the moment; health says more")
 
     async def _frame(self, inquiry: Inquiry) -> Frame:
+        capture = None if inquiry.source is None else self._captures[inquiry.source]
         try:
-            if inquiry.picture is not None:
+            if capture is not None and isinstance(capture.config, LiveSource):
+                return await capture.current()  # of a process that is there anyway; it may take a minute to open
+            async with self._decoding:
+                if capture is not None:
+                    return await capture.current()
+                assert inquiry.picture is not None
                 return await snapshot.of_bytes(inquiry.picture.payload)
-            assert inquiry.source is not None
-            return await self._captures[inquiry.source].current()
         except PictureError as error:
             raise CommandError(str(error)) from error
 

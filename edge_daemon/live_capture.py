@@ -156,13 +156,14 @@ class LiveCapture(Capture[LiveConfig]):
         """The next frame is another one."""
         self.tell(self.config.place, reason)
 
-    def is_stale(self, waited_s: float) -> bool:
-        """Whether a frame has waited for longer than max_age_s, or until one before it was captioned."""
-        too_old = waited_s > self.config.max_age_s
-        stale = too_old or self.gate.is_cooling(time.monotonic())
-        if stale:
-            self._skip("too_old" if too_old else "cooldown")
-        return stale
+    def is_stale(self, frame: Frame, taken_s: float) -> bool:
+        """Whether it has waited for longer than max_age_s, or until one before it had been captioned, of the same."""
+        now_s = time.monotonic()
+        too_old = now_s - taken_s > self.config.max_age_s
+        why = "too_old" if too_old else self.gate.overtaken(bytes.fromhex(frame.thumbnail_hex), taken_s, now_s)
+        if why is not None:
+            self._skip(why)
+        return why is not None
 
     def captioned(self, frame: Frame, doubted: bool) -> None:
         """The next ones are compared with this one."""

@@ -17,6 +17,7 @@ from typing import Protocol
 from edge_daemon.errors import PictureError
 from edge_daemon.picture_limits import MAX_FILE_MIB, MAX_PIXELS, MAX_SIDE_PX
 from edge_daemon.rlimits import data_limit_bytes
+from edge_daemon.sources.jpeg_stream import has_end
 from edge_daemon.units import MIB
 
 KINDS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "tiff": "TIFF", "bmp": "BMP"} | {
@@ -100,6 +101,9 @@ def decode(data: bytes, decoder: Decoder, limits: Limits) -> Picture:
     """Decode the bytes of a picture file. Raises PictureError with the reason in plain words."""
     kind = kind_of(data)
     try:
+        # a decoder would take the zeros for pixels
+        if kind == "jpeg" and data.endswith(b"\0") and not has_end(data):
+            raise damaged(kind, "zeros stand in place of its end, as after a power cut or an unfinished copy")
         return decoder.decode(data, kind, limits)
     except MemoryError as error:
         raise PictureError(

@@ -83,7 +83,9 @@ class Publisher:
         self._outbox.take_up(self._denied)
         self._denied, self._hold, self._again_at_s = [], False, math.inf
         self._session, self._backlog_row = self._connection.sessions, self._outbox.last_row()
-        newest = [e for e in self._outbox.newest() if e.row not in self._untaken]
+        newest = self._outbox.newest()
+        self._untaken.intersection_update(e.row for e in newest)
+        newest = [e for e in newest if e.row not in self._untaken]
         batch = [(e, [m for m in self._messages(e) if m.retain]) for e in newest]
         newer = {m.topic for _, messages in batch for m in messages}
         unsaid = [(topic, e) for topic, e in self._unsaid.items() if topic not in newer]

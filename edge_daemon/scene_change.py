@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from copy import copy
 from itertools import accumulate, compress
 from operator import add, mul, sub
 from typing import Literal
@@ -124,11 +125,16 @@ class Scene:
         # A lamp in the dark: what is black on both tells no light, and is the same nevertheless.
         return self._compare(thumbnail, light or _AS_IT_IS, passed_s)
 
+    def look_back(self, thumbnail: bytes) -> Verdict:
+        """What a frame that was looked at before is beside the reference of now; nothing is learned of it."""
+        return copy(self).look(thumbnail, self._looked_s or 0.0)
+
     def _light(self, thumbnail: bytes) -> Light | None:
         """Told by the whole picture, as somebody may fill all that counts; else by what counts, if it is enough."""
         light, error = _fit(self._reference, thumbnail, _FITTED)
         if error > _STRANGE and self._ignored:
-            return _fit(self._reference, thumbnail, self._counted)[0] or light
+            own, _ = _fit(self._reference, thumbnail, self._counted, _LEAST_KNOWN)
+            return own or (light and _AS_IT_IS)  # what lies around a keyhole says nothing of it
         return light
 
     def _without_structure(self, flat: bool) -> Verdict:
@@ -272,14 +278,16 @@ def _is_flat(thumbnail: bytes, least: int) -> bool:
     return levels[-11] - levels[10] < least
 
 
-def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Light | None, float]:
+def _fit(
+    reference: Cells, thumbnail: bytes, fitted: Sequence[int], least: int = _LEAST_FITTED
+) -> tuple[Light | None, float]:
     """Gain and offset from one to the other by least squares, thrice, each time without what does not follow.
 
-    And the median error that is left. None where too few cells tell anything.
+    And the median error that is left. None where fewer than `least` cells tell anything.
     """
     pairs = [(reference[cell], thumbnail[cell]) for cell in fitted if _DARK < thumbnail[cell] < _BRIGHT]
     pairs = [(cell, level) for cell, level in pairs if _DARK < cell < _BRIGHT]
-    if len(pairs) < _LEAST_FITTED:
+    if len(pairs) < least:
         return None, math.inf
     was, seen = [cell for cell, _ in pairs], [level for _, level in pairs]
     gain, offset = _line(was, seen)
@@ -287,7 +295,7 @@ def _fit(reference: Cells, thumbnail: bytes, fitted: Sequence[int]) -> tuple[Lig
         errors = [abs(level - gain * cell - offset) for cell, level in zip(was, seen, strict=True)]
         most = max(3.0, 2.5 * sorted(errors)[len(errors) // 2])
         follows = [error <= most for error in errors]
-        if all(follows) or 2 * sum(follows) < _LEAST_FITTED:
+        if all(follows) or 2 * sum(follows) < least:
             break
         was, seen = list(compress(was, follows)), list(compress(seen, follows))
         gain, offset = _line(was, seen)

@@ -14,10 +14,13 @@ drivers/hwmon/raspberrypi-hwmon.c):
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from edge_daemon.thermal import Reading
@@ -25,6 +28,8 @@ from edge_daemon.thermal import Reading
 WARM_C = 58.0
 """Where the firmware may begin to slow a board down: the Raspberry Pi 3B+ at 60 °C, the others later."""
 COMMAND_DEADLINE_S = 2.0
+ASK_AGAIN_S = 600.0
+"""After so long a command that did not work is asked again: it may have been the board that was too busy."""
 PROCESSOR = re.compile(r"cpu|soc|core", re.IGNORECASE)
 """In the type of a thermal zone: cpu-thermal on a Raspberry Pi; soc-thermal, bigcore0-thermal and so on elsewhere."""
 NO_PROCESSOR = re.compile(r"x86|dts|gpu", re.IGNORECASE)
@@ -41,10 +46,12 @@ def system_dir() -> Path:
 class Sensors:
     """The sensors of this board."""
 
-    def __init__(self, directory: Path, command: str = "vcgencmd") -> None:
+    def __init__(self, directory: Path, command: str = "vcgencmd", clock: Callable[[], float] = time.monotonic) -> None:
         """`directory` is /sys; `command` is asked for the throttle bits where no file has them."""
         self._directory = directory
         self._command = shutil.which(command)
+        self._clock = clock
+        self._ask_at_s = -math.inf
 
     def read(self) -> Reading:
         """Everything, now. Not for the event loop: the command may take COMMAND_DEADLINE_S."""
@@ -88,8 +95,8 @@ class Sensors:
         return self._ask(sources)
 
     def _ask(self, sources: list[str]) -> int | None:
-        """By the command; one that did not work once is not asked again."""
-        if self._command is None:
+        """By the command; one that did not work is left alone for a while."""
+        if self._command is None or self._clock() < self._ask_at_s:
             return None
         asked = [self._command, "get_throttled"]
         try:
@@ -98,7 +105,7 @@ class Sensors:
             done = None
         answer = re.fullmatch(r"throttled=0x([0-9a-fA-F]{1,8})\s*", done.stdout) if done else None
         if answer is None:
-            self._command = None
+            self._ask_at_s = self._clock() + ASK_AGAIN_S
             return None
         sources.append("vcgencmd")
         return int(answer[1], 16)

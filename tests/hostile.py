@@ -174,6 +174,10 @@ def _truncated(folder: Path) -> list[Hostile]:
     starts = {"jpg": 3, "png": 20, "webp": 14, "gif": 8, "tif": 6, "bmp": 16}
     files |= {f"beginning.{suffix}": (whole[suffix][:n], "damaged or incomplete") for suffix, n in starts.items()}
     files["no-end.jpg"] = (whole["jpg"][:-2], "damaged or incomplete JPEG")
+    for suffix in ("jpg", "jpeg"):  # its place was set aside, and is filled with zeros until the rest comes
+        half = len(whole[suffix]) // 2
+        zeros = (whole[suffix][:half] + bytes(half), "damaged or incomplete JPEG: zeros stand in place of its end")
+        files[f"half-written.{suffix}"] = zeros
     return _write(folder, files)
 
 
@@ -353,6 +357,8 @@ def _good(folder: Path) -> list[Hostile]:
         "really-a-png.jpg": encode(picture, "PNG"),
         "really-a-gif.tiff": encode(picture, "GIF"),
         "trailing.jpg": whole + b"\xd9\xff\x00garbage" * 500,
+        "filled-up.jpg": whole + bytes(100_000),
+        "trailing-filled-up.jpg": whole + b"SEFT\xff\xda" * 500 + bytes(9),
         "odd-scan.jpg": _odd_scan(whole),
         "polyglot.jpg": whole + b"%PDF-1.4\nPK\x03\x04<svg/>",
         "bad-exif.jpg": encode(picture, "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(30)),

@@ -17,6 +17,14 @@ BETWEEN_BYTES = 4096
 """What may stand between two pictures: the head of each part, when a web camera's answer is passed on as it is."""
 
 
+def has_end(data: bytes) -> bool:
+    """Whether the JPEG that begins here ends, whatever follows; also where that cannot be told."""
+    try:
+        return bool(JpegSplitter(len(data)).feed(data))
+    except PictureError:
+        return True
+
+
 class JpegSplitter:
     """Takes bytes as they come, gives whole JPEGs."""
 
@@ -25,6 +33,7 @@ class JpegSplitter:
         self._data = bytearray()
         self._at = 0  # what lies before was walked through
         self._inside = False  # a picture has begun, at the first byte
+        self._behind_one = False  # zeros fill up what a camera has set aside for a picture
         self._compressed = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -34,7 +43,7 @@ class JpegSplitter:
         while self._begin() and self._walk():
             pictures.append(bytes(self._data[: self._at]))
             del self._data[: self._at]
-            self._at, self._inside = 0, False
+            self._at, self._inside, self._behind_one = 0, False, True
         if len(self._data) > self._max_bytes:
             raise PictureError(f"a JPEG has more than {self._max_bytes / 1e6:.1f} MB and no end (max_file_bytes)")
         return pictures
@@ -43,6 +52,8 @@ class JpegSplitter:
         """Whether a picture has begun; what stands before it is dropped."""
         if self._inside:
             return True
+        if self._behind_one:
+            self._data = self._data.lstrip(b"\0")
         start = self._data.find(_SOI)
         if start > BETWEEN_BYTES or (start < 0 and len(self._data) > BETWEEN_BYTES):
             raise PictureError(f"no JPEG begins in {BETWEEN_BYTES} bytes, which start with {bytes(self._data[:16])!r}")

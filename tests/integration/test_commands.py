@@ -384,12 +384,14 @@ def test_a_wrong_setting_gets_its_reason(line: Line, topic: str, payload: str, r
     assert reason in line.answer("response/set", after=before)["error"]
 
 
-def test_our_own_words_are_no_commands(line: Line) -> None:
-    before = len(line.heard.on("response/caption"))
+def test_our_own_words_are_no_commands_and_each_command_is_answered_once(line: Line) -> None:
+    before, again = len(line.heard.on("response/caption")), len(line.heard.on("response/trigger"))
     line.send("request/trigger")
+    line.send("request/trigger", "-n", "-V", "mqttv5")
     line.answer("response/trigger")
     line.data("stats")
     assert len(line.heard.on("response/caption")) == before
+    assert len(line.heard.on("response/trigger")) == again + 2, "each is answered once, whatever it is heard as"
 
 
 def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
@@ -594,12 +596,13 @@ def end_mosquitto_sub(shell: subprocess.Popen[bytes]) -> None:
 def test_a_flood_is_answered_in_measure_and_hurts_nothing(line: Line) -> None:
     count, start_s = 5 * AT_ONCE, time.monotonic()
     before = len(line.heard.results("response/stats"))
-    flood = b"\n".join([b"{}"] * count)
+    flood = b"\n".join(b'{"transaction": %d}' % number for number in range(count))
     pub = ["mosquitto_pub", "-p", str(line.broker.port), "-t", f"{BASE}/request/stats", "-l"]
     subprocess.run(pub, input=flood, check=True)
     wait_for("it has heard all", lambda: len(line.heard.on("request/stats")) >= count)
     refused = line.answer("response/stats", lambda a: a["status"] == "error")
     assert "too many commands; the next one is accepted in" in refused["error"]
+    assert refused["transaction"] >= AT_ONCE, "whoever sent it knows that it is meant"
     captions = len(line.heard.results("response/caption"))
 
     def answered() -> dict[str, Any] | None:

@@ -77,6 +77,16 @@ def test_the_heads_of_a_web_camera_are_passed_over() -> None:
     assert splitter.feed(picture) == [picture]
 
 
+@pytest.mark.parametrize("step", [4096, 1 << 20])
+def test_pictures_that_are_filled_up_with_zeros_are_told_apart(step: int) -> None:
+    """Some cameras write buffers of one size."""
+    picture = KINDS["baseline"]
+    data = (picture + bytes(20 * BETWEEN_BYTES)) * 3
+    splitter = JpegSplitter(MIB)
+    found = [one for at in range(0, len(data), step) for one in splitter.feed(data[at : at + step])]
+    assert found == [picture] * 3
+
+
 def test_what_is_no_jpeg_is_refused() -> None:
     cases = {
         bytes(BETWEEN_BYTES + 1): "no JPEG begins",

@@ -141,6 +141,35 @@ def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     assert captions == [60, 120, 180]
 
 
+def test_what_passed_before_the_last_caption_is_compared_with_that() -> None:
+    gate = opened()
+    assert why(gate, wall(**SOMEBODY), 1.0) == why(gate, wall(**SOMEBODY), 2.0) == "change"
+    assert gate.overtaken(wall(**SOMEBODY), 2.0, 3.0) is None, "nothing was published since"
+    gate.published(wall(**SOMEBODY), 3.0)
+    assert gate.overtaken(wall(**SOMEBODY), 2.0, 4.0) == "unchanged"
+    assert gate.overtaken(wall(), 2.0, 4.0) is None, "another scene, which nobody has captioned"
+    assert why(gate, wall(**SOMEBODY), 4.0) == "not: unchanged"
+    assert why(gate, wall(), 5.0) == "change"
+    assert gate.overtaken(wall(), 5.0, 6.0) is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "doubted", "expected"),
+    [
+        ({}, False, "unchanged"),
+        ({}, True, None),
+        ({"change": False}, False, None),
+        ({"cooldown_s": 9}, True, "cooldown"),
+    ],
+)
+def test_what_is_wanted_unchanged_is_so_after_another_caption_as_well(
+    rules: dict[str, Any], doubted: bool, expected: str | None
+) -> None:
+    gate = opened(**rules)
+    gate.published(wall(), 3.0, doubted)
+    assert gate.overtaken(wall(), 2.0, 4.0) == expected
+
+
 @pytest.mark.parametrize(
     ("rules", "hour", "expected"),
     [
@@ -314,15 +343,16 @@ def test_what_happens_beside_a_region_does_not_reach_into_it(level: int, wide: i
     assert why(gate, wall(bus=(16 - wide, 4, 16, 28, level), somebody=(22, 12, 27, 24, 30)), 2.0) == "change"
 
 
-@pytest.mark.parametrize("side", [8, 12, 16])
+@pytest.mark.parametrize("side", [5, 7, 8, 12, 16])
 @pytest.mark.parametrize("every_s", [1, 5, 30])
 def test_a_screen_that_fills_what_is_ignored_does_not_reach_into_the_region(side: int, every_s: int) -> None:
     dice, region = random.Random(5), (8, 8, 8 + side, 8 + side)
+    person = (8 + side // 3, 8 + side // 4, 8 + side // 3 + side // 2, 8 + side, 30)
 
     def scene(second: int) -> bytes:
         film = random.Random(second // every_s)
         blocks = [film.uniform(10, 245) for _ in range(64)]
-        somebody = SOMEBODY if second >= 180 else {}
+        somebody = {"person": person} if second >= 180 else {}
         levels = [
             float(level) if region[0] <= x < region[2] and region[1] <= y < region[3] else blocks[y // 4 * 8 + x // 4]
             for (y, x), level in zip(product(range(SIDE), range(SIDE)), wall(**somebody), strict=True)

@@ -81,7 +81,7 @@ LEAVES: dict[str, set[str]] = {
     "repeats": {"results"},
     "settings": {"config", "errors", "state_file"},
     "discovery": {"errors", "homeassistant", "mqtt", "topics"},
-    "picture": {"errors", "picture_limits", "rlimits", "units"},
+    "picture": {"errors", "picture_limits", "rlimits", "sources.jpeg_stream", "units"},
     "rlimits": set(),
     "sources.picamera_rules": set(),
     "attached": set(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from edge_daemon.errors import ChildDied, PictureError
 from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
+from edge_daemon.messages import THUMBNAIL_PX, Frame
 from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import CommandConfig
 
@@ -18,12 +20,29 @@ def capture(**keys: Any) -> LiveCapture:
     return LiveCapture("porch", config, lambda frame, why: False, lambda: None, lambda: None)
 
 
+def frame(wide: int) -> Frame:
+    """A picture with a bright thing in it, or without."""
+    cells = bytearray(range(0, 128, 4)) * THUMBNAIL_PX
+    for row in range(8, 20):
+        cells[row * THUMBNAIL_PX + 4 : row * THUMBNAIL_PX + 4 + wide] = b"\xff" * wide
+    return Frame(time.time(), 1, 1, 1, 1, cells.hex(), 0.0, 0.0, None, b"rgb")
+
+
 def test_a_frame_that_waited_too_long_is_dropped_and_counted() -> None:
-    camera = capture(max_age_s=5)
-    assert not camera.is_stale(5.0)
+    camera, now_s = capture(max_age_s=1000), time.monotonic()
+    assert not camera.is_stale(frame(0), now_s - 500)
     assert camera.state.skipped == {}
-    assert camera.is_stale(5.1)
+    assert camera.is_stale(frame(0), now_s - 1001)
     assert camera.state.skipped == {"too_old": 1}
+
+
+def test_the_same_that_passed_while_it_was_captioned_is_dropped_and_counted() -> None:
+    camera, now_s = capture(max_age_s=1000, gate={"cooldown_s": 0}), time.monotonic()
+    assert not camera.is_stale(frame(0), now_s)
+    camera.captioned(frame(0), doubted=False)
+    assert camera.is_stale(frame(0), now_s)
+    assert camera.state.skipped == {"unchanged": 1}
+    assert not camera.is_stale(frame(9), now_s)
 
 
 def test_a_camera_that_stays_away_is_told_once_and_tried_at_longer_intervals(caplog: pytest.LogCaptureFixture) -> None:

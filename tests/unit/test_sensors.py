@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_daemon.sensors import Sensors, system_dir
+from edge_daemon.sensors import ASK_AGAIN_S, Sensors, system_dir
 from edge_daemon.thermal import Reading
 from tests.boards import Board
+from tests.clock import Clock
 
 NO_COMMAND = "no-such-command"
 
@@ -103,14 +104,18 @@ def test_the_command_is_the_last_choice(board: Board, tmp_path: Path) -> None:
     ["echo VCHI initialization failed; exit 255", "echo nonsense", "printf 'throttled=0x\\377'", "exec sleep 60"],
     ids=["no rights", "nonsense", "no text", "it hangs"],
 )
-def test_a_command_that_does_not_work_is_asked_once(
+def test_a_command_that_does_not_work_is_asked_once_in_a_while(
     board: Board, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge_daemon.sensors.COMMAND_DEADLINE_S", 0.5)
     command = script(tmp_path, f'echo asked >> "$0.asked"; {text}')
-    sensors = Sensors(board.directory, command)
+    clock = Clock()
+    sensors = Sensors(board.directory, command, clock)
     assert sensors.read() == sensors.read() == Reading()
     assert Path(f"{command}.asked").read_text() == "asked\n"
+    clock.advance(ASK_AGAIN_S)
+    script(tmp_path, "echo throttled=0x4")
+    assert sensors.read() == sensors.read() == Reading(None, 4, False, "vcgencmd")
 
 
 def test_where_sys_is(monkeypatch: pytest.MonkeyPatch) -> None:
