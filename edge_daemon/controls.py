@@ -63,8 +63,7 @@ class Controls:
         self._taken = TokenBucket(AT_ONCE, PER_MINUTE)
         self._refused = TokenBucket(AT_ONCE, PER_MINUTE)
         self._tasks: set[asyncio.Task[None]] = set()
-        connection.subscribe(self._topics.requests, self._on_message)
-        connection.subscribe(self._topics.settings, self._on_setting)
+        connection.subscribe(self._topics.incoming, self._on_message)
 
     async def stop(self) -> None:
         """Give up what is not answered yet."""
@@ -72,10 +71,6 @@ class Controls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _on_setting(self, message: Incoming) -> None:
-        if message.topic != self._topics.request("trigger"):  # no source's, and heard as a request
-            self._on_message(message)
 
     def _on_message(self, message: Incoming) -> None:
         addressed = self._topics.addressed(message.topic)

@@ -56,8 +56,6 @@ class Terms:
 
     receive_maximum: int = 65535
     max_packet_bytes: int | None = None
-    numbers_subscriptions: bool = False
-    """Says of each message for which of our subscriptions it is."""
 
     def check(self, size_bytes: int, own_max_kib: int) -> None:
         """Raise ValueError for a packet that is larger than the broker takes, or we want to send."""
@@ -165,15 +163,12 @@ class Link:
         properties.MaximumPacketSize = LARGEST_INCOMING_BYTES + AROUND_INCOMING_BYTES
         return properties
 
-    def subscribe(self, topics: Sequence[str], number: int | None = None) -> int | None:
-        """The number that will be answered, None without a connection. What comes for them bears `number`."""
+    def subscribe(self, topics: Sequence[str]) -> int | None:
+        """The number that will be answered, None without a connection."""
         if self.version < MQTTProtocolVersion.MQTTv5:
             return self._client.subscribe([(topic, 1) for topic in topics])[1]
         options = SubscribeOptions(qos=1, retainAsPublished=True)
-        properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]  # paho has no annotations here
-        if number is not None:
-            properties.SubscriptionIdentifier = number
-        return self._client.subscribe([(topic, options) for topic in topics], properties=properties)[1]
+        return self._client.subscribe([(topic, options) for topic in topics])[1]
 
     def leave(self) -> None:
         """Say goodbye: the will stays unsent."""
@@ -249,8 +244,7 @@ class _News:
             payload, properties = bytes(message.payload[:LARGEST_INCOMING_BYTES]), message.properties
             response_topic = str(getattr(properties, "ResponseTopic", ""))
             correlation = getattr(properties, "CorrelationData", None)
-            numbers = tuple(getattr(properties, "SubscriptionIdentifier", ()))
-            arrived = Incoming(message.topic, payload, message.retain, response_topic, correlation, numbers)
+            arrived = Incoming(message.topic, payload, message.retain, response_topic, correlation)
             if self._room.acquire(timeout=HAND_OVER_S):
                 self._loop.call_soon_threadsafe(self._arrived, arrived)
 
@@ -267,5 +261,4 @@ def _terms(properties: Properties | None) -> Terms:
     return Terms(
         max(1, getattr(properties, "ReceiveMaximum", Terms.receive_maximum)),
         getattr(properties, "MaximumPacketSize", None),
-        properties is not None and getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1,
     )

@@ -234,7 +234,7 @@ class Connection:
             self._calm = self._loop.call_later(SHORT_S, self._well)
         self.sessions += 1
         self.connected.set()
-        self._subscriptions.ask_for_all(visit.link, numbered=terms.numbers_subscriptions)
+        self._subscriptions.ask_for_all(visit.link)
         self.repeat()
         self._on_change()
 

@@ -22,25 +22,20 @@ class Subscriptions:
     _all: list[tuple[Sequence[str], OnMessage]] = field(default_factory=list)
     _asked: dict[int, Sequence[str]] = field(default_factory=dict)
     """Those that the broker has not answered yet."""
-    _numbered: bool = False
-    """Whether the broker tells them apart, each by its place among all: it may send one message for every topic of ours
-    that is meant by it."""
 
     def add(self, topics: Sequence[str], on_message: OnMessage) -> None:
         """Whatever comes for one of these topics (with `+` and `#`) is for `on_message`."""
         self._all.append((topics, on_message))
 
-    def ask_for_all(self, link: Link, *, numbered: bool) -> None:
+    def ask_for_all(self, link: Link) -> None:
         """At a broker that knows nothing of us."""
         self._asked.clear()
-        self._numbered = numbered
         for topics, _ in self._all:
             self.ask(link, topics)
 
     def ask(self, link: Link, topics: Sequence[str]) -> None:
         """Have the broker send us what comes for them."""
-        place = next(place for place, (ours, _) in enumerate(self._all, 1) if set(topics) <= set(ours))
-        number = link.subscribe(topics, place if self._numbered else None)
+        number = link.subscribe(topics)
         if number is not None:
             self._asked[number] = topics
 
@@ -53,9 +48,7 @@ class Subscriptions:
 
     def arrived(self, message: Incoming) -> None:
         """Pass it on. An error that comes of it is a bug: it is logged, and hurts nothing else."""
-        for place, (topics, on_message) in enumerate(self._all, 1):
-            if message.subscriptions and place not in message.subscriptions:
-                continue
+        for topics, on_message in self._all:
             if any(topic_matches_sub(topic, message.topic) for topic in topics):
                 try:
                     on_message(message)

@@ -55,8 +55,6 @@ class Incoming:
     """Where the answer is wanted as well (MQTT 5); empty: nowhere else."""
     correlation: bytes | None = None
     """To be sent with that answer."""
-    subscriptions: tuple[int, ...] = ()
-    """For which of ours it is (MQTT 5); empty: the broker has not said."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +109,7 @@ class Topics:
     @property
     def incoming(self) -> list[str]:
         """What to subscribe to for all commands and settings; nothing that we publish is among it."""
-        return [*self.requests, *self.settings]
-
-    @property
-    def requests(self) -> list[str]:
-        """What to subscribe to for commands."""
-        return [self.request("+")]
-
-    @property
-    def settings(self) -> list[str]:
-        """What to subscribe to for triggers and settings of sources."""
-        return [self.trigger("+"), self.set("+", "+")]
+        return [self.request("+"), self.trigger("+"), self.set("+", "+")]
 
     def retained(self, source: str, answers: Iterable[str], *, caption: bool, image: bool) -> list[str]:
         """All topics that a source with these answers retains."""

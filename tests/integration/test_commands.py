@@ -384,14 +384,12 @@ def test_a_wrong_setting_gets_its_reason(line: Line, topic: str, payload: str, r
     assert reason in line.answer("response/set", after=before)["error"]
 
 
-def test_our_own_words_are_no_commands_and_each_command_is_answered_once(line: Line) -> None:
-    before, again = len(line.heard.on("response/caption")), len(line.heard.on("response/trigger"))
+def test_our_own_words_are_no_commands(line: Line) -> None:
+    before = len(line.heard.on("response/caption"))
     line.send("request/trigger")
-    line.send("request/trigger", "-n", "-V", "mqttv5")
     line.answer("response/trigger")
     line.data("stats")
     assert len(line.heard.on("response/caption")) == before
-    assert len(line.heard.on("response/trigger")) == again + 2, "each is answered once, whatever it is heard as"
 
 
 def test_a_retained_command_a_stop_and_a_second_life(line: Line) -> None:
