@@ -46,9 +46,7 @@ def system_dir() -> Path:
 class Sensors:
     """The sensors of this board."""
 
-    def __init__(
-        self, directory: Path, command: str = "vcgencmd", clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, directory: Path, command: str = "vcgencmd", clock: Callable[[], float] = time.monotonic) -> None:
         """`directory` is /sys; `command` is asked for the throttle bits where no file has them."""
         self._directory = directory
         self._command = shutil.which(command)

@@ -79,7 +79,7 @@ class ImageConfig(Section):
     quality: Annotated[int, Field(ge=20, le=95)] = 80
     """Of the JPEG; less where it would be too large."""
     max_kib: Annotated[int, Field(ge=1, le=8192)] = 256
-    """An image that does not fit in any quality is not published: its topic is emptied, as the one before is another."""
+    """An image that does not fit in any quality is not published; its topic is emptied of the one before."""
     boxes: bool = False
     """Frame what `detect` has found."""
 

@@ -167,8 +167,10 @@ def test_a_camera_that_is_being_opened_holds_up_nobody_who_asks_for_something_el
     slow["command"] = ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.1; done; exec "$@"', str(opened), *slow["command"]]
     service = Service(tmp_path, broker.port, sources={"ready": ready, "slow": slow})
     with subscribed(broker.port) as heard, running(service):
-        line = Line(broker, service, heard, *stage.scenes)
-        wait_for("the other one is there", lambda: [m.payload for m in heard.on("ready/availability")][-1:] == [b"online"])
+        line = Line(broker, service, heard, stage.scenes[0], stage.scenes[1])
+        wait_for(
+            "the other one is there", lambda: [m.payload for m in heard.on("ready/availability")][-1:] == [b"online"]
+        )
         line.send("request/caption", "-m", '{"source": "slow", "transaction": "slow"}')
         asked = ({"source": "ready"}, {"picture": base64.b64encode(stage.scenes[1][0].read_bytes()).decode()})
         assert [line.data("caption", **what)["caption"] for what in asked] == [truth for _, truth in stage.scenes]
