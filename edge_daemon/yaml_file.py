@@ -170,7 +170,8 @@ class _Reader:
 
     def _env(self, name: str, node: yaml.Node) -> str:
         if name not in os.environ:
-            raise self._error(node, f"the environment variable {name!r} is not set")
+            where = "in the unit by Environment= or EnvironmentFile=; for a check by hand, any value that fits will do"
+            raise self._error(node, f"the environment variable {name!r} is not set ({where})")
         return os.environ[name]
 
     def _file(self, name: str, node: yaml.Node) -> str:

@@ -155,7 +155,7 @@ def test_a_number_may_come_from_the_environment(file: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("tag", "expected"),
     [
-        ("!env NOT_SET", "the environment variable 'NOT_SET' is not set"),
+        ("!env NOT_SET", "the environment variable 'NOT_SET' is not set (in the unit by Environment="),
         ("!file missing.txt", "missing.txt cannot be read: No such file or directory"),
         ("!file .", "cannot be read: Is a directory"),
         ("!file binary", "is not UTF-8 text"),
