@@ -98,7 +98,7 @@ def test_a_slow_rate_that_the_camera_does_not_have_is_no_problem(start: Callable
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"fps": 100.0}, "fps is 100; in this size the camera can do "),
+        ({"fps": 100.0}, "fps is 100; at this size the camera supports at most "),
         ({"autofocus": "continuous"}, "autofocus is continuous, but this camera cannot do that (it has no AfMode)"),
         ({"camera": 1}, "camera is 1, but there is only 0 (Virtual test camera)"),
     ],
@@ -113,7 +113,7 @@ def test_without_a_camera_it_says_so(start: Callable[..., Grabber]) -> None:
     kept = told.read_text()
     told.write_text("{}\n")
     try:
-        assert "no camera is found" in start().problem()
+        assert "no camera was found" in start().problem()
     finally:
         told.write_text(kept)
 
