@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_daemon import pipe
+from edge_daemon import pipe, state_file
 from edge_daemon.messages import Cap, Failed, Idle, Progress, Request, Results, TaskResult, WorkerReady, WorkerRefused
 
 NEEDS = {
@@ -70,7 +70,7 @@ class StandIn:
     def note(self, cap: Cap) -> None:
         """What the daemon allows; left in the directory."""
         self.caps.append([cap.kv_positions, int(cap.release)])
-        Path(sys.argv[1], f"caps-{os.getpid()}.json").write_text(json.dumps(self.caps))
+        state_file.replace(Path(sys.argv[1], f"caps-{os.getpid()}.json"), self.caps)
 
     def answer_and_leak(self, request: Request) -> None:
         """Ten MiB a picture."""
@@ -175,7 +175,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     number = len(list(directory.glob("life-*.json")))
     record = {"pid": os.getpid(), "arguments": sys.argv[2:], "arenas": os.environ.get("MALLOC_ARENA_MAX")}
-    (directory / f"life-{number}.json").write_text(json.dumps(record))
+    state_file.replace(directory / f"life-{number}.json", record)  # whole: it is waited for
     plan = json.loads((directory / "plan.json").read_text())
     StandIn().live(plan[min(number, len(plan) - 1)])
 
