@@ -53,7 +53,7 @@ class Program:
         if shutil.which(command[0]) is None:
             self.problem = f"there is no program {command[0]!r} that can be run: check the first word of command"
             return
-        launcher = (sys.executable, "-m", "edge_daemon.sources.launcher", str(os.getpid()))
+        launcher = (sys.executable, "-P", "-m", "edge_daemon.sources.launcher", str(os.getpid()))
         pipe = subprocess.PIPE
         self.process = subprocess.Popen((*launcher, *command), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 

@@ -427,3 +427,11 @@ def test_the_daemon_loads_no_torch_and_no_image_library() -> None:
     rss_mib = report["rss_kib"] / 1024
     print(f"\nthe daemon's imports: {len(report['modules'])} modules, {rss_mib:.1f} MiB resident")
     assert rss_mib <= PARENT_RSS_MIB
+
+
+@each_module
+def test_children_import_nothing_from_where_we_are(module: Module) -> None:
+    """With `-m` and `-c` Python looks there first, but for -P and -I; a folder of pictures is no place for code."""
+    lists = [node.elts for node in ast.walk(module.tree) if isinstance(node, ast.List | ast.Tuple)]
+    options = [ast.unparse(elts[1]) for elts in lists if elts and ast.unparse(elts[0]) == "sys.executable"]
+    assert set(options) <= {"'-P'", "'-I'"}
