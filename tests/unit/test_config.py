@@ -276,8 +276,10 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         ("rtsp://cam:1234?SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("rtsp://cam:1234#SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("http://10.0.0.9/live?key=SEC@SECRET", f"http://{HIDDEN}"),
-        ("/srv/films/a@b.mp4", "/srv/films/a@b.mp4"),
-        ("file:///srv/films/a@b.mp4", "file:///srv/films/a@b.mp4"),
+        ("rtsp://10.0.0.9:554/user=cam&password=SECRET&channel=1&stream=0.sdp?", "rtsp://10.0.0.9:554/user=…"),
+        ("rtsp://10.0.0.9/live;key=SECRET", "rtsp://10.0.0.9/live;key=…"),
+        ("/srv/films/a@b=c.mp4", "/srv/films/a@b=c.mp4"),
+        ("file:///srv/films/a@b=c.mp4", "file:///srv/films/a@b=c.mp4"),
     ],
 )
 def test_the_place_of_a_camera_holds_no_secret(url: str, place: str) -> None:

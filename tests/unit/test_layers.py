@@ -89,7 +89,10 @@ LEAVES: dict[str, set[str]] = {
     "sources.frames": {"messages", "picture"},
     "sources.jpeg_stream": {"errors"},
     "sources.launcher": {"pipe"},
-    "sources.command": {"errors", "messages", "picture", "sources", "sources.frames", "sources.jpeg_stream"},
+    "sources.command": {
+        *("errors", "messages", "picture", "shown_address", "sources"),
+        *("sources.frames", "sources.jpeg_stream"),
+    },
     "rehearsal": {"messages", "picture_limits"},
     "wishes": {"config", "messages", "source_config", "units"},
     "demo": set(),
