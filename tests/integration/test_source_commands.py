@@ -70,6 +70,17 @@ def test_nothing_that_lies_where_we_are_is_run(tmp_path: Path, picture: Path) ->
     assert is_red(tmp_path / "porch.jpg")
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a\x1b]0;b\x07\n.jpg", r"'a\x1b]0;b\x07\n.jpg'"), ("\udcff.jpg", r"'\udcff.jpg'")]
+)
+def test_the_name_of_a_file_does_nothing_to_a_terminal(tmp_path: Path, name: str, shown: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / name).write_text("no picture")
+    configure(tmp_path, type="folder", path=str(tmp_path / "pictures"))
+    done = run(tmp_path, "test", "porch", "-c", "config.yaml")
+    assert done.stderr == f"edge-daemon: source porch: {shown}: not a picture: it is text\n"
+
+
 def test_a_folder_is_tried_and_nothing_remembered(tmp_path: Path, picture: Path) -> None:
     configure(tmp_path, type="folder", path=str(picture.parent))
     for _ in range(2):

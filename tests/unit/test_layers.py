@@ -48,6 +48,7 @@ LEAVES: dict[str, set[str]] = {
     "restart_policy": set(),
     "reasons": set(),
     "shown_address": set(),
+    "shown_name": set(),
     "suspicion": set(),
     "dialect": {"choices"},
     "machine": set(),
