@@ -205,6 +205,7 @@ def test_a_tag_that_leads_nowhere(file: Path, tag: str, expected: str) -> None:
         f"mqtt: {{host: 'cam:{SECRET}@broker'}}",
         f"mqtt: {{hots: 'mqtt://cam:a/{SECRET}@broker'}}",
         f"mqtt: {{hots: 'ws://broker?token={SECRET}'}}",
+        f"mqtt: {{websocket_path: 'mqtt/?token={SECRET}'}}",
         f"sources: {{a: {{type: rtsp, url: 'cam:{SECRET}@10.0.0.9/live'}}}}",
         f"sources: {{a: {{type: rtsp, url: '10.0.0.9/live&password={SECRET}'}}}}",
         f"sources: {{a: {{type: rtsp, url: 'rtsp://cam:[{SECRET}]@10.0.0.9/live'}}}}",
