@@ -1,4 +1,4 @@
-"""How the name of a file is shown at a terminal, which obeys control characters: whoever may put it there chose it. Pure."""
+"""How the name of a file is shown. Whoever put it there chose it, and a terminal obeys control characters. Pure."""
 
 from __future__ import annotations
 

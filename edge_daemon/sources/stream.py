@@ -106,7 +106,8 @@ class Stream:
                 return f"{self._place} asks for a login: set username and password of this source"
             return f"{self._place} refuses the login: check username and password of this source"
         if isinstance(error, av.error.HTTPNotFoundError):
-            return f"there is no such stream as {shown_address.path(self._parts)!r} at {self._host}: check the path in url"
+            path = shown_address.path(self._parts)
+            return f"there is no such stream as {path!r} at {self._host}: check the path in url"
         return f"{self._place} answers with an error: {error.strerror}"
 
     def _connection(self, number: str) -> str:

@@ -168,7 +168,7 @@ def test_the_command_in_int8(tmp_path: Path) -> None:
 
 
 def test_the_command_obeys_no_name_of_a_file(tmp_path: Path) -> None:
-    """Of two files, one no picture; a terminal would do what stands in their names, and no UTF-8 is an error to print."""
+    """A terminal would do what stands in the first; the second cannot be printed as it is."""
     ((picture, truth),) = sample_pictures(tmp_path, 1, 5)
     there, broken = tmp_path / "a\x1b]0;b\x07.png", tmp_path / "\udcff\n.png"
     picture.rename(there)
