@@ -58,11 +58,12 @@ machine_is_fit() {
     say "$memory_mib MiB of memory: enough for the demo model, not for Moondream 0.5B (a board with 2 GB, in int8)"
 }
 
-# The system's Python, which the unit sees; one in a home it does not.
+# The system's Python, which the unit sees; one in a home it does not. (-P, here and below: it imports nothing from the
+# directory that root is in, which may be one that others write to.)
 usable_python() {
   local python
   for python in /usr/bin/python3 /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11 /usr/local/bin/python3; do
-    if "$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+    if "$python" -P -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       echo "$python"; return
     fi
   done
@@ -153,7 +154,7 @@ fill_release() {
   local root=$1 dir=$2 wheel work python
   python=$(usable_python) || return
   wheel=$(shipped_wheel "$root")
-  "$python" -m venv "$dir" || return
+  "$python" -P -m venv "$dir" || return
   work=$dir/work
   mkdir "$work" || return
   if [ -z "$wheel" ]; then
@@ -176,7 +177,7 @@ pip_in() {
     options+=(--extra-index-url https://download.pytorch.org/whl/cpu)  # elsewhere there are CUDA builds of gigabytes
   fi
   local command=$1; shift
-  "$dir/bin/python" -m pip "$command" "${options[@]}" "$@"
+  "$dir/bin/python" -P -m pip "$command" "${options[@]}" "$@"
 }
 
 # The unit for several instances is the unit with another configuration and another state. All see the models of the

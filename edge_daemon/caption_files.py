@@ -25,6 +25,7 @@ from edge_daemon.moondream.model import Answer, Moondream, clipped
 from edge_daemon.moondream.opening import open_chosen
 from edge_daemon.needs import room
 from edge_daemon.picture import Limits, load
+from edge_daemon.shown_name import shown_name
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,10 @@ def _said(model: Moondream, asked: list[tuple[str, str]], sampling: Sampling) ->
 
 def in_words(document: dict[str, Any]) -> str:
     """The document for people."""
+    name = shown_name(document["file"])
     if "error" in document:
-        return f"{document['file']}: {document['error']}"
-    lines = [f"{document['file']}: {document['caption']}"]
+        return f"{name}: {document['error']}"
+    lines = [f"{name}: {document['caption']}"]
     if document["finish_reason"] != "eos":
         lines[0] += f" [cut: {document['finish_reason']}]"
     lines += [f"  {a['question']} {a['answer']}" for a in document["answers"]]

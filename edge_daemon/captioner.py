@@ -62,7 +62,7 @@ class Captioner:
         directory: Path,
         beat: Callable[[], None],
         on_change: Callable[[], None],
-        command: Sequence[str] = (sys.executable, "-m", "edge_daemon.worker"),
+        command: Sequence[str] = (sys.executable, "-P", "-m", "edge_daemon.worker"),
     ) -> None:
         """`command` is the worker; its options are added to it."""
         self.config = config

@@ -18,7 +18,9 @@ from edge_daemon.nearest import hint
 from edge_daemon.source_config import LONGEST_INTERVAL_S, Question
 from edge_daemon.topics import json_bytes
 
-LARGEST_PAYLOAD_BYTES = check.LARGEST_PICTURE_BYTES * 4 // 3 + (64 << 10)
+LARGEST_WORDS_BYTES = 64 << 10
+"""All that is not a picture. Megabytes of it, checked value by value, would take gigabytes and minutes."""
+LARGEST_PAYLOAD_BYTES = check.LARGEST_PICTURE_BYTES * 4 // 3 + LARGEST_WORDS_BYTES
 """The largest picture in base64, and what stands around it."""
 NUMBERS = ("minutes", "interval_s")
 """Keys of which a bare word is a number."""
@@ -148,6 +150,7 @@ def parse_setting(source: str, what: str, payload: bytes, sources: Sequence[str]
     name, key = SETTINGS[what]
     if not key:  # whatever is written to a trigger pulls it
         return _command(name, {"source": source}, sources)
+    _refuse_long(len(payload), LARGEST_WORDS_BYTES)
     said = _decoded(payload).strip()
     value = {"ON": True, "OFF": False}.get(said.upper(), said) if key == "enabled" else _bare(key, said)
     return _command(name, {"source": source, key: value}, sources)
@@ -189,8 +192,7 @@ def _echo(transaction: Transaction) -> dict[str, Any]:
 
 def _values(name: str, payload: bytes) -> dict[str, Any]:
     """The keys of a payload, as they came."""
-    if len(payload) > LARGEST_PAYLOAD_BYTES:
-        raise CommandError(f"the payload has {len(payload)} bytes; at most {LARGEST_PAYLOAD_BYTES} are allowed")
+    _refuse_long(len(payload), LARGEST_PAYLOAD_BYTES if "picture" in KINDS[name].checks else LARGEST_WORDS_BYTES)
     if payload.startswith(check.STARTS):
         if name != "caption":
             raise CommandError("only caption takes a bare picture; otherwise send JSON with the picture in base64")
@@ -200,10 +202,18 @@ def _values(name: str, payload: bytes) -> dict[str, Any]:
         return {}
     value = _json(said) if said[0] in "{[" else None
     if isinstance(value, dict):
+        picture = value.get("picture")
+        around = len(said) - (len(picture) if isinstance(picture, str) else 0)
+        _refuse_long(around, LARGEST_WORDS_BYTES, " besides the picture")
         return value
     if not main or isinstance(value, list):
         raise CommandError("this must be a JSON object, such as {}")
     return {main: _bare(main, said)}
+
+
+def _refuse_long(size_bytes: int, most_bytes: int, where: str = "") -> None:
+    if size_bytes > most_bytes:
+        raise CommandError(f"the payload has {size_bytes} bytes{where}; at most {most_bytes} are allowed")
 
 
 def _decoded(payload: bytes) -> str:

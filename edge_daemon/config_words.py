@@ -118,7 +118,7 @@ def _shown(key: Key, value: Any, document: Document) -> str:
     if isinstance(value, dict | list):
         return "(a list)" if isinstance(value, list) else "(keys with values)"
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    if re.search(r"@|://.*[?#]", text):  # probably a login, or a query with one in it
+    if re.search(r"@|/.*[?#]", text):  # probably a login, or a query with one in it
         return "(hidden)"
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -20,7 +20,7 @@ def argv(config: SourceConfig | None = None) -> list[str]:
     """The program; none of its settings, as everybody on the machine can read arguments."""
     if isinstance(config, PicameraConfig):
         return [str(config.python), "-I", "-B", str(ON_THE_SYSTEM_PYTHON)]
-    return [sys.executable, "-m", "edge_daemon.grabber"]
+    return [sys.executable, "-P", "-m", "edge_daemon.grabber"]
 
 
 def settings(config: SourceConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edge_daemon.clock import on_the_wall
 from edge_daemon.errors import EdgeDaemonError, UnavailableError
 from edge_daemon.exit_codes import OK, USAGE
 from edge_daemon.messages import Frame, Problem
+from edge_daemon.shown_name import shown_name
 from edge_daemon.subcommand import Commands
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ async def _picture(child: Child, name: str, limit_s: float) -> Frame:
     except TimeoutError:
         raise UnavailableError(f"source {name}: no picture came within {limit_s:.0f} s") from None
     if isinstance(answer, Problem):
-        where = f"{answer.file.name}: " if answer.file else ""
+        where = f"{shown_name(answer.file.name)}: " if answer.file else ""
         raise UnavailableError(f"source {name}: {where}{answer.reason}")
     return answer
 

@@ -26,6 +26,8 @@ SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", 
 COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 CREDENTIALS = "credentials"
 """The folder beside the YAML file from which the unit loads its credentials, and root's commands read them."""
+LONGEST_SECRET = 1 << 20
+"""Characters; MQTT takes a sixteenth of that."""
 
 Key = tuple[str | int, ...]
 """The way from the top to a value: ("mqtt", "port"), ("sources", "porch", "questions", 0)."""
@@ -188,7 +190,8 @@ class _Reader:
 
     def _first_line(self, path: Path, node: yaml.Node) -> str:
         try:
-            return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+            with path.open(encoding="utf-8") as file:  # which may be a device without end
+                return file.readline(LONGEST_SECRET).rstrip("\r\n")
         except OSError as error:
             raise self._error(node, f"the secret in {path} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

@@ -136,7 +136,7 @@ def _strangers(folder: Path) -> list[Hostile]:
             "empty.jpg": (b"", "the file is empty"),
             "one-byte.jpg": (b"\xff", "begins with the bytes ff"),
             "zeros.jpg": (bytes(4096), "all 4096 bytes are zero"),
-            "text.jpg": (b"no picture, only words\n", "it is text, beginning with 'no picture"),
+            "text.jpg": (b"no picture, only words\n", "it is text"),
             "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
             "program.jpg": (b"\x7fELF\2\1\1" + bytes(200), "a program"),
             "archive.jpg": (archive.getvalue(), "a ZIP archive"),

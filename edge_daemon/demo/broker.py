@@ -74,7 +74,7 @@ class Broker:
             conf.write_text(MOSQUITTO_CONF.format(port=self.port, directory=self._directory, user=user))
             argv = [self._mosquitto, "-c", str(conf)]
         else:
-            argv = [sys.executable, "-c", EMBEDDED.format(port=self.port)]
+            argv = [sys.executable, "-P", "-c", EMBEDDED.format(port=self.port)]
         with (self._directory / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._wait_until_listening()

@@ -70,7 +70,7 @@ def service(directory: Path, broker: Broker) -> Iterator[subprocess.Popen[bytes]
     places = {"state": directory / "state", "inbox": directory / "inbox"}
     config.write_text(CONFIG.format(port=broker.port, protocol=broker.protocol, **places))
     with (directory / "service.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "edge_daemon", "run", "-c", str(config)], stderr=log)
+        process = subprocess.Popen([sys.executable, "-P", "-m", "edge_daemon", "run", "-c", str(config)], stderr=log)
     try:
         yield process
     finally:

@@ -180,7 +180,7 @@ def captioned(directory: Path, device: str, precision: str, deadline_s: float = 
     with tempfile.TemporaryDirectory(prefix="edge-daemon-") as scratch:
         picture = Path(scratch) / "colours.png"
         picture.write_bytes(png())
-        argv = [sys.executable, "-m", "edge_daemon", "caption", str(picture), "--json", "--max-tokens", "20"]
+        argv = [sys.executable, "-P", "-m", "edge_daemon", "caption", str(picture), "--json", "--max-tokens", "20"]
         argv += ["--model", f"{directory.absolute()}/", "--device", device, "--precision", precision]
         start_s = time.monotonic()
         try:

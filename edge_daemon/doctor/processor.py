@@ -95,7 +95,7 @@ def precision(wanted: str, device: str, there: Features) -> Finding:
 
 def probe(subject: Subject) -> Iterator[Finding]:
     """Import torch and multiply, in a process that may die of it."""
-    yield probed(subject.places.proc, [sys.executable, "-c", PROBE])
+    yield probed(subject.places.proc, [sys.executable, "-P", "-c", PROBE])
 
 
 def probed(proc: Path, argv: Sequence[str], deadline_s: float = PROBE_S) -> Finding:

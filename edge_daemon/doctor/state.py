@@ -6,8 +6,10 @@ import os
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -192,20 +194,44 @@ def _rights(place: Path, account: Account, paths: list[Path]) -> Fix:
     return Fix(
         f"give {listed} to {account.name}, readable and writable",
         f"the previous owner and mode of each are printed: sudo chown OWNER PATH; sudo chmod MODE PATH (below {place})",
-        lambda: _mend_rights(account, paths),
+        lambda: _mend_rights(place, account, paths),
     )
 
 
-def _mend_rights(account: Account, paths: list[Path]) -> str:
+def _mend_rights(place: Path, account: Account, paths: list[Path]) -> str:
     told = []
     for path in paths:
-        before = path.stat()
-        told.append(f"{path} was {before.st_uid}:{before.st_gid} {stat.S_IMODE(before.st_mode):o}")
-        _give(path, account)
-        path.chmod(stat.S_IMODE(before.st_mode) | (0o700 if path.is_dir() else 0o600))
-        if not account.may(path.stat(), os.R_OK):
-            raise UnavailableError(f"{path} cannot be given to {account.name}: run the doctor with sudo")
+        with _held(place, path) as held:
+            before = held.stat()
+            told.append(f"{path} was {before.st_uid}:{before.st_gid} {stat.S_IMODE(before.st_mode):o}")
+            _give(held, account)
+            held.chmod(stat.S_IMODE(before.st_mode) | (0o700 if stat.S_ISDIR(before.st_mode) else 0o600))
+            if not account.may(held.stat(), os.R_OK):
+                raise UnavailableError(f"{path} cannot be given to {account.name}: run the doctor with sudo")
     return "; ".join(told)
+
+
+@contextmanager
+def _held(place: Path, path: Path) -> Iterator[Path]:
+    """Another name for a path in `place`, for the same file whatever is put there meanwhile.
+
+    Who owns `place` may put a link to a file of root's there. Raises UnavailableError when one is on the way.
+    """
+    if sys.platform != "linux":
+        yield path
+        return
+    with ExitStack() as stack:
+        held = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        stack.callback(os.close, held)
+        for part in path.relative_to(place).parts:
+            try:
+                held = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held)
+            except OSError as error:
+                raise UnavailableError(f"{path} is not what it was: {error.strerror}") from error
+            stack.callback(os.close, held)
+        if stat.S_ISLNK(os.fstat(held).st_mode):
+            raise UnavailableError(f"{path} is a symbolic link now; nothing was changed")
+        yield Path(f"/proc/self/fd/{held}")
 
 
 def _closed(place: Path) -> Fix:

@@ -216,8 +216,8 @@ def _lock(path: Path) -> int:
     """Create and lock a file. Raises UnavailableError, with the holder's process number, when it is held."""
     import fcntl
 
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    while True:  # of a link that lies there root would write into a file of somebody else
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

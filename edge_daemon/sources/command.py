@@ -7,7 +7,6 @@ latest. It is started before the grabber limits itself: what is right for a deco
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_daemon import picture
+from edge_daemon import picture, shown_address
 from edge_daemon.errors import PictureError
 from edge_daemon.messages import Frame, Problem
 from edge_daemon.picture import Decoder, Limits
@@ -30,8 +29,6 @@ _CHUNK_BYTES = 1 << 16
 _LAST_WORDS = 300
 _EXIT_S = 1.0
 """A program that closes its output ends within so long, or says nothing of how it ended."""
-_LOGIN = re.compile(r"(?<=://)\S+@")
-"""As programs repeat it on stderr when an address is among their arguments."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Program:
         if shutil.which(command[0]) is None:
             self.problem = f"there is no program {command[0]!r} that can be run: check the first word of command"
             return
-        launcher = (sys.executable, "-m", "edge_daemon.sources.launcher", str(os.getpid()))
+        launcher = (sys.executable, "-P", "-m", "edge_daemon.sources.launcher", str(os.getpid()))
         pipe = subprocess.PIPE
         self.process = subprocess.Popen((*launcher, *command), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
@@ -162,12 +159,12 @@ class CommandSource:
             self._news.set()
 
     def _pass_on(self) -> None:
-        """What the program says on stderr goes to ours, line by line, without logins."""
+        """What the program says on stderr goes to ours, line by line, without logins: it may repeat its arguments."""
         process = self._program.process
         assert process is not None
         assert process.stderr is not None
         while line := process.stderr.readline(_CHUNK_BYTES):
-            text = _LOGIN.sub("***@", line.decode(errors="replace").rstrip())
+            text = shown_address.in_text(line.decode(errors="replace").rstrip())
             if text:
                 self._last_words = text[-_LAST_WORDS:]
                 sys.stderr.write(text + "\n")

@@ -1,7 +1,7 @@
 """Network cameras, and whatever else FFmpeg opens by an address: RTSP, MJPEG over HTTP, files.
 
-A login is put into the address that FFmpeg is given and nowhere else; what is said about a stream has no login and no
-query in it. A file is read at its own pace, as if it happened now.
+A login is put into the address that FFmpeg is given and nowhere else; what is said about a stream is what
+`shown_address` lets through. A file is read at its own pace, as if it happened now.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class Stream:
                 return f"{self._place} asks for a login: set username and password of this source"
             return f"{self._place} refuses the login: check username and password of this source"
         if isinstance(error, av.error.HTTPNotFoundError):
-            return f"there is no such stream as {self._parts.path!r} at {self._host}: check the path in url"
+            path = shown_address.path(self._parts)
+            return f"there is no such stream as {path!r} at {self._host}: check the path in url"
         return f"{self._place} answers with an error: {error.strerror}"
 
     def _connection(self, number: str) -> str:

@@ -167,6 +167,18 @@ def test_the_command_in_int8(tmp_path: Path) -> None:
     assert "device cuda" in refused.stderr
 
 
+def test_the_command_obeys_no_name_of_a_file(tmp_path: Path) -> None:
+    """A terminal would do what stands in the first; the second cannot be printed as it is."""
+    ((picture, truth),) = sample_pictures(tmp_path, 1, 5)
+    there, broken = tmp_path / "a\x1b]0;b\x07.png", tmp_path / "\udcff\n.png"
+    picture.rename(there)
+    broken.write_text("no picture")
+    argv = [sys.executable, "-m", "edge_daemon", "caption", str(there), str(broken)]
+    said = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
+    assert said[0] == f"{str(there)!r}: {truth}"
+    assert said[-1] == f"{str(broken)!r}: not a picture: it is text"
+
+
 @pytest.mark.parametrize("options", [["--cpu"], ["--device", "cpu", "--precision", "bfloat16"]])
 def test_the_command_says_where_and_how(tmp_path: Path, options: list[str]) -> None:
     ((picture, truth),) = sample_pictures(tmp_path, 1, 5)

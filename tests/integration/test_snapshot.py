@@ -55,6 +55,14 @@ async def test_the_newest_file_may_be_broken_and_is_named(tmp_path: Path) -> Non
         await snapshot.of_folder(folder(tmp_path), [])
 
 
+async def test_a_link_to_a_secret_tells_nothing_of_it(tmp_path: Path) -> None:
+    """Whoever may write into the folder, and may not read what we may, reads what we publish."""
+    (tmp_path / "password").write_text("sesame\n")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "password")
+    with pytest.raises(PictureError, match=r"^link\.jpg: not a picture: it is text$"):
+        await snapshot.of_folder(folder(tmp_path), [])
+
+
 async def test_bytes_are_decoded_and_leave_nothing_behind(tmp_path: Path) -> None:
     ((path, _),) = sample_pictures(tmp_path, 1, seed=1)
     descriptors = psutil.Process().num_fds()

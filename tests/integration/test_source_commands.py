@@ -19,7 +19,7 @@ ONCE = f"{CAMERA}\nout.write(picture)"
 
 
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge_daemon", "source", *arguments]
+    command = [sys.executable, "-P", "-m", "edge_daemon", "source", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "EDGE_DAEMON_STATE_DIR": str(tmp_path / "state")}
     where = {"cwd": tmp_path, "env": environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, **where)  # type: ignore[call-overload, no-any-return]
@@ -58,6 +58,27 @@ def test_a_camera_is_tried_and_the_gate_asked(tmp_path: Path, picture: Path) -> 
     assert "this picture would be captioned (first)" in done.stdout
     assert "the next one would be skipped (unchanged)" in done.stdout
     assert done.stderr == "", "progress is for terminals"
+
+
+def test_nothing_that_lies_where_we_are_is_run(tmp_path: Path, picture: Path) -> None:
+    """Somebody may have put it there: cameras write into folders of pictures, and root looks into them."""
+    configure(tmp_path, type="command", command=[sys.executable, "-c", FOR_EVER, str(picture)])
+    for module in ("json", "signal", "edge_daemon"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('this was run')")
+    done = run(tmp_path, "test", "porch", "-c", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    assert is_red(tmp_path / "porch.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a\x1b]0;b\x07\n.jpg", r"'a\x1b]0;b\x07\n.jpg'"), ("\udcff.jpg", r"'\udcff.jpg'")]
+)
+def test_the_name_of_a_file_does_nothing_to_a_terminal(tmp_path: Path, name: str, shown: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / name).write_text("no picture")
+    configure(tmp_path, type="folder", path=str(tmp_path / "pictures"))
+    done = run(tmp_path, "test", "porch", "-c", "config.yaml")
+    assert done.stderr == f"edge-daemon: source porch: {shown}: not a picture: it is text\n"
 
 
 def test_a_folder_is_tried_and_nothing_remembered(tmp_path: Path, picture: Path) -> None:

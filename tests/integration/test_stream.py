@@ -208,6 +208,12 @@ def test_a_path_that_the_camera_does_not_know(server: RtspServer) -> None:
         )
 
 
+def test_a_login_in_the_path_is_never_shown(server: RtspServer) -> None:
+    with reader(server.url.replace("/test", "/user=me&password=sesame&channel=1"), **LOGIN) as grabber:
+        assert grabber.problem().startswith("there is no such stream as '/user=…' at 127.0.0.1:")
+        assert "sesame" not in grabber.stderr()
+
+
 def test_addresses_where_there_is_no_camera(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]

@@ -53,6 +53,15 @@ def test_check_config_says_what_would_run(file: Path, capsys: pytest.CaptureFixt
     assert "/srv/porch → edge-daemon/shed/porch/caption" in output
 
 
+def test_a_secret_without_end_is_not_read_to_its_end(file: Path) -> None:
+    file.write_text(CONFIG.replace("hunter2", "!file /dev/zero"))
+    limited = 'ulimit -d 500000; exec "$@"'
+    argv = ["bash", "-c", limited, "bash", sys.executable, "-m", "edge_daemon", "check-config", "-c", str(file)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == exit_codes.CONFIG
+    assert "mqtt.password: value (hidden): this must be UTF-8 text of at most 65535 bytes" in done.stderr
+
+
 def test_check_config_prints_everything_but_secrets(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check-config", "--json", "-c", str(file)]) == exit_codes.OK
     output = capsys.readouterr().out

@@ -154,11 +154,13 @@ def test_how_a_program_ended_is_said_in_its_own_words_without_its_login(tmp_path
     path = tmp_path / "one.jpg"
     path.write_bytes(KINDS["baseline"])
     one = f"sys.stdout.buffer.write(open({str(path)!r}, 'rb').read())\n"
-    say = "print('rtsp://me:a/b@sesame@camera/x: gone', file=sys.stderr)\n"
+    addresses = "http://camera/x?pwd=sesame rtsp://camera/user=me&password=sesame rtsp://me:a/b@sesame@camera/x"
+    shown = "http://camera/x?*** rtsp://camera/user=*** rtsp://***@camera/x"
+    say = f"print('{addresses}: gone', file=sys.stderr)\n"
     with runner(script(one + say + "sys.exit(3)")) as grabber:
         assert difference(grabber.frame(), SCENES[0]) < ALIKE
         reason = grabber.problem()
-        assert reason == f"{sys.executable} ended with exit status 3; its last words: rtsp://***@camera/x: gone"
+        assert reason == f"{sys.executable} ended with exit status 3; its last words: {shown}: gone"
         assert "sesame" not in grabber.stderr()
     with runner(script("os.kill(os.getpid(), 9)")) as grabber:
         assert grabber.problem() == f"{sys.executable} was ended by SIGKILL and wrote no JPEG"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from edge_daemon.command_values import LARGEST_PICTURE_BYTES, Picture
 from edge_daemon.commands import (
     KINDS,
     LARGEST_PAYLOAD_BYTES,
+    LARGEST_WORDS_BYTES,
     SETTINGS,
     Ask,
     Caption,
@@ -273,6 +275,32 @@ def test_nothing_is_larger_than_it_may_be() -> None:
         str(too_much)
         == f"the payload has {LARGEST_PAYLOAD_BYTES + 1} bytes; at most {LARGEST_PAYLOAD_BYTES} are allowed"
     )
+
+
+MANY = LARGEST_WORDS_BYTES // 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("set", payload(source="porch", questions=[0] * MANY)),
+        ("set", payload(source="porch", questions=[{"id": "a", "ask": "b", "x" * LARGEST_WORDS_BYTES: 0}])),
+        ("ask", payload(source="porch", question="Open?", type="choice", choices=[0] * MANY)),
+        ("ask", payload(picture="x" * LARGEST_WORDS_BYTES, question="Open?", type="choice", choices=[0] * MANY)),
+        ("stats", b" " * (LARGEST_WORDS_BYTES + 1)),
+    ],
+    ids=["wrong questions", "a long key", "wrong choices", "beside a picture", "nothing"],
+)
+def test_only_a_picture_may_be_large(name: str, said: bytes) -> None:
+    """Each wrong value would cost a kilobyte and ten microseconds before the first is named."""
+    words = f"the payload has [0-9]+ bytes( besides the picture)?; at most {LARGEST_WORDS_BYTES} are allowed"
+    assert re.fullmatch(words, str(refusal(name, said)))
+
+
+def test_a_setting_is_not_large() -> None:
+    with pytest.raises(CommandError, match=f"at most {LARGEST_WORDS_BYTES} are allowed"):
+        parse_setting("porch", "question/set", b"[" * (LARGEST_WORDS_BYTES + 1), TWO)
+    parse_setting("porch", "trigger", b"[" * (LARGEST_WORDS_BYTES + 1), TWO)
 
 
 def test_a_picture_does_not_fill_the_log() -> None:

@@ -205,6 +205,7 @@ def test_a_tag_that_leads_nowhere(file: Path, tag: str, expected: str) -> None:
         f"mqtt: {{host: 'cam:{SECRET}@broker'}}",
         f"mqtt: {{hots: 'mqtt://cam:a/{SECRET}@broker'}}",
         f"mqtt: {{hots: 'ws://broker?token={SECRET}'}}",
+        f"mqtt: {{websocket_path: 'mqtt/?token={SECRET}'}}",
         f"sources: {{a: {{type: rtsp, url: 'cam:{SECRET}@10.0.0.9/live'}}}}",
         f"sources: {{a: {{type: rtsp, url: '10.0.0.9/live&password={SECRET}'}}}}",
         f"sources: {{a: {{type: rtsp, url: 'rtsp://cam:[{SECRET}]@10.0.0.9/live'}}}}",
@@ -276,8 +277,10 @@ def test_a_password_that_looks_like_a_number(file: Path, number: str) -> None:
         ("rtsp://cam:1234?SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("rtsp://cam:1234#SECRET@10.0.0.9/live", f"rtsp://{HIDDEN}"),
         ("http://10.0.0.9/live?key=SEC@SECRET", f"http://{HIDDEN}"),
-        ("/srv/films/a@b.mp4", "/srv/films/a@b.mp4"),
-        ("file:///srv/films/a@b.mp4", "file:///srv/films/a@b.mp4"),
+        ("rtsp://10.0.0.9:554/user=cam&password=SECRET&channel=1&stream=0.sdp?", "rtsp://10.0.0.9:554/user=…"),
+        ("rtsp://10.0.0.9/live;key=SECRET", "rtsp://10.0.0.9/live;key=…"),
+        ("/srv/films/a@b=c.mp4", "/srv/films/a@b=c.mp4"),
+        ("file:///srv/films/a@b=c.mp4", "file:///srv/films/a@b=c.mp4"),
     ],
 )
 def test_the_place_of_a_camera_holds_no_secret(url: str, place: str) -> None:

@@ -130,6 +130,23 @@ def test_files_that_somebody_else_made(place: Path) -> None:
             mend(found)
 
 
+@pytest.mark.parametrize("swapped", ["models/mine/config.json", "models/mine"])
+def test_a_link_that_takes_the_place_of_a_file_leads_nowhere(place: Path, swapped: str) -> None:
+    """Between the look and the mending its owner may put one there, to have a file of root's."""
+    theirs = place.parent / "theirs"
+    for directory in (place / "models/mine", theirs):
+        directory.mkdir(parents=True)
+        (directory / "config.json").write_text("{}")
+        (directory / "config.json").chmod(0o000)
+    (place / swapped).rename(place / "aside")
+    (place / swapped).symlink_to(theirs / "config.json" if swapped.endswith("json") else theirs)
+    before = (theirs / "config.json").stat()
+    with pytest.raises(UnavailableError, match=r"a symbolic link now|is not what it was"):
+        state._mend_rights(place, ME, [place / "models/mine/config.json"])
+    after = (theirs / "config.json").stat()
+    assert (before.st_mode, before.st_uid) == (after.st_mode, after.st_uid)
+
+
 def test_what_a_killed_import_has_left(place: Path) -> None:
     assert state.locks(place).state == "ok"
     assert not (place / "models").exists(), "looking makes nothing"

@@ -48,6 +48,7 @@ LEAVES: dict[str, set[str]] = {
     "restart_policy": set(),
     "reasons": set(),
     "shown_address": set(),
+    "shown_name": set(),
     "suspicion": set(),
     "dialect": {"choices"},
     "machine": set(),
@@ -89,7 +90,10 @@ LEAVES: dict[str, set[str]] = {
     "sources.frames": {"messages", "picture"},
     "sources.jpeg_stream": {"errors"},
     "sources.launcher": {"pipe"},
-    "sources.command": {"errors", "messages", "picture", "sources", "sources.frames", "sources.jpeg_stream"},
+    "sources.command": {
+        *("errors", "messages", "picture", "shown_address", "sources"),
+        *("sources.frames", "sources.jpeg_stream"),
+    },
     "rehearsal": {"messages", "picture_limits"},
     "wishes": {"config", "messages", "source_config", "units"},
     "demo": set(),
@@ -427,3 +431,11 @@ def test_the_daemon_loads_no_torch_and_no_image_library() -> None:
     rss_mib = report["rss_kib"] / 1024
     print(f"\nthe daemon's imports: {len(report['modules'])} modules, {rss_mib:.1f} MiB resident")
     assert rss_mib <= PARENT_RSS_MIB
+
+
+@each_module
+def test_children_import_nothing_from_where_we_are(module: Module) -> None:
+    """With `-m` and `-c` Python looks there first, but for -P and -I; a folder of pictures is no place for code."""
+    lists = [node.elts for node in ast.walk(module.tree) if isinstance(node, ast.List | ast.Tuple)]
+    options = [ast.unparse(elts[1]) for elts in lists if elts and ast.unparse(elts[0]) == "sys.executable"]
+    assert set(options) <= {"'-P'", "'-I'"}

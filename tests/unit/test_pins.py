@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -95,3 +96,12 @@ def test_the_wheels_for_a_raspberry_pi_are_asked_for_by_its_pins() -> None:
     assert "torch==2.9.1" in asked
     assert not [pin for pin in asked if pin.startswith("torch==2.13")]
     assert {name for name, _ in (pin.split("==") for pin in asked)} >= {"numpy", "onnx", "sympy"}
+
+
+def test_the_installer_imports_nothing_from_where_root_is(tmp_path: Path) -> None:
+    (tmp_path / "venv.py").write_text("open('was-run', 'w').close()\n")
+    code = f"set -euo pipefail; . {ROOT}/deploy/release.sh; usable_python"
+    subprocess.run(["bash", "-c", code], cwd=tmp_path, check=False, capture_output=True)
+    assert not (tmp_path / "was-run").exists()
+    script = (ROOT / "deploy/release.sh").read_text()
+    assert not re.findall(r'python" -[cm].*', script)

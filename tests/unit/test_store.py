@@ -15,7 +15,7 @@ import pytest
 from edge_daemon import models
 from edge_daemon.demo import MODEL_DIR
 from edge_daemon.errors import ConfigError, EdgeDaemonError, ModelError, UnavailableError
-from edge_daemon.models.store import Store, free_on_disk
+from edge_daemon.models.store import LOCK, Store, free_on_disk
 
 ROOT = Path(__file__).parents[2]
 MODEL = {"config.json": '{"engine": "torch"}', "tokenizer.json": "{}", "model.safetensors": "weights"}
@@ -229,6 +229,17 @@ def test_two_imports_do_not_meet(store: Store) -> None:
         first.kill()
     put(store, "second")
     assert store.names() == ["second"]
+
+
+def test_a_lock_that_is_a_link_is_not_written_to(store: Store, tmp_path: Path) -> None:
+    """The service owns the directory; root imports."""
+    theirs = tmp_path / "theirs"
+    theirs.write_text("root:x:0:0:")
+    store.root.mkdir(parents=True)
+    (store.root / LOCK).symlink_to(theirs)
+    with pytest.raises(UnavailableError, match="cannot be written"):
+        store.sweep()
+    assert theirs.read_text() == "root:x:0:0:"
 
 
 def test_a_power_cut_between_the_two_renames_brings_the_old_model_back(store: Store) -> None:
