@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edge_daemon.book import Entry, entry_of, packed
+from edge_daemon.book import LAYOUT, Entry, entry_of, packed
 from edge_daemon.clock import Stamp
 from edge_daemon.errors import UnavailableError
 from edge_daemon.messages import FileKey
@@ -299,12 +300,13 @@ def test_what_put_returned_for_is_on_the_disk(tmp_path: Path) -> None:
 
 
 def test_two_daemons_do_not_share_a_file(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "outbox.db")
+    path = tmp_path / "a disk" / "state" / "outbox.db"
+    outbox = Outbox(path)
     with pytest.raises(UnavailableError, match=r"outbox\.db: another edge-daemon has it open"):
-        Outbox(tmp_path / "outbox.db")
+        Outbox(path)
     put(outbox, "a")
     outbox.close()
-    again = Outbox(tmp_path / "outbox.db")
+    again = Outbox(path)
     assert texts(again) == ["a"]
     again.close()
 
@@ -330,6 +332,18 @@ def test_another_layout_is_kept_aside(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.db")
     put(outbox, "a")
     assert outbox.damaged_files() == ["outbox.db.damaged-1"]
+    outbox.close()
+
+
+def test_what_a_later_version_left_is_kept_aside_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    outbox = Outbox(path)
+    put(outbox, "a")
+    outbox.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version={LAYOUT + 1}")
+    outbox = Outbox(path)
+    assert (texts(outbox), outbox.damaged_files()) == (["a"], ["outbox.db.damaged-1"])
     outbox.close()
 
 
