@@ -294,8 +294,9 @@ def test_what_put_returned_for_is_on_the_disk(tmp_path: Path) -> None:
     for _ in range(2):
         put(outbox, "a")
         outbox.put("porch", [], FileKey("b", 1, 1))
+        outbox.put("yard", [{"task": "caption"}], None)
         outbox.delete(outbox.head(1))  # may be lost: then the result is sent twice
-    assert synchronous == [2, 2, 1, 2, 2, 1]
+    assert synchronous == [2, 2, 2, 1, 2, 2, 2, 1]
     outbox.close()
 
 
