@@ -425,6 +425,36 @@ def test_what_a_damaged_file_still_says_is_read(tmp_path: Path, damage: Callable
     outbox.close()
 
 
+REOPENER = """\
+import resource, signal, sys
+from pathlib import Path
+from edge_daemon.outbox import Outbox
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+print(Outbox(Path(sys.argv[1])).problem)
+"""
+
+
+@pytest.mark.parametrize("room_bytes", [20_000, 40_000], ids=["to read it", "to write it"])
+def test_a_damaged_file_that_cannot_be_copied_for_want_of_room_stays_what_it_was(
+    tmp_path: Path, room_bytes: int
+) -> None:
+    """To read a log SQLite makes an index of 32 KiB beside it."""
+    path = tmp_path / "outbox.db"
+    filled(path, 150)
+    data = bytearray(path.read_bytes())
+    two_pages_of_results(data)
+    path.write_bytes(data)
+    argv = [sys.executable, "-c", REOPENER, str(path), str(room_bytes)]
+    told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert told.startswith(f"{path} cannot be read or written (disk I/O error)")
+    assert path.read_bytes() == data
+    assert not list(tmp_path.glob("*damaged*"))
+    outbox = Outbox(path)
+    assert len(outbox) > 140, "with room again"
+    outbox.close()
+
+
 def test_a_file_that_was_cut_short_says_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     filled(path, 150)
