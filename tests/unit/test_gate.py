@@ -136,6 +136,7 @@ def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     gate, captions = opened(heartbeat_s=60), []
     for second in range(1, 200):
         if why(gate, wall(), float(second)) == "heartbeat":
+            assert gate.overtaken(wall(), float(second), second + 0.5) is None, "it looks like the last one, and may"
             gate.published(wall(), float(second))
             captions.append(second)
     assert captions == [60, 120, 180]
