@@ -154,6 +154,14 @@ def test_what_passed_before_the_last_caption_is_compared_with_that() -> None:
     assert gate.overtaken(wall(), 5.0, 6.0) is None
 
 
+def test_looking_back_is_no_look() -> None:
+    """The third black picture in a row is a change."""
+    scene, black = Scene(range(CELLS), 5), bytes(CELLS)
+    scene.refer(wall())
+    seen = [scene.look(black, 1.0), scene.look_back(black), scene.look(black, 2.0), scene.look(black, 3.0)]
+    assert seen == ["light", "light", "light", "change"]
+
+
 @pytest.mark.parametrize(
     ("rules", "doubted", "expected"),
     [
