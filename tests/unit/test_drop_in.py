@@ -51,7 +51,7 @@ def test_of_a_home_only_what_is_named_is_seen() -> None:
     ],
 )
 def test_whatever_a_configuration_reads_in_a_home_is_seen(values: dict[str, object]) -> None:
-    lines = rendered(**values)
+    lines = rendered(None, **values)
     assert lines[lines.index("ProtectHome=tmpfs") + 1 :] == ["BindReadOnlyPaths=-/home/pi/it"]
 
 
