@@ -36,7 +36,6 @@ class Growth:
     def begin(self) -> None:
         """Another worker, or the same one that is treated in another way."""
         self.baseline_bytes, self.grown_bytes, self._seen = None, 0.0, 0
-        self._last.clear()
 
     def pictured(self, held_bytes: int) -> None:
         """What the worker holds after a picture, without its KV cache."""

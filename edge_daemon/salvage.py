@@ -70,17 +70,29 @@ def _numbers(path: Path) -> list[int]:
 
 
 def salvage_file(damaged: Path, book: Book) -> Salvaged:
-    """Copy what can be read of a closed file; the file itself stays as it is. Raises sqlite3.Error of `book` only."""
+    """Copy what can be read of a closed file; the file itself stays as it is.
+
+    Raises sqlite3.Error of `book`, and where the disk has no room for the index of the file's log.
+    """
     try:
         db = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.Error:
         return Salvaged(complete=False)
-    with closing(db):
-        with suppress(sqlite3.Error):
-            db.execute("PRAGMA writable_schema=ON")  # else nothing is read of a file that was cut short
-        found = salvage(db, book)
-    damaged.with_name(f"{damaged.name}-shm").unlink(missing_ok=True)
-    return found
+    try:
+        with closing(db):
+            _begin_reading(db)
+            return salvage(db, book)
+    finally:
+        damaged.with_name(f"{damaged.name}-shm").unlink(missing_ok=True)
+
+
+def _begin_reading(db: sqlite3.Connection) -> None:
+    try:
+        db.execute("PRAGMA writable_schema=ON")  # else nothing is read of a file that was cut short
+        db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_SHMSIZE:
+            raise  # later all of it may be read
 
 
 def salvage(db: sqlite3.Connection, book: Book, first_row: int | None = None) -> Salvaged:

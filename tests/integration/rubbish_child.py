@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A child that speaks the protocol badly: stands in for Python, so that it is started in place of every real child.
 
-    rubbish_child.py -m edge_daemon.grabber|edge_daemon.worker …      with the directory of its lives in $RUBBISH_DIR
+    rubbish_child.py -P -m edge_daemon.grabber|edge_daemon.worker …      with the directory of its lives in $RUBBISH_DIR
 
 Most of its messages are what the daemon may expect next; some are of another kind, with wild values, damaged, cut
 short or endless; then it dies or hangs in some way. The first life of the worker is a good one. All is seeded.
@@ -167,7 +167,7 @@ class Rubbish:
 
 def main() -> None:
     """Find out which life of which child this is."""
-    kind = sys.argv[2].removeprefix("edge_daemon.")
+    kind = sys.argv[sys.argv.index("-m") + 1].removeprefix("edge_daemon.")
     directory = Path(os.environ["RUBBISH_DIR"])
     number = len(list(directory.glob(f"{kind}-*")))
     (directory / f"{kind}-{number}").touch()

@@ -349,6 +349,20 @@ async def test_home_assistant_is_told_and_what_is_gone_is_taken_off_when_that_is
     assert json.loads(retained(port, topics.discovery("homeassistant", "device")) or b"") == {"components": {}}
 
 
+async def test_the_answer_to_another_question_that_may_not_be_taken_off_is_remembered(
+    access: tuple[int, Path], tmp_path: Path
+) -> None:
+    port, _ = access
+    known, address = tmp_path / "retained.json", f"127.0.0.1:{port}"
+    known.write_text(json.dumps({address: {ANSWER: "Is it open?"}}))
+    async with connection(port) as ours:
+        made = Leftovers(ours, known, lambda: {ANSWER: "Is it closed?"})
+        await until("connected", ours.connected.is_set)
+        made.note()
+        await until("it was refused", lambda: "not authorized" in ours.problem.lower())
+        assert json.loads(known.read_text()) == {address: {ANSWER: "Is it open?"}}, "it may be there still"
+
+
 def test_an_answer_that_is_not_allowed_where_it_is_wanted_is_left_out(tmp_path: Path) -> None:
     """Nobody sends it again: it is no problem that lasts."""
     file = tmp_path / "acl"

@@ -562,13 +562,13 @@ def test_the_one_liners_of_the_readme(line: Line, tmp_path: Path) -> None:
     try:
         with running(service):
             wait_for("a caption", lambda: b"porch-pi/inbox/caption/text A" in everything.read_bytes())
-            for words in shell_lines("mosquitto_rr"):
+            requests = shell_lines("mosquitto_rr")
+            for words in requests:
                 done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60, **shell)
                 assert json.loads(done.stdout)["status"] == "ok", words
-            for words in shell_lines("mosquitto_pub"):
-                before = good()
+            for number, words in enumerate(shell_lines("mosquitto_pub"), len(requests) + 1):
                 subprocess.run(words, check=True, timeout=60, **shell)
-                wait_for(words, partial(lambda before: good() > before, before))
+                wait_for(words, partial(lambda answers: good() == answers, number))
             assert service.end() == 0
     finally:
         for sub in subs:

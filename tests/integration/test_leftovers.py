@@ -234,6 +234,15 @@ async def test_a_disk_that_is_full_is_told_once(tmp_path: Path, caplog: pytest.L
     wished = list(ALL)
     ours = Connection(MqttConfig(), TOPICS, lambda: None)
     made = leftovers(ours, tmp_path / "missing", wished)
+    assert caplog.text.count("cannot be written") == 1
     wished.append("more")
     made.note()
     assert caplog.text.count("cannot be written") == 1
+
+
+async def test_what_is_remembered_already_is_not_written_again(tmp_path: Path) -> None:
+    """Else the card would be written on every connect and for every setting."""
+    made = leftovers(Connection(MqttConfig(), TOPICS, lambda: None), tmp_path, ALL)
+    written = (tmp_path / "retained.json").stat().st_ino
+    made.note()
+    assert (tmp_path / "retained.json").stat().st_ino == written

@@ -41,6 +41,27 @@ def test_of_a_home_only_what_is_named_is_seen() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sources": {"film": {"type": "stream", "url": "/home/pi/it"}}},
+        {"sources": {"csi": {"type": "picamera", "tuning_file": "/home/pi/it"}}},
+        {"sources": {"thermal": {"type": "command", "command": ["/home/pi/it", "/home/pi/other"]}}},
+        {"mqtt": {"tls": {"enabled": True, "ca_file": "/home/pi/it"}}},
+    ],
+)
+def test_whatever_a_configuration_reads_in_a_home_is_seen(values: dict[str, object]) -> None:
+    lines = rendered(None, **values)
+    assert lines[lines.index("ProtectHome=tmpfs") + 1 :] == ["BindReadOnlyPaths=-/home/pi/it"]
+
+
+@pytest.mark.parametrize(
+    "source", [{"type": "stream", "url": "rtsp://camera/1"}, {"type": "command", "command": ["ffmpeg", "/dev/stdin"]}]
+)
+def test_a_source_that_is_no_camera_of_the_board_needs_nothing(source: dict[str, object]) -> None:
+    assert rendered(sources={"porch": source}) == ["[Service]"]
+
+
 def test_a_folder_in_tmp_leaves_homes_closed() -> None:
     lines = rendered(sources={"inbox": {"type": "folder", "path": "/tmp/pictures"}})
     assert lines[1:] == ["BindReadOnlyPaths=-/tmp/pictures"]
@@ -66,6 +87,10 @@ def test_a_camera_at_the_connector_opens_what_libcamera_needs(source: dict[str, 
 def test_credentials_are_loaded_from_beside_the_configuration() -> None:
     found = drop_in.Found(credentials=("mqtt-password",), credentials_dir=Path("/etc/x/credentials"))
     assert rendered(found)[1:] == ["LoadCredential=mqtt-password:/etc/x/credentials/mqtt-password"]
+
+
+def test_what_only_a_group_may_read_is_read_as_one_of_it() -> None:
+    assert rendered(drop_in.Found(groups={Path("/srv/pictures"): "games"}))[1:] == ["SupplementaryGroups=games"]
 
 
 def test_another_state_directory_can_be_written() -> None:

@@ -136,6 +136,7 @@ def test_a_quiet_scene_is_captioned_at_every_heartbeat() -> None:
     gate, captions = opened(heartbeat_s=60), []
     for second in range(1, 200):
         if why(gate, wall(), float(second)) == "heartbeat":
+            assert gate.overtaken(wall(), float(second), second + 0.5) is None, "it looks like the last one, and may"
             gate.published(wall(), float(second))
             captions.append(second)
     assert captions == [60, 120, 180]
@@ -151,6 +152,14 @@ def test_what_passed_before_the_last_caption_is_compared_with_that() -> None:
     assert why(gate, wall(**SOMEBODY), 4.0) == "not: unchanged"
     assert why(gate, wall(), 5.0) == "change"
     assert gate.overtaken(wall(), 5.0, 6.0) is None
+
+
+def test_looking_back_is_no_look() -> None:
+    """The third black picture in a row is a change."""
+    scene, black = Scene(range(CELLS), 5), bytes(CELLS)
+    scene.refer(wall())
+    seen = [scene.look(black, 1.0), scene.look_back(black), scene.look(black, 2.0), scene.look(black, 3.0)]
+    assert seen == ["light", "light", "light", "change"]
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,5 @@ def test_another_worker_begins_anew() -> None:
     growth.begin()
     assert (growth.grown_bytes, growth.baseline_bytes) == (0.0, None)
     assert growth.recycle(0.0) == ""
+    assert fed(growth, *[600] * SETTLING, *[500] * (WINDOW - 1)).baseline_bytes is None, "it finds its size first"
+    assert fed(growth, 500).baseline_bytes == 500 * MIB

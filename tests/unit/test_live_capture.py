@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from edge_daemon.capture import LONGEST_MS, check
 from edge_daemon.errors import ChildDied, PictureError
 from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
 from edge_daemon.messages import THUMBNAIL_PX, Frame
+from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import CommandConfig
 
@@ -85,3 +89,24 @@ async def test_a_camera_that_is_switched_off_is_not_opened_until_it_is_on() -> N
     camera.config = camera.config.model_copy(update={"enabled": True})
     camera.changed()
     await asyncio.wait_for(waiting, 10)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"height_px": 0, "payload": b""},
+        {"width_px": -1, "height_px": -1},
+        {"width_px": MAX_SIDE_PX + 1, "payload": bytes(3 * (MAX_SIDE_PX + 1))},
+        {"payload": b"rg"},
+        {"thumbnail_hex": "00" * (THUMBNAIL_PX**2 - 1)},
+        {"thumbnail_hex": "0x" * THUMBNAIL_PX**2},
+        {"capture_ms": -1.0},
+        {"decode_ms": math.nan},
+        {"decode_ms": 2 * LONGEST_MS},
+    ],
+)
+def test_a_frame_that_is_none_is_the_end_of_who_sent_it(wrong: dict[str, Any]) -> None:
+    check(frame(0))
+    check(replace(frame(0), width_px=MAX_SIDE_PX, payload=bytes(3 * MAX_SIDE_PX)))
+    with pytest.raises(ChildDied, match="and was ended"):
+        check(replace(frame(0), **wrong))

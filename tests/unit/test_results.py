@@ -17,7 +17,7 @@ from edge_daemon.messages import FileKey, Frame, Results, Task, TaskResult, Work
 from edge_daemon.results import Answered, Captioned, Found, Origin, Result, published, result_id, results_of, utc
 
 FILE = FileKey("yard/cat.jpg", 1_700_000_000_000_000_000, 4321)
-FRAME = Frame(1_700_000_000.25, 512, 384, 4000, 3000, "00", 0.0, 31.26, FILE, b"")
+FRAME = Frame(1_700_000_000.25, 512, 384, 4000, 3000, "00", 2.26, 31.26, FILE, b"")
 ORIGIN = Origin("shed", "porch", FRAME, "file", 100.0)
 WORKER = WorkerReady("demo-shapes", "knows shapes only", "float32", 256, 1, 2, 3, 0.5, 2, {})
 CAPTION = Task("caption", "caption", "short")
@@ -30,11 +30,11 @@ WHEN_SENT = {"seq": 1, "replayed": False}
 
 
 def outcome(task: Task, text: str = "", error: str = "") -> TaskResult:
-    return TaskResult(task.id, task.kind, text, [BOX], 9, "eos", 10.04, 200.0, error)
+    return TaskResult(task.id, task.kind, text, [BOX], 9, "eos", 10.26, 200.26, error)
 
 
 def results(*outcomes: TaskResult) -> Results:
-    return Results(list(outcomes), 80.0, 5)
+    return Results(list(outcomes), 80.26, 5)
 
 
 def three() -> list[Result]:
@@ -64,12 +64,12 @@ def test_a_caption() -> None:
         "trigger": "file",
         "kv_tokens": 256,
         "latency_ms": {
-            "capture": 0.0,
+            "capture": 2.3,
             "decode": 31.3,
-            "encode": 80.0,
-            "prefill": 10.0,
-            "generate": 200.0,
-            "total": 531.3,
+            "encode": 80.3,
+            "prefill": 10.3,
+            "generate": 200.3,
+            "total": 533.5,
         },
     }
     assert json.dumps(result.document()) == json.dumps(expected)
@@ -161,9 +161,11 @@ def test_another_task_has_another_id() -> None:
     assert len({result_id(ORIGIN, task) for task in (CAPTION, replace(CAPTION, text="normal"), QUESTION, BOXES)}) == 4
 
 
-def test_a_frame_without_a_file_is_never_the_same() -> None:
-    live = replace(ORIGIN, frame=replace(FRAME, file=None))
-    assert result_id(live, CAPTION) != result_id(live, CAPTION)
+@pytest.mark.parametrize(
+    "origin", [replace(ORIGIN, frame=replace(FRAME, file=None)), replace(ORIGIN, trigger="request")]
+)
+def test_a_frame_without_a_file_and_what_is_asked_for_are_never_the_same(origin: Origin) -> None:
+    assert result_id(origin, CAPTION) != result_id(origin, CAPTION)
 
 
 @pytest.mark.parametrize("name", [b"\xff.jpg".decode("utf-8", "surrogateescape"), "\ud800", "\0"])

@@ -57,6 +57,24 @@ def test_the_file_that_the_kernel_warns_of_is_left_alone_while_the_board_is_well
     assert read(board).throttled == 0xF
 
 
+def test_a_board_that_hides_its_temperature_may_be_hot(board: Board) -> None:
+    board.alarm(under_voltage=False)
+    board.throttled(0x4)
+    assert read(board) == Reading(None, 0x4, False, "rpi_volt, get_throttled")
+
+
+def test_voltage_that_was_too_low_a_moment_ago_counts_though_the_firmware_has_forgotten_it(board: Board) -> None:
+    board.alarm(under_voltage=True)
+    board.throttled(0)
+    assert read(board).under_voltage
+
+
+def test_the_alarm_of_another_device_is_none_of_ours(board: Board) -> None:
+    board.alarm(under_voltage=True)
+    (board.directory / "class/hwmon/hwmon1/name").write_text("pmbus\n")
+    assert read(board) == Reading()
+
+
 def test_voltage_alone(board: Board) -> None:
     """As on a kernel that is not the Raspberry Pi's own."""
     board.alarm(under_voltage=True)
