@@ -510,6 +510,7 @@ def published(half_billion: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     shutil.rmtree(directory)
 
 
+@pytest.mark.timeout(900)  # the first one writes the model and loads it twice
 @pytest.mark.parametrize("bits", [pytest.param(7, marks=X86), 8])
 def test_published_weights_in_int8_lead_to_the_same_tokens(
     published: Path, bits: int, monkeypatch: pytest.MonkeyPatch
