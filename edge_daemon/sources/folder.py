@@ -28,8 +28,8 @@ MAX_WAITING = 10_000
 MAX_OFFER = 500
 _OFFER_CHARACTERS = MAX_HEADER_BYTES // 2 // 12
 """Characters in the names of one offer: JSON escapes take up to 12 bytes a character."""
-_TICK_S = 0.2
-"""How often the folder is looked at while there is nothing to do."""
+_TICK_S, _LONGEST_TICK_S = 0.2, 1.0
+"""How often the folder is looked at while there is nothing to do: four times while a file settles, within these."""
 _SCAN_SHARE = 10
 """A rescan that took t seconds is not repeated before 10 t: at most a tenth of the time goes into rescans."""
 
@@ -102,6 +102,7 @@ class FolderSource:
         self._tree = Tree(options.path, options.pattern, options.recursive)
         self._watch = Watch(options.path, enabled=not options.poll)
         self._settling = Settling(options.settle_s)
+        self._tick_s = min(max(_TICK_S, options.settle_s / 4), _LONGEST_TICK_S)
         self._complete: list[FileKey] = []  # to be offered
         self._waiting: dict[str, FileKey] = {}  # wanted
         self._handled: set[int] = set()  # hashes of keys that were delivered, or not wanted
@@ -126,7 +127,7 @@ class FolderSource:
                     return answer
             else:
                 daemon.idle(self._problem, self._watch.problem)
-                time.sleep(_TICK_S)
+                time.sleep(self._tick_s)
 
     def _look(self, daemon: Daemon) -> None:
         """See what is new, and ask the daemon which of it is wanted."""

@@ -109,6 +109,24 @@ def names(answers: list[Frame | Problem]) -> list[str]:
     return [answer.file.name for answer in answers if answer.file is not None]
 
 
+@pytest.mark.parametrize(("settle_s", "looks"), [(0.0, 300), (2.0, 120), (600.0, 60)])
+def test_how_often_a_minute_an_idle_folder_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle_s: float, looks: int
+) -> None:
+    slept_s: list[float] = []
+
+    def sleep(duration_s: float) -> None:
+        slept_s.append(duration_s)
+        if sum(slept_s) > 59.99:
+            raise NothingLeft
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    daemon = Recorder()
+    with pytest.raises(NothingLeft):
+        source_of(tmp_path, settle_s=settle_s).next(daemon)
+    assert len(daemon.idles) == looks
+
+
 # ---- Settling --------------------------------------------------------------------------------------------
 
 
