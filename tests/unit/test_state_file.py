@@ -18,7 +18,12 @@ def path(tmp_path: Path) -> Path:
 def test_what_the_file_says_already_is_not_written_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor)))
+
+    def fsync(descriptor: int) -> None:
+        synced.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     state_file.replace(path, {"porch": {"enabled": False}})
     inode, writes = path.stat().st_ino, len(synced)
     for _ in range(100):
