@@ -49,28 +49,30 @@ class Hygiene:
         self._checksum: int | None = None
         self._same_since_s = 0.0
 
-    def look(self, thumbnail: bytes, checksum: int, captured_at_s: float, now_unix_s: float) -> str:
-        """What is wrong with the camera, in words; empty while all is well. `checksum` is of all the frame's bytes."""
+    def look(self, thumbnail: bytes, checksum: int, age_s: float, now_s: float) -> str:
+        """What is wrong with the camera, in words; empty while all is well. `checksum` is of all the frame's bytes.
+
+        `now_s` is monotonic: a clock that is set back must not have a frozen picture pass for good for as long.
+        """
         if checksum != self._checksum:
-            self._checksum, self._same_since_s = checksum, now_unix_s
-        found = self._seen(thumbnail, captured_at_s, now_unix_s)
+            self._checksum, self._same_since_s = checksum, now_s
+        found = self._seen(thumbnail, age_s, now_s)
         if found != self._found:
-            self._found, self._since_s, self._looks = found, now_unix_s, 0
+            self._found, self._since_s, self._looks = found, now_s, 0
         self._looks += 1
-        if self._looks >= LOOKS or now_unix_s - self._since_s >= LONG_S:
+        if self._looks >= LOOKS or now_s - self._since_s >= LONG_S:
             self._problem = found
         return self._problem
 
-    def _seen(self, thumbnail: bytes, captured_at_s: float, now_unix_s: float) -> str:
+    def _seen(self, thumbnail: bytes, age_s: float, now_s: float) -> str:
         """What this frame looks like; what is told already is left only at a distance."""
         levels = sorted(thumbnail)
         darkest, brightest = levels[_STRAY], levels[-1 - _STRAY]
-        age_s = now_unix_s - captured_at_s
         if brightest <= (NO_LONGER_BLACK if self._problem == BLACK_PICTURE else BLACK):
             return BLACK_PICTURE
         if brightest - darkest < (NO_LONGER_FLAT if self._problem == FLAT_PICTURE else FLAT):
             return FLAT_PICTURE
-        if now_unix_s - self._same_since_s >= FROZEN_S:
+        if now_s - self._same_since_s >= FROZEN_S:
             return FROZEN_PICTURE
         if age_s > (NO_LONGER_OLD_S if self._problem == OLD_FRAMES else OLD_S):
             return OLD_FRAMES

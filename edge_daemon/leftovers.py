@@ -87,7 +87,7 @@ class Leftovers:
         return self._kept.get(self._connection.address, {})
 
     def _keep(self, topics: Marks) -> None:
-        if topics == self._here:
+        if topics == self._here and not self._problem:
             return
         self._kept[self._connection.address] = topics
         try:
@@ -97,6 +97,8 @@ class Leftovers:
             if problem != self._problem:
                 log.warning("what the broker keeps for us is forgotten at the next start: %s", problem)
             self._problem = problem
+        else:
+            self._problem = ""
 
     def _read(self) -> dict[str, Marks]:
         """What was written, of this node. A file that is damaged is as good as none: less is taken off."""

@@ -116,8 +116,8 @@ class LiveCapture(Capture[LiveConfig]):
 
     def _look(self, frame: Frame) -> None:
         """Decide whether this frame is worth a caption."""
-        thumbnail, now = bytes.fromhex(frame.thumbnail_hex), time.time()
-        problem = self._hygiene.look(thumbnail, zlib.crc32(frame.payload), frame.captured_at_s, now)
+        thumbnail, age_s = bytes.fromhex(frame.thumbnail_hex), time.time() - frame.captured_at_s
+        problem = self._hygiene.look(thumbnail, zlib.crc32(frame.payload), age_s, time.monotonic())
         self._notice(problem)
         if problem:
             self._skip("problem")

@@ -22,10 +22,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def replace(path: Path, document: Any) -> None:
-    """Write it, and have it on the disk. Raises OSError."""
+    """Have it on the disk; a file that says it already is left alone. Raises OSError.
+
+    An automation may set the same every minute for years, and each write costs a card whole blocks.
+    """
+    text = json.dumps(document, indent=2)
+    if _says(path, text):
+        return
     fresh = path.with_name(f"{path.name}.new")
     with fresh.open("w", encoding="ascii") as file:
-        json.dump(document, file, indent=2)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
@@ -34,3 +40,10 @@ def replace(path: Path, document: Any) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode("ascii")
+    except OSError:  # whatever it is, writing tells
+        return False

@@ -28,10 +28,13 @@ MAX_WAITING = 10_000
 MAX_OFFER = 500
 _OFFER_CHARACTERS = MAX_HEADER_BYTES // 2 // 12
 """Characters in the names of one offer: JSON escapes take up to 12 bytes a character."""
-_TICK_S = 0.2
-"""How often the folder is looked at while there is nothing to do."""
+_TICK_S, _LONGEST_TICK_S = 0.2, 1.0
+"""How often the folder is looked at while there is nothing to do: four times while a file settles, within these."""
 _SCAN_SHARE = 10
 """A rescan that took t seconds is not repeated before 10 t: at most a tenth of the time goes into rescans."""
+_CALM_SHARE, _CALM_SCAN_S = 100, 3600.0
+"""Where the kernel tells of changes a hundredth has to do, so that 100 000 pictures cost a board next to nothing; but
+at least once an hour."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class FolderSource:
         self._tree = Tree(options.path, options.pattern, options.recursive)
         self._watch = Watch(options.path, enabled=not options.poll)
         self._settling = Settling(options.settle_s)
+        self._tick_s = min(max(_TICK_S, options.settle_s / 4), _LONGEST_TICK_S)
         self._complete: list[FileKey] = []  # to be offered
         self._waiting: dict[str, FileKey] = {}  # wanted
         self._handled: set[int] = set()  # hashes of keys that were delivered, or not wanted
@@ -126,7 +130,7 @@ class FolderSource:
                     return answer
             else:
                 daemon.idle(self._problem, self._watch.problem)
-                time.sleep(_TICK_S)
+                time.sleep(self._tick_s)
 
     def _look(self, daemon: Daemon) -> None:
         """See what is new, and ask the daemon which of it is wanted."""
@@ -173,8 +177,11 @@ class FolderSource:
             self._handled |= self._stale  # empty unless the folder went meanwhile
             self._stale = set()
             ended_s = time.monotonic()
-            self._rest_until_s = ended_s + _SCAN_SHARE * (ended_s - started_s)
-        self._next_scan_s = ended_s + self._options.rescan_s
+            took_s = ended_s - started_s
+            self._rest_until_s = ended_s + _SCAN_SHARE * took_s
+        told_of = not self._options.poll and not self._watch.problem
+        calm_s = min(_CALM_SHARE * took_s, _CALM_SCAN_S) if told_of else 0.0
+        self._next_scan_s = ended_s + max(self._options.rescan_s, calm_s)
 
     def _scan_is_due(self, now_s: float) -> bool:
         """When it is time, or when files are known to have been left out; never without a rest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -240,9 +241,15 @@ async def test_a_disk_that_is_full_is_told_once(tmp_path: Path, caplog: pytest.L
     assert caplog.text.count("cannot be written") == 1
 
 
-async def test_what_is_remembered_already_is_not_written_again(tmp_path: Path) -> None:
-    """Else the card would be written on every connect and for every setting."""
-    made = leftovers(Connection(MqttConfig(), TOPICS, lambda: None), tmp_path, ALL)
-    written = (tmp_path / "retained.json").stat().st_ino
+async def test_what_could_not_be_written_is_written_when_the_disk_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = Connection(MqttConfig(), TOPICS, lambda: None)
+    state = tmp_path / "stick"
+    made = leftovers(ours, state, ALL)
+    state.mkdir()
     made.note()
-    assert (tmp_path / "retained.json").stat().st_ino == written
+    assert remembered(ours, state) == set(ALL)
+    shutil.rmtree(state)
+    made.note()
+    assert caplog.text.count("cannot be written") == 1

@@ -109,6 +109,60 @@ def names(answers: list[Frame | Problem]) -> list[str]:
     return [answer.file.name for answer in answers if answer.file is not None]
 
 
+@pytest.mark.parametrize(("settle_s", "looks"), [(0.0, 300), (2.0, 120), (600.0, 60)])
+def test_how_often_a_minute_an_idle_folder_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settle_s: float, looks: int
+) -> None:
+    slept_s: list[float] = []
+
+    def sleep(duration_s: float) -> None:
+        slept_s.append(duration_s)
+        if sum(slept_s) > 59.99:
+            raise NothingLeft
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    daemon = Recorder()
+    with pytest.raises(NothingLeft):
+        source_of(tmp_path, settle_s=settle_s).next(daemon)
+    assert len(daemon.idles) == looks
+
+
+class Slow(Recorder):
+    """A daemon on whose board each file takes a while to be looked at, by a clock that passes nowhere else."""
+
+    def __init__(self, per_file_s: float) -> None:
+        super().__init__()
+        self.per_file_s, self.looked_at, self.now_s = per_file_s, 0, 0.0
+
+    def alive(self) -> None:
+        self.looked_at += 1
+        self.now_s += self.per_file_s
+
+    def sleep(self, _: float) -> None:
+        self.now_s += 10.0  # more than it asks for, or the test would take a minute
+        if self.now_s >= 3600:
+            raise NothingLeft
+
+
+@pytest.mark.parametrize(
+    ("poll", "per_file_s", "scans"), [(False, 0.0, 60), (False, 0.1, 36), (False, 20.0, 1), (True, 0.1, 60)]
+)
+def test_how_often_an_hour_a_folder_is_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poll: bool, per_file_s: float, scans: int
+) -> None:
+    for number in range(10):
+        old(tmp_path / f"{number}.jpg")
+    daemon, source = Slow(per_file_s), source_of(tmp_path, poll=poll)
+    drain(source, daemon)
+    daemon.looked_at = 0
+    monkeypatch.setattr(time, "monotonic", lambda: daemon.now_s)
+    monkeypatch.setattr(time, "sleep", daemon.sleep)
+    source._next_scan_s = source._rest_until_s = 0.0
+    with pytest.raises(NothingLeft):
+        source.next(daemon)
+    assert daemon.looked_at == pytest.approx(10 * scans, abs=10)
+
+
 # ---- Settling --------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ def looks(
 ) -> list[str]:
     """One look after the other, each with bits of its own."""
     times = ((start_s + number * every_s, picture) for number, picture in enumerate(pictures))
-    return [hygiene.look(picture, hash(now_s), now_s - age_s, now_s) for now_s, picture in times]
+    return [hygiene.look(picture, hash(now_s), age_s, now_s) for now_s, picture in times]
 
 
 @pytest.mark.parametrize(("picture", "problem"), [(BLACK, BLACK_PICTURE), (GREEN, FLAT_PICTURE), (GOOD, "")])
@@ -69,11 +69,11 @@ def test_a_clock_written_into_a_black_picture_does_not_hide_that_it_is_black() -
 
 def test_the_same_bits_for_a_minute_are_frozen_and_one_other_bit_is_not() -> None:
     hygiene = Hygiene()
-    told = [hygiene.look(GOOD, 77, NOW_S + second, NOW_S + second) for second in range(64)]
+    told = [hygiene.look(GOOD, 77, 0.0, NOW_S + second) for second in range(64)]
     assert told == [""] * 62 + [FROZEN_PICTURE] * 2
     assert looks(hygiene, [GOOD] * 4, NOW_S + 70)[-1] == ""
     alive = Hygiene()
-    assert not any(alive.look(GOOD, second // 59, NOW_S + second, NOW_S + second) for second in range(400))
+    assert not any(alive.look(GOOD, second // 59, 0.0, NOW_S + second) for second in range(400))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,6 @@ def test_it_never_changes_twice_within_two_looks(story: list[tuple[bytes, int, f
     hygiene, now_s, told = Hygiene(), NOW_S, [""]
     for picture, checksum, age_s, passes_s in story:
         now_s += passes_s
-        told.append(hygiene.look(picture, checksum, now_s - age_s, now_s))
+        told.append(hygiene.look(picture, checksum, age_s, now_s))
     changes = [number for number, (before, after) in enumerate(pairwise(told)) if before != after]
     assert all(later - earlier >= 2 for earlier, later in pairwise(changes))

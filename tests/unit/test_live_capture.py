@@ -12,11 +12,13 @@ import pytest
 
 from edge_daemon.capture import LONGEST_MS, check
 from edge_daemon.errors import ChildDied, PictureError
+from edge_daemon.hygiene import FROZEN_PICTURE
 from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
 from edge_daemon.messages import THUMBNAIL_PX, Frame
 from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.restart_policy import RestartPolicy
 from edge_daemon.source_config import CommandConfig
+from edge_daemon.units import DAY_S
 
 
 def capture(**keys: Any) -> LiveCapture:
@@ -47,6 +49,18 @@ def test_the_same_that_passed_while_it_was_captioned_is_dropped_and_counted() ->
     assert camera.is_stale(frame(0), now_s)
     assert camera.state.skipped == {"unchanged": 1}
     assert not camera.is_stale(frame(9), now_s)
+
+
+@pytest.mark.parametrize("years", [-1, 0, 1])
+def test_a_frozen_camera_is_told_whatever_the_clock_is_set_to(monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+    camera, began_s, began_unix_s, told = capture(), time.monotonic(), time.time(), []
+    for passed_s in (0, 10, 20, 30, 40, 50, 60, 70, 80):
+        now_unix_s = began_unix_s + passed_s + (years * 365 * DAY_S if passed_s >= 20 else 0.0)
+        monkeypatch.setattr(time, "monotonic", lambda now_s=began_s + passed_s: now_s)
+        monkeypatch.setattr(time, "time", lambda now_unix_s=now_unix_s: now_unix_s)
+        camera._look(replace(frame(9), captured_at_s=now_unix_s))
+        told.append(camera.state.picture_problem)
+    assert told == [""] * 8 + [FROZEN_PICTURE]
 
 
 def test_a_camera_that_stays_away_is_told_once_and_tried_at_longer_intervals(caplog: pytest.LogCaptureFixture) -> None:
