@@ -80,6 +80,8 @@ class Capture(ABC, Generic[Config]):
         self._on_change = on_change
         self.left: list[Child] = []
         """Grabbers that were killed and did not go."""
+        self.comes_and_goes = False
+        """Told already, and no news any more."""
 
     @abstractmethod
     async def current(self) -> Frame:
@@ -165,7 +167,7 @@ class Capture(ABC, Generic[Config]):
         """What holds from now on."""
         if self.state.phase != phase:
             if self.state.phase == "offline" and phase == "online":
-                log.info("source %s: is back", self.name)
+                log.log(logging.DEBUG if self.comes_and_goes else logging.INFO, "source %s: is back", self.name)
             self.state.phase = phase
             self._on_change()
 

@@ -29,6 +29,8 @@ LOOK_S = 30.0
 LONGEST_DELAY_S = 60.0
 JITTER = 0.25
 """Eight cameras that a switch has lost do not come back in the same second."""
+TOLD_DEATHS = 3
+"""A camera whose program delivers and ends, all day and for the same reason, would fill the journal with it."""
 ANSWER_S = 60.0
 """Whoever asks for a picture waits so long at most, for a camera that is just being opened."""
 
@@ -138,12 +140,13 @@ class LiveCapture(Capture[LiveConfig]):
         self.state.skipped[why] = self.state.skipped.get(why, 0) + 1
 
     def after_death(self, policy: RestartPolicy, error: ChildError) -> float:
-        """Told once for each reason; never hopeless."""
+        """Told once for each reason, or a few times if it delivered in between; never hopeless."""
         gist = _gist(str(error))
-        again = policy.last_reason == gist and self.state.phase == "offline"
+        same, was_away = policy.last_reason == gist, self.state.phase == "offline"
+        self.comes_and_goes = same and not was_away and policy.deaths >= TOLD_DEATHS
         longest_s = policy.died(gist, time.monotonic(), passes=True) or LONGEST_DELAY_S
         delay_s = min(longest_s, LONGEST_DELAY_S) * random.uniform(1 - JITTER, 1 + JITTER)
-        if again:
+        if self.comes_and_goes or (same and was_away):
             self.state.problems += 1
         else:
             self.tell(self.config.place, f"{error}; it is retried for ever, at longer and longer intervals")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from edge_daemon.capture import LONGEST_MS, check
 from edge_daemon.errors import ChildDied, PictureError
 from edge_daemon.hygiene import FROZEN_PICTURE
-from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, LiveCapture
+from edge_daemon.live_capture import JITTER, LONGEST_DELAY_S, TOLD_DEATHS, LiveCapture
 from edge_daemon.messages import THUMBNAIL_PX, Frame
 from edge_daemon.picture_limits import MAX_SIDE_PX
 from edge_daemon.restart_policy import RestartPolicy
@@ -80,6 +81,26 @@ def test_last_words_that_differ_in_times_and_numbers_only_are_told_once(caplog: 
     for status, words in ((1, "[12:00:01.5] no camera"), (1, "[12:00:03.7] no camera"), (1, "[x] no"), (2, "[x] no")):
         camera.after_death(policy, ChildDied(f"sh ended with exit status {status}; its last words: {words}"))
     assert [record.getMessage().count("no camera") for record in caplog.records] == [1, 0, 0]
+
+
+def test_a_camera_that_delivers_and_ends_all_day_does_not_fill_the_journal(caplog: pytest.LogCaptureFixture) -> None:
+    """But one that had stayed for a while, or ends in another way, is news."""
+    caplog.set_level(logging.INFO)
+    camera, policy = capture(), RestartPolicy()
+
+    def life(reason: str) -> None:
+        policy.ready(time.monotonic())
+        camera.set_phase("online")
+        camera.after_death(policy, ChildDied(reason))
+
+    for _ in range(100):
+        life("its program ended")
+    assert [caplog.text.count(words) for words in ("its program ended", "is back")] == [TOLD_DEATHS, TOLD_DEATHS]
+    assert camera.state.problems == 100
+    life("it was unplugged")
+    assert caplog.text.count("it was unplugged") == 1
+    camera.set_phase("online")
+    assert caplog.text.count("is back") == TOLD_DEATHS + 1
 
 
 async def test_who_asks_a_camera_that_is_away_hears_why_at_once() -> None:
