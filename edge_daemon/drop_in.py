@@ -73,8 +73,8 @@ def paths(settings: Config) -> Iterator[tuple[str, Path]]:
     for name, source in settings.sources.items():
         if isinstance(source, FolderConfig):
             yield f"sources.{name}.path", source.path
-        elif isinstance(source, StreamConfig) and source.url.get_secret_value().startswith("/"):
-            yield f"sources.{name}.url", Path(source.url.get_secret_value())
+        elif isinstance(source, StreamConfig) and source.film is not None:
+            yield f"sources.{name}.url", source.film
         elif isinstance(source, PicameraConfig) and source.tuning_file is not None:
             yield f"sources.{name}.tuning_file", source.tuning_file
         elif isinstance(source, CommandConfig) and source.command[0].startswith("/"):

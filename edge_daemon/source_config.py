@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
@@ -209,6 +209,12 @@ class StreamConfig(LiveSource):
     def place(self) -> str:
         """The address without login and query."""
         return shown_address.place(urlsplit(self.url.get_secret_value()))
+
+    @property
+    def film(self) -> Path | None:
+        """The file, if it is one."""
+        url = self.url.get_secret_value()
+        return Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url) if url[0] == "/" else None
 
 
 class V4l2Config(LiveSource):

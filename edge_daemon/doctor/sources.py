@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from urllib.parse import urlsplit
 
 from edge_daemon import attached, drop_in, grabber_settings, shown_address
@@ -164,10 +165,10 @@ def stream(id: str, source: StreamConfig) -> Finding:
     """Whether something listens where the camera should be; whether it takes the login shows when it is opened."""
     parts = urlsplit(source.url.get_secret_value())
     meaning = "No picture comes from this camera; the service tries again by itself."
-    if not parts.scheme or parts.scheme == "file":
-        if os.access(parts.path, os.R_OK):
-            return ok(id, f"file {source.place}")
-        return problem(id, f"{source.place} cannot be read", meaning, f"ls -l {source.place}")
+    if source.film is not None:
+        if os.access(source.film, os.R_OK):
+            return ok(id, f"file {source.film}")
+        return problem(id, f"{source.film} cannot be read", meaning, f"ls -l {quote(str(source.film))}")
     host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
     if host is None or port is None or shown_address.host(parts) == shown_address.HIDDEN:
         return skipped(id, f"{source.place}: it has no host and port that the doctor could try")

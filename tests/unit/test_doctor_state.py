@@ -428,6 +428,9 @@ def test_network_cameras(tmp_path: Path) -> None:
     assert (lost.state, "does not answer" in lost.what) == ("problem", True)
     assert "potatoes" not in f"{found}{lost}"
     assert source(tmp_path, type="stream", url=str(tmp_path / "none.mp4")).state == "problem"
+    (film := tmp_path / "film #1?.mp4").touch()
+    for url in (str(film), f"file://{tmp_path}/film%20%231%3F.mp4"):
+        assert source(tmp_path, type="stream", url=url).state == "ok"
     assert source(tmp_path, type="stream", url="udp://:5000").state == "skipped"
     unclear = source(tmp_path, type="rtsp", url="rtsp://sam:1/potatoes@127.0.0.1/live")
     assert (unclear.state, "sam" in f"{unclear}") == ("skipped", False)

@@ -45,6 +45,7 @@ def test_of_a_home_only_what_is_named_is_seen() -> None:
     "values",
     [
         {"sources": {"film": {"type": "stream", "url": "/home/pi/it"}}},
+        {"sources": {"film": {"type": "stream", "url": "file:///home/pi/i%74"}}},
         {"sources": {"csi": {"type": "picamera", "tuning_file": "/home/pi/it"}}},
         {"sources": {"thermal": {"type": "command", "command": ["/home/pi/it", "/home/pi/other"]}}},
         {"mqtt": {"tls": {"enabled": True, "ca_file": "/home/pi/it"}}},
