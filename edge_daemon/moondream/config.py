@@ -33,6 +33,8 @@ FINE = {
 """Beginnings of the names of layers whose activations take 16 bits in int8: errors count most there (quantize.py)."""
 OVERLAP_MARGIN = 4
 """Patches of margin on each side of a tile of the overlap scheme."""
+LARGEST_SIZE = 1 << 20
+"""Of any dimension. The largest that is known has 51 200; a file of a stranger may say anything."""
 FORMAT = 1
 """Version of `config.json`; a higher one is refused."""
 
@@ -233,9 +235,13 @@ def _shape_problems(config: ModelConfig) -> Iterator[str]:
     vision, text, region = config.vision, config.text, config.region
     parts = {"vision": asdict(vision), "text": asdict(text), "region": asdict(region) if region else {}}
     sizes = {f"{name}: {key}": value for name, part in parts.items() for key, value in part.items()}
-    least = [f"{key} {value} is less than 1" for key, value in sizes.items() if isinstance(value, int) and value < 1]
-    if least:  # nothing can be divided by these
-        yield from least
+    wrong = [
+        f"{key} {value} is not from 1 to {LARGEST_SIZE}"
+        for key, value in sizes.items()
+        if isinstance(value, int) and not 1 <= value <= LARGEST_SIZE
+    ]
+    if wrong:  # nothing can be divided by these, or made of them
+        yield from wrong
         return
     if vision.crop_px % vision.patch_px:
         yield f"vision: crop_px {vision.crop_px} is not a multiple of patch_px {vision.patch_px}"
