@@ -180,6 +180,7 @@ class Run:
             await feeding
         await world.feeder.last()
         await self._until("all is delivered", lambda: self._is_delivered(world), RECOVERY_S)
+        self._book.states.clear()  # what was said until now may be of a connection that was broken at the end
         await self._until("all is well", self._is_well, RECOVERY_S)
         self._mended_s = self._clock()
         self._collected["descriptors_at_last"] = await self._descriptors_at_rest(world)
