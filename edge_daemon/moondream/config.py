@@ -33,7 +33,7 @@ FINE = {
 """Beginnings of the names of layers whose activations take 16 bits in int8: errors count most there (quantize.py)."""
 OVERLAP_MARGIN = 4
 """Patches of margin on each side of a tile of the overlap scheme."""
-LARGEST_SIZE = 1 << 20
+LARGEST_SIZE = 1 << 22
 """Of any dimension. The largest that is known has 51 200; a file of a stranger may say anything."""
 FORMAT = 1
 """Version of `config.json`; a higher one is refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -65,12 +66,13 @@ async def test_a_link_to_a_secret_tells_nothing_of_it(tmp_path: Path) -> None:
 
 async def test_bytes_are_decoded_and_leave_nothing_behind(tmp_path: Path) -> None:
     ((path, _),) = sample_pictures(tmp_path, 1, seed=1)
+    gc.collect()  # of what tests before this one left open
     descriptors = psutil.Process().num_fds()
     frame = await snapshot.of_bytes(path.read_bytes())
     assert (frame.file, frame.width_px > 0) == (None, True)
     with pytest.raises(PictureError, match=r"^not a picture: it is text"):
         await snapshot.of_bytes(b"hello")
-    assert psutil.Process().num_fds() == descriptors
+    assert psutil.Process().num_fds() <= descriptors
     assert not psutil.Process().children()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import os
@@ -242,12 +243,13 @@ def test_memory_is_bounded_however_much_is_packed(tmp_path: Path) -> None:
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
     path = tmp_path / "a.mf"
+    gc.collect()  # of what tests before this one left open
     before = len(os.listdir("/proc/self/fd"))
     for data in (b"", b"MOON\x09", PLAIN[:30], PLAIN, gzip.compress(PLAIN)[:40]):
         path.write_bytes(data)
         with suppress(ModelError):
             digest_of(path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # ---- writing --------------------------------------------------------------------------------------------

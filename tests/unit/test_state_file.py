@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -29,13 +30,14 @@ def test_at_any_moment_the_disk_has_all_of_the_old_one_or_of_the_new_one(
         synced.append((file if file.is_dir() else json.loads(file.read_text()), state_file.read(path)))
 
     monkeypatch.setattr(os, "fsync", watched)
+    gc.collect()  # of what tests before this one left open
     open_before = len(os.listdir("/proc/self/fd"))
     state_file.replace(path, {"it": "old"})
     state_file.replace(path, {"it": "new"})
     old, new = {"it": "old"}, {"it": "new"}
     assert synced == [(old, {}), (tmp_path, old), (new, old), (tmp_path, new)]
     assert os.listdir(tmp_path) == ["settings.json"]
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"\xff", b"[" * 100_000])
