@@ -11,6 +11,7 @@ KvPrecision = Literal["auto", "float32", "float16"]
 Engine = Literal["torch", "onnx"]
 ExportFormat = Literal["moonfile", "onnx", "safetensors"]
 ExportPrecision = Literal["float32", "float16", "int8"]
+"""What matrices are stored in; vectors (biases, norms) are float32 always, embeddings float16 at the least."""
 
 CaptionLength = Literal["short", "normal", "long"]
 """A model may lack one; it says so."""

@@ -24,7 +24,6 @@ from edge_daemon.moondream.text import ROTARY_THETA
 from edge_daemon.moondream.vision import LAYER_NORM_EPS
 from edge_daemon.moondream.weights import Weights
 
-"""What matrices are stored in; vectors (biases, norms) are float32 always, embeddings float16 at the least."""
 Floats = NDArray[np.float32]
 
 
